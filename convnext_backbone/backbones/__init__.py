@@ -1,0 +1,5 @@
+"""Networks that emit multi-scale feature maps."""
+
+from .convnext import ConvNeXt
+
+__all__ = ['ConvNeXt']

@@ -1,0 +1,15 @@
+"""Weights: reading files safely, recognising them, loading them completely."""
+
+from .load import CheckpointMismatch, LoadReport, Pretrained, load_checkpoint, load_tensors
+from .read import UnreadableCheckpoint, close_unsafe_reader, read_checkpoint
+
+__all__ = [
+    'CheckpointMismatch',
+    'LoadReport',
+    'Pretrained',
+    'UnreadableCheckpoint',
+    'close_unsafe_reader',
+    'load_checkpoint',
+    'load_tensors',
+    'read_checkpoint',
+]

@@ -1,0 +1,51 @@
+"""From the content of a checkpoint to tensors under the names of the released ConvNeXt.
+
+Recognised now: the official files (``{'model': ...}``), bare dicts of tensors, and what a training of
+ours or of mmengine writes (``{'state_dict': ...}``, with the network below ``backbone.``).
+"""
+
+import re
+
+from torch import Tensor
+
+from ..backbones.convnext import ARCHITECTURES
+from ..errors import UserError
+
+# Where a checkpoint keeps its tensors; the first that is there counts.
+WRAPPERS = ('state_dict', 'model')
+
+
+def tensors_of(content: dict, file: str) -> dict[str, Tensor]:
+    """The named tensors in a checkpoint, out of their wrapper and without ``module.``.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    tensors = {name.removeprefix('module.'): t for name, t in found.items() if isinstance(t, Tensor)}
+    if not tensors:
+        raise UserError(
+            f'{file} holds no tensors under {", ".join(map(repr, WRAPPERS))} or at the top; '
+            f'its keys are {", ".join(map(str, list(content)[:8]))}'
+        )
+    return tensors
+
+
+def released_names(names) -> dict[str, str]:
+    """Name in the file or module -> name in the released checkpoints.
+
+    Ours differ in nothing but the ``backbone.`` in front of what lies in the backbone.
+    """
+    return {name: name.removeprefix('backbone.') for name in names}
+
+
+def infer_arch(tensors: dict[str, Tensor]) -> str | None:
+    """The size whose depths and widths the tensors (released names) have, ``None`` if no such size."""
+    depths, dims = [0] * 4, [0] * 4
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(r'stages\.([0-3])\.(\d+)\.dwconv\.weight', name):
+            stage = int(match[1])
+            depths[stage] = max(depths[stage], int(match[2]) + 1)
+            dims[stage] = tensor.shape[0]
+    sizes = (tuple(depths), tuple(dims))
+    return next((arch for arch, size in ARCHITECTURES.items() if size == sizes), None)

@@ -1,0 +1,214 @@
+"""Strict loading: every tensor on either side is loaded, named in advance, or the run stops."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model.weight_init import update_init_info
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..registry import WEIGHT_INITIALIZERS
+from .formats import infer_arch, released_names, tensors_of
+from .read import file_hash, local_file, read_checkpoint
+
+STEM = 'downsample_layers.0.0.weight'
+
+
+class CheckpointMismatch(UserError):
+    """A checkpoint does not fit: the message lists what is missing, unexpected or of another shape."""
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor of a file and of the module it was loaded into."""
+
+    file: str
+    target: str
+    loaded: list[str] = field(default_factory=list)
+    parameters: int = 0  # numbers in the loaded tensors
+    inflated: list[str] = field(default_factory=list)  # loaded, made to fit other input channels
+    skipped: list[str] = field(default_factory=list)  # in the file, left out as asked
+    fresh: list[str] = field(default_factory=list)  # in the module, left as initialised as asked
+    missing: list[str] = field(default_factory=list)  # in the module, not in the file, not asked
+    unexpected: list[str] = field(default_factory=list)  # in the file, not in the module, not asked
+    wrong_shape: list[str] = field(default_factory=list)  # name: file (shape), module (shape)
+    skip: tuple[str, ...] = ()  # the patterns that were asked
+    may_be_fresh: tuple[str, ...] = ()
+    hint: str = ''
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def __str__(self) -> str:
+        if not self.fits:
+            rows = [f'{self.file} does not fit {self.target}']
+            rows += [_row(kind, getattr(self, kind)) for kind in ('wrong_shape', 'missing', 'unexpected')]
+            return '\n'.join(filter(None, [*rows, self.hint]))
+        rows = [
+            f'{self.file} -> {self.target}',
+            f'  loaded   {len(self.loaded):4d} tensors, {f"{self.parameters:,}".replace(",", " ")} parameters',
+            _row('inflated', self.inflated),
+            _row('skipped', self.skipped, self.skip),
+            _row('fresh', self.fresh, self.may_be_fresh),
+            '  missing     0   unexpected 0   wrong shape 0',
+        ]
+        return '\n'.join(filter(None, rows))
+
+
+def _row(kind: str, names: Sequence[str], asked: Sequence[str] = ()) -> str:
+    if not names:
+        return ''
+    shown = names if len(names) <= 4 else [*names[:2], '...', *names[-2:]]
+    end = f'   asked: {" ".join(asked)}' if asked else ''
+    return f'  {kind.replace("_", " "):8s} {len(names):4d}   {"  ".join(shown)}{end}'
+
+
+def load_checkpoint(
+    module: nn.Module,
+    path: str | os.PathLike,
+    *,
+    skip: Sequence[str] = (),
+    fresh: Sequence[str] = (),
+) -> LoadReport:
+    """Load a classification, detection or segmentation checkpoint into a backbone or a classifier.
+
+    Of a file that holds a whole detector or segmenter, the part below ``backbone.`` is taken.
+
+    Args:
+        module: a backbone or a classifier of this package; its own ``may_skip`` and ``may_be_fresh``
+            patterns hold beside the arguments.
+        path: file or URL.
+        skip: patterns (``fnmatch``, released names) of tensors that the file may hold and the module
+            does not take.
+        fresh: patterns of tensors that the module has and the file may lack. A name that both
+            ``skip`` and ``fresh`` cover may also differ in shape (a head for other classes).
+
+    Raises:
+        CheckpointMismatch: anything else is left over on either side; the module is unchanged.
+        UserError: the file cannot be read.
+    """
+    file = local_file(path)
+    tensors = tensors_of(read_checkpoint(file), str(file))
+    outside = []
+    if any(name.startswith('backbone.') for name in tensors):
+        kept = ('backbone.', 'norm.', 'head.')
+        outside = [name for name in tensors if not name.startswith(kept)]
+    tensors = {new: tensors[old] for old, new in released_names(tensors).items() if old not in outside}
+    arch = getattr(module, 'arch', None) or getattr(getattr(module, 'backbone', None), 'arch', '')
+    report = load_tensors(
+        module,
+        tensors,
+        file=f'{file} (sha256 {file_hash(file)})',
+        target=f'{type(module).__name__} {arch}'.strip(),
+        skip=(*getattr(module, 'may_skip', ()), *skip),
+        fresh=(*getattr(module, 'may_be_fresh', ()), *fresh),
+        rename=released_names,
+    )
+    if outside:
+        report.skipped += outside
+        report.skip += ('outside backbone.',)
+    return report
+
+
+def load_tensors(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    *,
+    file: str,
+    target: str,
+    skip: Sequence[str] = (),
+    fresh: Sequence[str] = (),
+    rename=lambda names: {name: name for name in names},
+) -> LoadReport:
+    """Copy named tensors into ``module`` (its ``state_dict``), completely or not at all.
+
+    Args:
+        rename: maps the module's names to those of ``tensors``; see :func:`load_checkpoint` for
+            the rest.
+
+    Raises:
+        CheckpointMismatch: something is left over on either side; the module is unchanged.
+    """
+    own = {new: (old, t) for (old, new), t in _zip_names(module.state_dict(), rename)}
+    report = LoadReport(file, target, skip=tuple(skip), may_be_fresh=tuple(fresh))
+    chosen = {}
+    for name, (own_name, mine) in own.items():
+        given = tensors.get(name)
+        if given is None:
+            (report.fresh if _matches(name, fresh) else report.missing).append(name)
+            continue
+        if name == STEM and given.shape != mine.shape:
+            given = inflate(given, mine.shape[1])
+            report.inflated.append(name)
+        if given.shape == mine.shape:
+            chosen[own_name] = given
+            report.loaded.append(name)
+            report.parameters += given.numel()
+        elif _matches(name, fresh) and _matches(name, skip):
+            report.fresh.append(name)
+            report.skipped.append(name)
+        else:
+            report.wrong_shape.append(f'{name}: file {tuple(given.shape)}, model {tuple(mine.shape)}')
+    for name in tensors.keys() - own.keys():
+        (report.skipped if _matches(name, skip) else report.unexpected).append(name)
+    report.skipped.sort()
+    report.unexpected.sort()
+    if not report.fits or not report.loaded:
+        if arch := infer_arch(tensors):
+            report.hint = f'  The shapes in the file are those of arch={arch!r}.'
+        if not report.loaded:
+            report.hint += '\n  No tensor of the file has a name of the model.'
+            report.missing = report.missing or list(own)
+        raise CheckpointMismatch(str(report))
+    module.load_state_dict(chosen, strict=False)
+    return report
+
+
+def _zip_names(state: dict[str, Tensor], rename) -> Iterable[tuple[tuple[str, str], Tensor]]:
+    return ((names, state[names[0]]) for names in rename(state).items())
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def inflate(weight: Tensor, in_channels: int) -> Tensor:
+    """A stem for ``in_channels`` from one for three, as timm does it.
+
+    One channel takes the sum of the three; ``n`` take them in turn, scaled by 3 / n.
+
+    Args:
+        weight: (D, 3, 4, 4).
+
+    Returns:
+        (D, in_channels, 4, 4), or ``weight`` itself if it was not made for three channels.
+    """
+    if weight.ndim != 4 or weight.shape[1] != 3:
+        return weight
+    if in_channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(in_channels) % 3] * (3 / in_channels)
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class Pretrained:
+    """``init_cfg`` of a backbone or a classifier: :func:`load_checkpoint`, the report in the log.
+
+    Args:
+        checkpoint: file or URL.
+        skip, fresh: see :func:`load_checkpoint`.
+    """
+
+    def __init__(self, checkpoint: str, skip: Sequence[str] = (), fresh: Sequence[str] = ()):
+        self.checkpoint, self.skip, self.fresh = checkpoint, skip, fresh
+
+    def __call__(self, module: nn.Module) -> None:
+        report = load_checkpoint(module, self.checkpoint, skip=self.skip, fresh=self.fresh)
+        print_log(f'pretrained weights\n{report}', logger='current')
+        if hasattr(module, '_params_init_info'):  # mmengine's record of who initialised what
+            update_init_info(module, init_info=f'loaded strictly from {self.checkpoint}')

@@ -1,0 +1,162 @@
+"""Open a file of weights without running code from it.
+
+Only torch's ``weights_only`` unpickler and safetensors are ever used. Beyond torch's own list of
+harmless types, :data:`ALLOWED` names what the checkpoints of an mmengine training contain; anything
+else is refused. mmengine's own reader goes on with an unsafe load where the safe one refuses:
+:func:`close_unsafe_reader` puts ours in its place.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import tempfile
+import urllib.request
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+
+from ..errors import UserError
+
+WEIGHTS_FOLDER = 'CONVNEXT_WEIGHTS'  # environment variable; where weights are looked up and kept
+TIMEOUT = 30  # seconds without an answer from a server of weights
+
+
+def _statistics_method(owner, name):
+    """Stands for ``getattr`` in a pickle: gives what mmengine's HistoryBuffer refers to, nothing else."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(owner, name)
+    raise UnpicklingError(f'Unsupported global: GLOBAL getattr({owner}, {name}) was not allowed')
+
+
+_multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+# Written down whole: what our files may hold beside tensors, numbers, strings and containers.
+ALLOWED = [
+    HistoryBuffer,  # mmengine's log of scalars
+    (_statistics_method, 'builtins.getattr'),
+    (_statistics_method, '__builtin__.getattr'),
+    _multiarray._reconstruct,  # NumPy arrays and scalars: logged values, palettes, box scales
+    (_multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),  # as NumPy 1 wrote it
+    _multiarray.scalar,
+    (_multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in '?bBhHiIlLqQefd'},
+    argparse.Namespace,  # the arguments of the official training script
+]
+
+
+class UnreadableCheckpoint(UserError):
+    """The file is missing, damaged, no file of weights, or holds something else than data."""
+
+
+def read_checkpoint(path: str | os.PathLike, map_location='cpu') -> dict:
+    """The content of a ``.pth`` or ``.safetensors`` file or URL; no code in it is run.
+
+    Raises:
+        UnreadableCheckpoint: with one line that names the file and says what is wrong with it.
+    """
+    file = local_file(path)
+    start = file.open('rb').read(64)
+    if not start:
+        raise UnreadableCheckpoint(f'{file} is empty (0 bytes): copy or download it again')
+    if start.lstrip()[:1] == b'<':
+        raise UnreadableCheckpoint(f'{file} is a web page, not weights: download it again')
+    if file.suffix == '.safetensors' or start[8:9] == b'{':
+        try:
+            content = load_safetensors(file, device=str(map_location))
+        except SafetensorError as error:
+            raise UnreadableCheckpoint(f'{file} is no complete safetensors file: {error}') from error
+    else:
+        content = _torch_load(file, map_location)
+    if not isinstance(content, dict):
+        raise UnreadableCheckpoint(
+            f'{file} holds a {type(content).__name__}, expected a dict of tensors or a checkpoint'
+        )
+    return content
+
+
+def _torch_load(file, map_location=None, weights_only=True):
+    """``torch.load``, always with ``weights_only`` (the argument exists to fit mmengine's calls)."""
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        if found := re.search(r'(?:GLOBAL|but got|function) (\S+)', str(error)):
+            raise UnreadableCheckpoint(
+                f'{file} holds {found[1]}, which is not data; nothing of it was run. A file of weights '
+                'may hold tensors, numbers, strings and containers only: get the weights from a source '
+                'that saves them so, or as .safetensors'
+            ) from error
+        raise UnreadableCheckpoint(_damaged(file, error)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+        raise UnreadableCheckpoint(_damaged(file, error)) from error
+
+
+def _damaged(file, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
+    return f'{file} is truncated, damaged or no file of weights ({reason}): copy or download it again'
+
+
+def close_unsafe_reader() -> None:
+    """Make every load of mmengine, mmdet and mmseg in this process go through the safe reader."""
+    import mmengine.runner.checkpoint as mmengine_checkpoint
+
+    mmengine_checkpoint._safe_torch_load = _torch_load
+
+
+def local_file(path: str | os.PathLike) -> Path:
+    """``path`` as a file on this machine; a URL is looked up in the weights folder, then downloaded.
+
+    The folder is ``$CONVNEXT_WEIGHTS``, by default ``~/.cache/convnext_backbone``. A download goes to
+    a temporary name and is renamed when complete.
+    """
+    url = str(path)
+    if not url.startswith(('http://', 'https://')):
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise UnreadableCheckpoint(f'no file of weights at {file}')
+        return file
+    folder = Path(os.environ.get(WEIGHTS_FOLDER, '~/.cache/convnext_backbone')).expanduser()
+    file = folder / Path(urlparse(url).path).name
+    if file.is_file():
+        return file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(url, file)
+    except (URLError, OSError) as error:
+        reason = getattr(error, 'reason', error)
+        raise UnreadableCheckpoint(
+            f'cannot download {url} ({reason}); fetch it on another machine and put it into {folder} '
+            f'(or the folder that ${WEIGHTS_FOLDER} names), or train from scratch with --pretrained none'
+        ) from error
+    return file
+
+
+def _download(url: str, file: Path) -> None:
+    print_log(f'downloading {url} to {file}', 'current')
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.name, delete=False) as part:
+            try:
+                while block := answer.read(1 << 20):
+                    part.write(block)
+                size = answer.headers.get('Content-Length')
+                if size and part.tell() != int(size):
+                    raise OSError(f'the connection ended after {part.tell()} of {size} bytes')
+            except BaseException:
+                os.unlink(part.name)
+                raise
+    os.replace(part.name, file)
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """The first 16 hexadecimal digits of the file's SHA-256."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()[:16]

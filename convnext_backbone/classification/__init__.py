@@ -1,0 +1,7 @@
+"""Classification: the pretraining of the backbones."""
+
+from .classifier import Classifier
+from .data import ImageDataset
+from .metrics import Accuracy
+
+__all__ = ['Accuracy', 'Classifier', 'ImageDataset']

@@ -1,0 +1,64 @@
+"""Image classifier: backbone, global average, LayerNorm, linear layer (paper, Sec. 2)."""
+
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from ..backbones.convnext import init_layer
+from ..registry import MODELS
+
+
+@MODELS.register_module()
+class Classifier(BaseModel):
+    """A classifier around a backbone of this package.
+
+    Its parameters have the names of the released classifiers, the backbone's below ``backbone.``;
+    :func:`convnext_backbone.checkpoint.load_checkpoint` loads those files into it as they are.
+
+    Args:
+        backbone: config of the backbone; which maps it emits is decided here.
+        num_classes: length of the logits.
+        head_init_scale: factor on the starting weights of the last layer (0.001 in fine-tuning).
+        label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        num_classes: int,
+        *,
+        head_init_scale: float = 1.0,
+        label_smoothing: float = 0.0,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ):
+        super().__init__(data_preprocessor, init_cfg)
+        self.backbone = MODELS.build(dict(backbone, out_indices=(3,), output_norm=False))
+        dim = self.backbone.out_channels[-1]
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, num_classes)
+        self.label_smoothing = label_smoothing
+        init_layer(self.head)
+        self.head.weight.data.mul_(head_init_scale)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'):
+        """Logits, losses or predictions, as mmengine's Runner asks for them.
+
+        Args:
+            inputs: (N, 3, H, W), normalised.
+            labels: (N,) class numbers, or (N, num_classes) probabilities (Mixup).
+            mode: ``'tensor'`` or ``'predict'``: logits (N, num_classes). ``'loss'``: dict of losses.
+        """
+        (x,) = self.backbone(inputs)
+        logits = self.head(self.norm(x.mean((2, 3))))
+        if mode != 'loss':
+            return logits
+        return dict(loss=F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing))
+
+    def val_step(self, data: dict) -> list[dict]:
+        """Logits and label of each image, for :class:`Accuracy`."""
+        data = self.data_preprocessor(data, False)
+        logits = self(data['inputs'], mode='predict')
+        return [dict(logits=row, label=label) for row, label in zip(logits.cpu(), data['labels'].cpu())]
+
+    test_step = val_step

@@ -1,0 +1,124 @@
+"""Keys of a config that nothing reads: a misspelling there is a setting that silently does not hold."""
+
+import ast
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..errors import UserError
+
+# Top-level keys that mmengine's Runner, this package's tools or mmdet's and mmseg's tools read.
+READ = {
+    *inspect.signature(Runner.__init__).parameters,
+    *('activation_checkpointing', 'efficient_conv_bn_eval', 'compile', 'custom_imports'),
+    *('tta_model', 'tta_pipeline'),
+} - {'self', 'cfg'}
+
+
+def apply_options(cfg: Config, options: dict) -> None:
+    """Merge ``--cfg-options``, each of which must name something that exists.
+
+    A new key is allowed only where something will check it: among the arguments of a ``type``.
+
+    Raises:
+        UserError: naming the key and the nearest that exists.
+    """
+    for key in options:
+        node, parts = cfg._cfg_dict, key.split('.')
+        for depth, part in enumerate(parts):
+            if isinstance(node, (list, tuple)):
+                if not part.isdigit() or int(part) >= len(node):
+                    raise UserError(
+                        f'--cfg-options {key}: {".".join(parts[:depth])} is a list of {len(node)}, '
+                        f'{part!r} is no index of it'
+                    )
+                node = node[int(part)]
+            elif isinstance(node, dict) and part in node:
+                node = node[part]
+            elif isinstance(node, dict) and 'type' in node and depth == len(parts) - 1:
+                break
+            elif isinstance(node, dict) and depth == 0 and part in READ:
+                break
+            else:
+                names = list(node) if isinstance(node, dict) else []
+                raise UserError(
+                    f'--cfg-options {key}: the config has no {".".join(parts[: depth + 1])}'
+                    + _suggest(part, [*names, *(READ if depth == 0 else ())])
+                )
+    variables = {key.split('.')[0] for key in options} - READ
+    if variables:
+        name = min(variables)
+        raise UserError(
+            f'--cfg-options {name}: this is a variable of the config file; what uses it has its value '
+            'already, set that instead (e.g. train_cfg.max_epochs, train_dataloader.dataset.data_root)'
+        )
+    cfg.merge_from_dict(options)
+
+
+def check_keys(cfg: Config) -> None:
+    """Every top-level key must be read by something; variables that have done their part are removed.
+
+    Read are the keys in :data:`READ`, and a variable that the file which sets it, or one that inherits
+    from that file, uses by name, or whose value has arrived in what is read (as in a dumped config).
+
+    Raises:
+        UserError: naming the key, the file and the nearest key that is read.
+    """
+    files = list(_sources(cfg.filename)) if cfg.filename else []
+    arrived = [node for key in cfg if key in READ for node in _nodes(cfg[key])]
+    for key in [key for key in cfg if key not in READ]:
+        value = cfg.pop(key)
+        setters = [(file, used) for file, sets, used in files if key in sets]
+        if setters and all(key in used for _, used in setters):
+            continue
+        parts = value if isinstance(value, list) else [value]
+        if all(isinstance(part, (dict, list)) and part in arrived for part in parts):
+            continue
+        near = difflib.get_close_matches(key, READ, 1, 0.85)
+        if not near and value in arrived:
+            continue
+        file = next((file for file, used in setters if key not in used), cfg.filename)
+        if any(key in used for _, used in setters):
+            advice = ': what a base file made of it stays as it was; set that, or remove it'
+        else:
+            advice = _suggest(key, READ) or ': remove it'
+        raise UserError(f'{file} sets {key!r}, and nothing reads it{advice}')
+
+
+def _suggest(name: str, names) -> str:
+    near = difflib.get_close_matches(name, [str(n) for n in names], 1, 0.75)
+    return f'; did you mean {near[0]!r}?' if near else ''
+
+
+def _nodes(value) -> Iterator:
+    """The value, and every value inside it."""
+    yield value
+    if isinstance(value, (dict, list, tuple)):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _nodes(child)
+
+
+def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[str, set, set]]:
+    """For a config file and all its bases: (file, names it sets, names used there or in its heirs)."""
+    if not str(filename).endswith('.py') or Config._is_lazy_import(filename):
+        return
+    with open(filename, encoding='utf-8') as stream:
+        text = stream.read()
+    tree = ast.parse(text)
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    inherited = heirs | set(re.findall(r'_base_\.(\w+)', text))
+    sets = {
+        target.id
+        for statement in tree.body
+        if isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign))
+        for target in getattr(statement, 'targets', None) or [statement.target]
+        if isinstance(target, ast.Name)
+    }
+    yield str(filename), sets, used | inherited
+    for base in Config._get_base_files(filename):
+        path, _ = Config._get_cfg_path(base, filename)
+        yield from _sources(path, inherited)

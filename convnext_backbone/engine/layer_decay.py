@@ -1,0 +1,113 @@
+"""Layer-wise learning-rate decay: the deeper a parameter lies in the backbone, the smaller its step.
+
+The backbone answers how deep a parameter lies; here depth becomes a learning rate:
+``lr * decay_rate ** (num_groups + 1 - depth)``. Definition: paper, App. A.2; the grouping of the
+published detection and segmentation recipes.
+"""
+
+from collections import defaultdict
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from ..backbones.base import DenseBackbone
+from ..errors import UserError
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayConstructor(DefaultOptimWrapperConstructor):
+    """Optimizer constructor for classification, detection and segmentation.
+
+    In a config::
+
+        optim_wrapper = dict(
+            constructor='convnext_backbone.LayerDecayConstructor',
+            paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise'))
+
+    Keys of ``paramwise_cfg``:
+        decay_rate: factor per depth group, in (0, 1]; 1 leaves every learning rate as it is.
+        decay_type: ``'layer_wise'`` (default) or ``'stage_wise'``, see the backbone's
+            ``layer_depth``.
+        num_layers: optional, as in mmdet and mmseg; it must be what the backbone says.
+
+    One-dimensional parameters and biases get no weight decay. Everything outside the backbone's
+    stages has the full learning rate.
+
+    Raises:
+        UserError: an unknown key, a rate out of range, a number of layers that contradicts the
+            backbone, or a model without one of our backbones.
+    """
+
+    def _validate_cfg(self) -> None:
+        known = {'decay_rate', 'decay_type', 'num_layers'}
+        if unknown := set(self.paramwise_cfg) - known:
+            raise UserError(
+                f'paramwise_cfg of LayerDecayConstructor knows {", ".join(sorted(known))}, '
+                f'got {", ".join(sorted(unknown))}'
+            )
+        rate = self.paramwise_cfg.get('decay_rate')
+        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+            raise UserError(
+                f'paramwise_cfg.decay_rate must lie in (0, 1], got {rate!r}: '
+                'above 1 the first layers would learn faster than the head'
+            )
+        if self.base_lr is None or self.base_wd is None:
+            raise UserError('optimizer needs lr and weight_decay for layer-wise decay')
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **_) -> None:
+        """Append the parameter groups of ``module`` to ``params``, one for each (rate, decay)."""
+        groups = defaultdict(list)
+        for name, parameter, scale in self.scales(module):
+            decay = 0.0 if parameter.ndim == 1 or name.endswith('.bias') else self.base_wd
+            groups[scale, decay].append((name, parameter))
+        rows = ['layer-wise learning rates', '        scale           lr  weight decay  tensors  first']
+        for (scale, decay), members in sorted(groups.items()):
+            names, parameters = zip(*members)
+            params.append(
+                dict(
+                    params=list(parameters),
+                    param_names=list(names),
+                    lr=self.base_lr * scale,
+                    lr_scale=scale,
+                    weight_decay=decay,
+                )
+            )
+            row = f'{scale:13.6f} {self.base_lr * scale:12.4g} {decay:13g} {len(names):8d}  {names[0]}'
+            rows.append(row)
+        print_log('\n'.join(rows), logger='current')
+
+    def scales(self, module: nn.Module) -> list[tuple[str, nn.Parameter, float]]:
+        """(name, parameter, learning-rate scale) of every trainable parameter of ``module``."""
+        rate = self.paramwise_cfg['decay_rate']
+        by = self.paramwise_cfg.get('decay_type', 'layer_wise')
+        backbones = {
+            f'{name}.' if name else '': m
+            for name, m in module.named_modules()
+            if isinstance(m, DenseBackbone)
+        }
+        if not backbones:
+            raise UserError(
+                f'layer-wise decay needs a backbone of convnext_backbone, and {type(module).__name__} has '
+                'none: use it with such a backbone, or remove optim_wrapper.constructor'
+            )
+        for backbone in backbones.values():
+            given = self.paramwise_cfg.get('num_layers', backbone.num_groups)
+            if given != backbone.num_groups:
+                raise UserError(
+                    f'paramwise_cfg.num_layers is {given}, but {type(backbone).__name__} '
+                    f'{getattr(backbone, "arch", "")} has {backbone.num_groups} depth groups: '
+                    'leave num_layers out, the backbone knows'
+                )
+        found = []
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            prefix = next((p for p in backbones if name.startswith(p)), None)
+            steps = 0  # below the full learning rate
+            if prefix is not None:
+                backbone = backbones[prefix]
+                steps = backbone.num_groups + 1 - backbone.layer_depth(name.removeprefix(prefix), by)
+            found.append((name, parameter, rate**steps))
+        return found

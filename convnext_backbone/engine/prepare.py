@@ -1,0 +1,355 @@
+"""From a config file and the options of a command line to a config that runs on this machine.
+
+What is changed is returned as notes, one line each, which the tools put into the log. What cannot
+work raises a one-line :class:`~convnext_backbone.errors.UserError` before anything is built.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from ..cli import message
+from ..errors import UserError
+from .config_check import apply_options, check_keys
+
+PRETRAINED = 'convnext_backbone.Pretrained'
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def run_config(args, splits) -> tuple[Config, list[str]]:
+    """What every run needs: the config of ``args`` with its work dir, data, device and processes.
+
+    Sets ``args.device`` where it was left open.
+
+    Args:
+        args: the options of :meth:`convnext_backbone.cli.Parser.add_run_options`, and ``config``.
+        splits: the data loaders that will be used; their files must exist.
+    """
+    args.device = choose_device(args.device)
+    cfg = read_config(args.config, args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    check_work_dir(cfg.work_dir)
+    if args.data_root:
+        set_data_root(cfg, args.data_root)
+    notes = check_data(cfg, splits)
+    if args.device == 'cpu' or args.launcher == 'none':
+        notes += use_plain_batch_norm(cfg)
+    cfg.launcher = args.launcher
+    start_processes(args.launcher, args.device)
+    return cfg, notes
+
+
+def read_config(path: str, options: dict | None = None) -> Config:
+    """The config at ``path`` with ``--cfg-options`` merged; every key of it is read by something.
+
+    Raises:
+        UserError: no such file, no valid config, a key that nothing reads.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'no config file at {path}; the ones that come along lie below configs/')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        raise UserError(f'{path} is no valid config: {type(error).__name__}: {message(error)}') from error
+    if 'model' not in cfg:
+        raise UserError(f'{path} has no model: it is a part of a config (a _base_), not one to run')
+    apply_options(cfg, options or {})
+    check_keys(cfg)
+    return cfg
+
+
+def set_data_root(cfg: Config, data_root: str) -> None:
+    """Put ``data_root`` in the place of the config's, in datasets and evaluators alike.
+
+    Raises:
+        UserError: the config's datasets have no common root.
+    """
+    roots = {d['data_root'] for _, d in datasets(cfg) if d.get('data_root')}
+    if len(roots) != 1:
+        found = ', '.join(sorted(roots)) or 'none'
+        raise UserError(f'--data-root: the datasets of the config have no single data_root ({found})')
+    old = roots.pop()
+    for key in (*DATALOADERS, 'val_evaluator', 'test_evaluator', 'data_root'):
+        if cfg.get(key) is not None:
+            cfg[key] = _replace_prefix(cfg[key], old, os.path.join(data_root, ''))
+
+
+def _replace_prefix(value, old: str, new: str):
+    if isinstance(value, dict):
+        return type(value)({k: _replace_prefix(v, old, new) for k, v in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replace_prefix(v, old, new) for v in value)
+    if isinstance(value, str) and value.startswith(old):
+        return new + value[len(old) :].lstrip('/')
+    return value
+
+
+def datasets(cfg: Config, splits=DATALOADERS) -> Iterator[tuple[str, dict]]:
+    """(data loader, dataset) for each dataset in the config, those inside wrappers included."""
+    for split in splits:
+        stack = [(cfg.get(split) or {}).get('dataset')]
+        while stack:
+            dataset = stack.pop()
+            if not isinstance(dataset, dict):
+                continue
+            inner = dataset.get('dataset') or dataset.get('datasets')
+            if inner:
+                stack += inner if isinstance(inner, (list, tuple)) else [inner]
+            else:
+                yield split, dataset
+
+
+def check_data(cfg: Config, splits) -> list[str]:
+    """Folders and annotation files exist, and annotations and config speak of the same classes.
+
+    Raises:
+        UserError: naming the path or the category.
+    """
+    notes = []
+    for split, dataset in datasets(cfg, splits):
+        root = dataset.get('data_root') or ''
+        if root and not os.path.isdir(root):
+            raise UserError(
+                f'no data at {root} ({split}): give the folder with --data-root DIR, '
+                'or put a link to it there'
+            )
+        paths = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+        for path in filter(None, paths):
+            if isinstance(path, str) and not os.path.exists(os.path.join(root, path)):
+                raise UserError(f'{os.path.join(root, path)} does not exist ({split}, data root {root!r})')
+        if dataset.get('type') in ('CocoDataset', 'mmdet.CocoDataset'):
+            notes += _check_coco(os.path.join(root, dataset['ann_file']), dataset)
+    return notes
+
+
+def _check_coco(file: str, dataset: dict) -> list[str]:
+    from mmdet.datasets import CocoDataset
+
+    try:
+        content = json.loads(Path(file).read_text())
+        names = {category['id']: category['name'] for category in content['categories']}
+        counts = dict.fromkeys(names, 0)
+        for annotation in content['annotations']:
+            counts[annotation['category_id']] = counts.get(annotation['category_id'], 0) + 1
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{file} is no COCO annotation file: {type(error).__name__} {error}') from error
+    if unknown := sorted(set(counts) - set(names)):
+        raise UserError(
+            f'{file}: {counts[unknown[0]]} annotations have category_id {unknown[0]}, which its '
+            f'"categories" do not list (they list {_some(names)})'
+        )
+    chosen = (dataset.get('metainfo') or {}).get('classes')
+    classes = chosen or CocoDataset.METAINFO['classes']
+    classes = [classes] if isinstance(classes, str) else classes
+    if absent := [name for name in classes if name not in names.values()]:
+        raise UserError(
+            f'{file} has no category {absent[0]!r}, a class of the config '
+            f'({len(absent)} of {len(classes)} classes are not in the file, which lists '
+            f'{_some(names.values())}): set metainfo=dict(classes=...) in every dataset of the config'
+        )
+    if other := {name: counts[i] for i, name in names.items() if name not in classes}:
+        text = ', '.join(f'{name} ({n} annotations)' for name, n in other.items())
+        if not chosen:
+            raise UserError(
+                f'{file} has categories that the config does not name: {text}; set '
+                'metainfo=dict(classes=...) in every dataset of the config, without them if they are to '
+                'be left out'
+            )
+        return [f'{file}: left out, since metainfo.classes does not name them: {text}']
+    return []
+
+
+def _some(values) -> str:
+    values = [str(v) for v in values]
+    return ', '.join(values[:8]) + (f', ... ({len(values)})' if len(values) > 8 else '')
+
+
+def check_classes(cfg: Config, classes) -> None:
+    """Every head counts as many classes as the dataset has.
+
+    Raises:
+        UserError: naming the head and both numbers.
+    """
+    for path, number in _num_classes(cfg.model, 'model'):
+        if number != len(classes):
+            raise UserError(
+                f'{path} is {number}, but the training data has {len(classes)} classes '
+                f'({_some(classes)}): set every num_classes of the model to {len(classes)}'
+            )
+
+
+def _num_classes(node, path: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == 'num_classes' and 'rpn' not in path:
+                yield f'{path}.{key}', value
+            else:
+                yield from _num_classes(value, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _num_classes(value, f'{path}.{index}')
+
+
+def set_pretrained(cfg: Config, choice: str | None) -> list[str]:
+    """``--pretrained``: a path or URL for the backbone's weights, or ``none`` to train from scratch."""
+    if choice is None:
+        return []
+    backbone = cfg.model.get('backbone') or cfg.model
+    given = backbone.get('init_cfg') or []
+    given = [given] if isinstance(given, dict) else list(given)
+    others = [init for init in given if init['type'] not in (PRETRAINED, 'Pretrained')]
+    if choice.lower() == 'none':
+        backbone.init_cfg = others or None
+        return ['no pretrained weights: --pretrained none']
+    if not choice.startswith(('http://', 'https://')) and not Path(choice).is_file():
+        raise UserError(f'--pretrained: no file of weights at {choice}')
+    kept = next((init for init in given if init['type'] == PRETRAINED), {})
+    backbone.init_cfg = [*others, {**kept, 'type': PRETRAINED, 'checkpoint': choice}]
+    return []
+
+
+def resume_from(cfg: Config, choice: str | None) -> None:
+    """``--resume``: go on from the checkpoint ``choice``, or with ``auto`` from the newest one.
+
+    The checkpoint has every weight, so pretrained ones are not read.
+    """
+    if choice is None and not cfg.get('resume'):
+        return
+    cfg.resume = True
+    if choice not in (None, 'auto'):
+        cfg.load_from = choice
+        if not Path(choice).is_file():
+            raise UserError(f'--resume: no checkpoint at {choice}')
+    if cfg.load_from or Path(cfg.work_dir, 'last_checkpoint').is_file():
+        drop_pretrained(cfg)
+
+
+def drop_pretrained(cfg: Config) -> None:
+    """Take every pretrained ``init_cfg`` out of the model: its weights come from a checkpoint."""
+
+    def walk(node) -> None:
+        if isinstance(node, dict):
+            given = node.get('init_cfg')
+            for init in given if isinstance(given, (list, tuple)) else [given]:
+                if isinstance(init, dict) and init.get('type') in (PRETRAINED, 'Pretrained'):
+                    node['init_cfg'] = None
+            node = node.values()
+        for child in node:
+            if isinstance(child, (dict, list, tuple)):
+                walk(child)
+
+    walk(cfg.model)
+
+
+def use_plain_batch_norm(cfg: Config) -> list[str]:
+    """SyncBN to BN: for a single process, or on a CPU."""
+
+    def replaced(node) -> int:
+        children = node.values() if isinstance(node, dict) else node
+        count = sum(replaced(child) for child in children if isinstance(child, (dict, list, tuple)))
+        if isinstance(node, dict) and node.get('type') in ('SyncBN', 'MMSyncBN', 'mmengine.SyncBN'):
+            node['type'] = 'BN'
+            count += 1
+        return count
+
+    count = replaced(cfg.model)
+    return [f'SyncBN became BN in {count} places: a single process or a CPU'] if count else []
+
+
+def choose_precision(cfg: Config, amp: bool, device: str) -> list[str]:
+    """Mixed precision where the config or ``--amp`` asks for it and the device has it.
+
+    On CUDA bf16 where the device computes it and every operator of the model knows it (mmcv's RoIAlign
+    knows fp16 only in some builds), else fp16 with loss scaling; on a CPU none.
+    """
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type', 'OptimWrapper') != 'AmpOptimWrapper' and not amp:
+        return []
+    if device == 'cpu':
+        wrapper.type = 'OptimWrapper'
+        for key in ('dtype', 'loss_scale', 'use_fsdp'):
+            wrapper.pop(key, None)
+        return ['mixed precision is off: it is for GPUs, this runs on a CPU in float32']
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+    given = wrapper.get('dtype')
+    if given is None:
+        wrapper.dtype = 'bfloat16' if _bf16_works(cfg, device) else 'float16'
+    return [f'mixed precision in {wrapper.dtype}' + ('' if given else f', chosen for this {device} device')]
+
+
+def _bf16_works(cfg: Config, device: str) -> bool:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return False
+    if 'roi_head' not in cfg.model:
+        return True
+    from mmcv.ops import roi_align
+
+    maps = torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16, device=device)
+    boxes = torch.tensor([[0, 0, 0, 4, 4]], dtype=torch.bfloat16, device=device)
+    try:
+        roi_align(maps, boxes, 2)
+    except RuntimeError:
+        return False
+    return True
+
+
+def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
+    """Put our ``LoadImage``, which names the file, in the place of ``LoadImageFromFile``."""
+
+    def walk(node, skip: bool) -> None:
+        if isinstance(node, dict):
+            if node.get('type') in ('LoadImageFromFile', 'mmcv.LoadImageFromFile'):
+                node['type'] = 'convnext_backbone.LoadImage'
+                if skip:
+                    node['skip_corrupt'] = True
+            node = node.values()
+        for child in node:
+            if isinstance(child, (dict, list, tuple)):
+                walk(child, skip)
+
+    for split in DATALOADERS:
+        if cfg.get(split):
+            walk(cfg[split], skip_corrupt and split == 'train_dataloader')
+    if cfg.get('tta_pipeline'):
+        walk(cfg.tta_pipeline, False)
+
+
+def check_work_dir(work_dir: str) -> None:
+    """Raise :class:`UserError` unless a file can be written into ``work_dir``."""
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work_dir):
+            pass
+    except OSError as error:
+        raise UserError(f'cannot write into {work_dir} ({error.strerror}): choose another --work-dir') from error
+
+
+def choose_device(wanted: str | None) -> str:
+    """``cuda`` or ``cpu``; the processes that were started must find a GPU each.
+
+    Raises:
+        UserError: fewer GPUs than processes.
+    """
+    if wanted == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = wanted or ('cuda' if gpus or processes > 1 else 'cpu')
+    if device == 'cuda' and gpus < processes:
+        raise UserError(
+            f'{processes} GPU{"s" * (processes > 1)} asked for, this machine has {gpus}: start at most '
+            f'{max(gpus, 1)} process{"es" * (gpus > 1)}, or add --device cpu'
+        )
+    return device
+
+
+def start_processes(launcher: str, device: str) -> None:
+    """Join the process group where there is one (mmengine itself can do so with GPUs only)."""
+    if device == 'cpu' and launcher == 'pytorch' and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')

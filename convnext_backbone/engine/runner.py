@@ -1,0 +1,149 @@
+"""mmengine's Runner, with checkpoints that are read safely and fit completely."""
+
+import functools
+import os
+from collections.abc import Iterable
+
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner as MMEngineRunner
+
+from ..checkpoint.formats import tensors_of
+from ..checkpoint.load import load_tensors
+from ..checkpoint.read import UnreadableCheckpoint, close_unsafe_reader, file_hash, local_file, read_checkpoint
+from ..cli import message
+from ..errors import UserError
+from .prepare import check_classes
+
+
+def _config_errors_in_words(build):
+    """What goes wrong while something is built from the config is the config's fault: say it in a line."""
+
+    @functools.wraps(build)
+    def wrapped(*args, **kwargs):
+        try:
+            return build(*args, **kwargs)
+        except UserError:
+            raise
+        except (TypeError, KeyError, ValueError, AssertionError, AttributeError, OSError) as error:
+            raise UserError(f'{type(error).__name__}: {" ".join(message(error).split())}') from error
+
+    return wrapped
+
+
+class Runner(MMEngineRunner):
+    """Drives training and evaluation for the three tasks.
+
+    Unlike mmengine's: ``load_from`` and ``resume`` never execute code from the file, and every tensor
+    of file and model must be accounted for. ``load_from`` may be a dict to start parts afresh::
+
+        load_from = dict(checkpoint='coco.pth', fresh=['roi_head.*.fc_cls.*'], skip=['roi_head.*.fc_cls.*'])
+    """
+
+    def __init__(self, *args, **kwargs):
+        close_unsafe_reader()
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    @_config_errors_in_words
+    def from_cfg(cls, cfg) -> 'Runner':
+        return super().from_cfg(cfg)
+
+    build_optim_wrapper = _config_errors_in_words(MMEngineRunner.build_optim_wrapper)
+    build_param_scheduler = _config_errors_in_words(MMEngineRunner.build_param_scheduler)
+    build_val_loop = _config_errors_in_words(MMEngineRunner.build_val_loop)
+
+    @_config_errors_in_words
+    def build_train_loop(self, loop):
+        loop = super().build_train_loop(loop)
+        classes = getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes')
+        if classes:
+            check_classes(self.cfg, classes)
+        return loop
+
+    @_config_errors_in_words
+    def build_test_loop(self, loop):
+        loop = super().build_test_loop(loop)
+        self._test_classes = getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes')
+        return loop
+
+    def say(self, notes: Iterable[str]) -> 'Runner':
+        """Put what was changed about the config into the log, once."""
+        for note in notes:
+            self.logger.info(note)
+        return self
+
+    def train(self):
+        model = super().train()
+        if (loader := _image_loader()) and (skipped := loader.skipped.value):
+            self.logger.warning(f'{skipped} times an unreadable image was skipped, see the names above')
+        return model
+
+    def load_or_resume(self) -> None:
+        """As in mmengine, but a run told to resume that has no checkpoint yet says so and starts."""
+        pointer = os.path.join(self.work_dir, 'last_checkpoint')
+        if self._resume and self._load_from is None and not os.path.isfile(pointer):
+            self.logger.warning(f'nothing to resume in {self.work_dir}: starting from the beginning')
+            self._resume = False
+        super().load_or_resume()
+
+    def load_checkpoint(self, filename, map_location='cpu', strict=True, revise_keys=()) -> dict:
+        """Load the model's weights and return the whole checkpoint.
+
+        Args:
+            filename: path, URL, or a dict as described at the class.
+            strict, revise_keys: mmengine's; loading is always strict.
+
+        Raises:
+            CheckpointMismatch: a tensor is left over on either side.
+            UnreadableCheckpoint: the file is damaged or holds code.
+            UserError: the checkpoint was trained for other classes than those to be tested.
+        """
+        asked = dict(filename) if isinstance(filename, dict) else dict(checkpoint=filename)
+        if 'checkpoint' not in asked or set(asked) - {'checkpoint', 'skip', 'fresh'}:
+            raise UserError(f'load_from knows checkpoint, skip and fresh, got {", ".join(sorted(asked))}')
+        file = local_file(asked.pop('checkpoint'))
+        checkpoint = read_checkpoint(file, map_location)
+        if self._resume:
+            _check_resumable(file, checkpoint)
+        self._compare_classes(file, checkpoint)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        report = load_tensors(
+            model,
+            tensors_of(checkpoint, str(file)),
+            file=f'{file} (sha256 {file_hash(file)})',
+            target=type(model).__name__,
+            **asked,
+        )
+        self._has_loaded = True
+        self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
+        return checkpoint
+
+    def _compare_classes(self, file, checkpoint: dict) -> None:
+        """Metrics of a model that was trained for other classes mean nothing."""
+        tested = getattr(self, '_test_classes', None)
+        meta = checkpoint.get('meta') or {}
+        trained = (meta.get('dataset_meta') or {}).get('classes')
+        if tested and trained and list(tested) != list(trained):
+            raise UserError(
+                f'{file} was trained for {len(trained)} classes ({", ".join(trained[:5])} ...), the config '
+                f'tests {len(tested)} ({", ".join(tested[:5])} ...): use the config of the training'
+            )
+
+
+def _check_resumable(file: os.PathLike, checkpoint: dict) -> None:
+    needed = ('meta', 'state_dict', 'optimizer', 'message_hub')
+    if absent := [key for key in needed if key not in checkpoint]:
+        raise UnreadableCheckpoint(
+            f'{file} has no {", ".join(absent)}: it holds weights, not the state of a training. '
+            'Start from it with load_from in the config, or with --pretrained'
+        )
+    # mmengine would execute this text as Python; its own checkpoints say 'cfg', which is never run
+    checkpoint['meta'].pop('config', None)
+
+
+def _image_loader():
+    """The class that counts skipped images, if anything has imported it (it needs mmcv)."""
+    import sys
+
+    return getattr(sys.modules.get('convnext_backbone.transforms'), 'LoadImage', None)

@@ -1,0 +1,126 @@
+"""Config and checkpoint -> predictions and pictures of single images."""
+
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
+
+from .checkpoint.formats import tensors_of
+from .checkpoint.load import load_tensors
+from .checkpoint.read import read_checkpoint
+from .engine import prepare
+from .errors import UserError
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+class Predictor:
+    """A trained detector or segmenter that takes image files.
+
+    Args:
+        config: config file of the training.
+        checkpoint: what the training wrote; it must fit completely. The class names are the ones it
+            was trained with, as far as it holds them.
+        device: ``cpu`` or ``cuda``; by default ``cuda`` where there is a GPU.
+
+    Raises:
+        UserError: config or checkpoint cannot be read, or do not fit each other.
+    """
+
+    def __init__(self, config: str, checkpoint: str, device: str | None = None):
+        self.device = prepare.choose_device(device)
+        cfg = prepare.read_config(config)
+        prepare.use_plain_batch_norm(cfg)
+        prepare.drop_pretrained(cfg)
+        prepare.name_unreadable_images(cfg)
+        if cfg.get('test_dataloader') is None or not cfg.get('visualizer'):
+            raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        content = read_checkpoint(checkpoint)
+        self.model = MODELS.build(cfg.model)
+        load_tensors(
+            self.model, tensors_of(content, checkpoint), file=checkpoint, target=type(self.model).__name__
+        )
+        self.model.to(self.device).eval()
+        self.meta = (content.get('meta') or {}).get('dataset_meta') or self._meta_of(cfg)
+        steps = [
+            step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in step['type']
+        ]
+        self.pipeline = Compose(steps)
+        cfg.visualizer.pop('vis_backends', None)
+        self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': f'predictor-{id(self)}'})
+        self.visualizer.dataset_meta = self.meta
+
+    @staticmethod
+    def _meta_of(cfg) -> dict:
+        from mmengine.registry import DATASETS
+
+        dataset = next(dataset for _, dataset in prepare.datasets(cfg, ('test_dataloader',)))
+        return {**DATASETS.get(dataset['type']).METAINFO, **dataset.get('metainfo', {})}
+
+    @torch.no_grad()
+    def predict(self, image: str | Path):
+        """The data sample of mmdet or mmseg for an image file, on the CPU.
+
+        A detector's has ``pred_instances`` (boxes x1 y1 x2 y2 in pixels of the file, labels, scores,
+        masks), a segmenter's ``pred_sem_seg`` (class numbers, height x width of the file).
+
+        Raises:
+            UnreadableImage: the file is no image.
+        """
+        if not Path(image).is_file():
+            raise UserError(f'no image at {image}')
+        data = self.pipeline(dict(img_path=str(image), img_id=0))
+        return self.model.test_step(pseudo_collate([data]))[0].cpu()
+
+    def to_json(self, sample, min_score: float = 0.3) -> dict:
+        """The prediction in plain types: objects with box, score and RLE mask; or share of each class."""
+        classes = self.meta['classes']
+        if 'pred_instances' not in sample:
+            labels = sample.pred_sem_seg.data.numpy()
+            numbers, counts = np.unique(labels, return_counts=True)
+            shares = (counts / labels.size).round(6).tolist()
+            return dict(share_of_pixels={classes[n]: share for n, share in zip(numbers, shares)})
+        found = sample.pred_instances
+        found = found[found.scores >= min_score]
+        objects = []
+        for i in range(len(found)):
+            entry = dict(
+                label=classes[int(found.labels[i])],
+                score=round(float(found.scores[i]), 4),
+                bbox=[round(v, 2) for v in found.bboxes[i].tolist()],
+            )
+            if 'masks' in found:
+                from pycocotools import mask as rle
+
+                encoded = rle.encode(np.asfortranarray(found.masks[i].numpy().astype(np.uint8)))
+                entry['mask'] = dict(size=encoded['size'], counts=encoded['counts'].decode())
+            objects.append(entry)
+        return dict(objects=objects)
+
+    def draw(self, image: str | Path, sample, min_score: float = 0.3) -> np.ndarray:
+        """The image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB."""
+        picture = mmcv.imread(str(image), channel_order='rgb')
+        options = dict(pred_score_thr=min_score) if 'pred_instances' in sample else dict(with_labels=False)
+        self.visualizer.add_datasample('image', picture, sample, draw_gt=False, show=False, **options)
+        return self.visualizer.get_image()
+
+
+def image_files(path: str | Path) -> list[Path]:
+    """The image file ``path``, or every image file in the folder ``path``, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f'no image and no folder at {path}')
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f'no images ({", ".join(SUFFIXES)}) in {path}')
+    return files

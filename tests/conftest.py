@@ -1,0 +1,94 @@
+"""What the tests share: the drawn dataset, the reference weights, commands in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / 'shared'
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def golden() -> dict:
+    """Outputs of the official implementation in float64."""
+    file = SHARED / 'golden' / 'official_outputs.json'
+    if not file.is_file():
+        pytest.skip(f'reference outputs are not here: {file}')
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope='session')
+def real_data() -> Path:
+    """Folder of small real datasets."""
+    if not (SHARED / 'data').is_dir():
+        pytest.skip(f'real images are not here: {SHARED / "data"}')
+    return SHARED / 'data'
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory) -> Path:
+    """A few drawn images in all three layouts."""
+    from convnext_backbone.shapes import make_shapes
+
+    return make_shapes(tmp_path_factory.mktemp('shapes'), images=(8, 4), crops=(40, 10), size=64)
+
+
+def reference_weights(module: torch.nn.Module, prefix: str = '') -> None:
+    """Fill the parameters by the rule of the reference outputs; ``prefix`` is not part of the names."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            name = name.removeprefix(prefix)
+            n = parameter.numel()
+            v = torch.sin(0.7 * torch.arange(n, dtype=torch.float64) + zlib.crc32(name.encode()) % 1000)
+            if name.endswith('gamma') and parameter.ndim == 1:
+                v = 0.5 + 0.1 * v
+            elif parameter.ndim > 1:
+                v = v * (2 / (n / parameter.shape[0])) ** 0.5
+            elif name.endswith('weight'):
+                v = 1 + 0.1 * v
+            else:
+                v = 0.1 * v
+            parameter.copy_(v.view(parameter.shape))
+
+
+def reference_input(shape) -> torch.Tensor:
+    t = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.float64)
+    return (torch.sin(0.013 * t) + 0.5 * torch.cos(0.0007 * t)).view(shape)
+
+
+def largest_difference(output: torch.Tensor, reference: dict) -> float:
+    assert list(output.shape) == reference['shape']
+    output = output.detach().double()
+    samples = torch.tensor(reference['samples'], dtype=torch.float64)
+    differences = [
+        (output.flatten()[:: reference['every']][: len(samples)] - samples).abs().max().item(),
+        abs(output.mean().item() - reference['mean']),
+        abs(output.std(correction=0).item() - reference['std']),
+        abs(output.abs().max().item() - reference['absmax']),
+    ]
+    return max(differences)
+
+
+def command(*arguments, timeout: float = 300, **environment) -> subprocess.CompletedProcess:
+    """Run ``python ARGUMENTS`` in the project's root, output and errors captured together."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def last_line(result: subprocess.CompletedProcess) -> str:
+    return result.stdout.strip().splitlines()[-1]

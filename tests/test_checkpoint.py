@@ -1,0 +1,294 @@
+"""Weights: all of them or none, named in a report, and never code."""
+
+import http.server
+import os
+import pickle
+import struct
+import threading
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file
+
+from convnext_backbone.backbones import ConvNeXt
+from convnext_backbone.checkpoint import (
+    CheckpointMismatch,
+    UnreadableCheckpoint,
+    close_unsafe_reader,
+    load_checkpoint,
+    read_checkpoint,
+)
+from convnext_backbone.checkpoint.load import inflate
+from convnext_backbone.classification import Classifier
+
+SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
+
+
+def classifier(**backbone) -> Classifier:
+    return Classifier(dict(type='convnext_backbone.ConvNeXt', **{**SMALL, **backbone}), 10)
+
+
+def official_file(path, model: Classifier) -> str:
+    """A classification checkpoint as released: ``{'model': ...}``, no ``backbone.`` in the names."""
+    torch.save({'model': {k.removeprefix('backbone.'): v for k, v in model.state_dict().items()}}, path)
+    return str(path)
+
+
+def state(module) -> dict:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_classification_checkpoint_fills_the_dense_backbone_and_the_report_says_so(tmp_path):
+    source = classifier()
+    model = ConvNeXt(**SMALL)
+    report = load_checkpoint(model, official_file(tmp_path / 'a.pth', source))
+    for name, tensor in source.backbone.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert report.skipped == ['head.bias', 'head.weight', 'norm.bias', 'norm.weight']
+    assert report.fresh == [f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias')]
+    assert report.parameters == sum(p.numel() for p in source.backbone.parameters())
+    lines = str(report).splitlines()
+    assert lines[0].startswith(str(tmp_path / 'a.pth')) and 'sha256' in lines[0]
+    assert lines[1].split()[:3] == ['loaded', str(len(report.loaded)), 'tensors,']
+    assert lines[-1].split() == ['missing', '0', 'unexpected', '0', 'wrong', 'shape', '0']
+
+
+@pytest.mark.parametrize('wrapper', ['official', 'ours', 'bare', 'ddp', 'safetensors'])
+def test_a_classifier_takes_every_tensor_of_a_classification_file(tmp_path, wrapper):
+    source, model = classifier(), classifier()
+    own = source.state_dict()
+    bare = {name.removeprefix('backbone.'): tensor for name, tensor in own.items()}
+    path = tmp_path / ('a.safetensors' if wrapper == 'safetensors' else 'a.pth')
+    if wrapper == 'safetensors':
+        save_file(bare, path)
+    else:
+        content = dict(
+            official={'model': bare},
+            ours={'state_dict': own, 'meta': {}},
+            bare=bare,
+            ddp={'state_dict': {f'module.{name}': tensor for name, tensor in own.items()}},
+        )
+        torch.save(content[wrapper], path)
+    report = load_checkpoint(model, path)
+    assert len(report.loaded) == len(own) and not report.skipped and not report.fresh
+    assert all(torch.equal(model.state_dict()[name], own[name]) for name in own)
+
+
+def test_detection_checkpoint_gives_its_backbone_output_norms_included(tmp_path):
+    source, model = ConvNeXt(**SMALL), ConvNeXt(**SMALL)
+    torch.nn.init.normal_(source.norm2.weight)
+    tensors = {f'backbone.{k}': v for k, v in source.state_dict().items()}
+    torch.save({'state_dict': {**tensors, 'neck.conv.weight': torch.zeros(3)}}, tmp_path / 'det.pth')
+    report = load_checkpoint(model, tmp_path / 'det.pth')
+    assert torch.equal(model.norm2.weight, source.norm2.weight)
+    assert report.skipped == ['neck.conv.weight'] and not report.fresh
+
+
+def test_stages_that_are_not_built_are_skipped_and_named(tmp_path):
+    report = load_checkpoint(
+        ConvNeXt(**SMALL, out_indices=(0, 1)), official_file(tmp_path / 'a.pth', classifier())
+    )
+    assert {name.split('.')[1] for name in report.skipped if 'stages' in name} == {'2', '3'}
+
+
+def test_another_size_is_refused_with_its_name_and_nothing_is_changed(tmp_path):
+    with torch.device('meta'):
+        small = ConvNeXt('small', output_norm=False)
+    file = tmp_path / 'small.pth'
+    torch.save({'model': {k: torch.zeros(v.shape) for k, v in small.state_dict().items()}}, file)
+    model = ConvNeXt('base', output_norm=False)
+    before = state(model)
+    with pytest.raises(CheckpointMismatch) as error:
+        load_checkpoint(model, file)
+    text = str(error.value)
+    assert 'does not fit ConvNeXt base' in text
+    assert 'stages.0.0.dwconv.weight: file (96, 1, 7, 7), model (128, 1, 7, 7)' in text or '...' in text
+    assert "The shapes in the file are those of arch='small'." in text
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize('change', ['missing', 'unexpected', 'wrong_shape', 'all names'])
+def test_one_wrong_tensor_stops_the_load_and_is_named(tmp_path, change):
+    source = {k.removeprefix('backbone.'): v for k, v in classifier().state_dict().items()}
+    name = 'stages.2.1.pwconv1.weight'
+    if change == 'missing':
+        del source[name]
+    elif change == 'unexpected':
+        name = 'stages.2.2.pwconv1.weight'
+        source[name] = torch.zeros(1)
+    elif change == 'wrong_shape':
+        source[name] = source[name].T.contiguous()
+    else:
+        source = {f'encoder.{k}': v for k, v in source.items()}
+    torch.save(source, tmp_path / 'a.pth')
+    model = ConvNeXt(**SMALL)
+    before = state(model)
+    with pytest.raises(CheckpointMismatch) as error:
+        load_checkpoint(model, tmp_path / 'a.pth')
+    if change != 'all names':
+        assert name in str(error.value) and change.replace('_', ' ') in str(error.value)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_new_head_is_fresh_only_when_it_is_named(tmp_path):
+    file = official_file(tmp_path / 'a.pth', classifier())
+    other = Classifier(dict(type='convnext_backbone.ConvNeXt', **SMALL), 7)
+    with pytest.raises(CheckpointMismatch, match='head.weight: file'):
+        load_checkpoint(other, file)
+    report = load_checkpoint(other, file, skip=['head.*'], fresh=['head.*'])
+    assert report.fresh == ['head.weight', 'head.bias'] == report.skipped[::-1]
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 6])
+def test_stem_is_inflated_as_timm_does_it(tmp_path, channels):
+    from timm.models import adapt_input_conv
+
+    source = classifier()
+    model = ConvNeXt(**SMALL, in_channels=channels)
+    report = load_checkpoint(model, official_file(tmp_path / 'a.pth', source))
+    expected = adapt_input_conv(channels, source.backbone.downsample_layers[0][0].weight.detach())
+    torch.testing.assert_close(model.downsample_layers[0][0].weight, expected)
+    assert report.inflated == ['downsample_layers.0.0.weight'] and 'inflated' in str(report)
+    assert inflate(torch.zeros(8, 5, 4, 4), 4).shape == (8, 5, 4, 4)  # not made for three channels
+
+
+class Bomb:
+    """Runs a command when it is unpickled the ordinary way."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.target}',)
+
+
+@pytest.mark.parametrize('kind', ['top', 'in state_dict', 'in optimizer', 'legacy', 'bare pickle', 'getattr'])
+def test_code_in_a_file_is_refused_and_never_run(tmp_path, kind):
+    ran, file = tmp_path / 'ran', tmp_path / 'evil.pth'
+    bomb = Bomb(ran)
+    weights = {k: v for k, v in ConvNeXt(**SMALL).state_dict().items()}
+    if kind == 'bare pickle':
+        file.write_bytes(pickle.dumps(bomb))
+    elif kind == 'getattr':
+        file.write_bytes(b"\x80\x02cbuiltins\ngetattr\ncbuiltins\ndict\nX\x03\x00\x00\x00pop\x86R.")
+    else:
+        content = {
+            'top': bomb,
+            'in state_dict': {'state_dict': {**weights, 'x': bomb}},
+            'in optimizer': {'state_dict': weights, 'optimizer': {'state': {0: bomb}}},
+            'legacy': {'state_dict': weights, 'meta': bomb},
+        }[kind]
+        torch.save(content, file, _use_new_zipfile_serialization=kind != 'legacy')
+    with pytest.raises(UnreadableCheckpoint) as error:
+        read_checkpoint(file)
+    assert str(file) in str(error.value)
+    assert not ran.exists()
+    close_unsafe_reader()
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    with pytest.raises(UnreadableCheckpoint):  # mmengine's own way in is closed too
+        CheckpointLoader.load_checkpoint(str(file), map_location='cpu')
+    assert not ran.exists()
+
+
+def test_the_bomb_would_go_off_in_an_ordinary_load(tmp_path):
+    """Otherwise the test above could not fail."""
+    torch.save({'x': Bomb(tmp_path / 'ran')}, tmp_path / 'evil.pth')
+    torch.load(tmp_path / 'evil.pth', weights_only=False)
+    assert (tmp_path / 'ran').exists()
+
+
+def test_what_mmengine_writes_is_read(tmp_path):
+    history = HistoryBuffer([1.0, 3.0], [1, 1])
+    content = {
+        'state_dict': ConvNeXt(**SMALL).state_dict(),
+        'message_hub': {'log_scalars': {'train/loss': history}, 'lr': np.float64(0.5)},
+        'meta': {'dataset_meta': {'palette': np.arange(3), 'classes': ('a',)}, 'iter': np.int64(3)},
+    }
+    torch.save(content, tmp_path / 'a.pth')
+    found = read_checkpoint(tmp_path / 'a.pth')
+    assert found['message_hub']['log_scalars']['train/loss'].mean() == 2.0
+    assert found['meta']['iter'] == 3 and found['meta']['dataset_meta']['palette'].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        (b'', 'is empty (0 bytes)'),
+        (b'\n<!DOCTYPE html><html>404</html>', 'is a web page, not weights'),
+        (b'no weights at all, but text', 'is truncated, damaged or no file of weights'),
+        (struct.pack('<Q', 10**10) + b'{"a":', 'is no complete safetensors file'),
+    ],
+)
+def test_files_that_hold_no_weights_are_refused_in_words(tmp_path, content, words):
+    file = tmp_path / 'a.pth'
+    file.write_bytes(content)
+    with pytest.raises(UnreadableCheckpoint) as error:
+        read_checkpoint(file)
+    assert str(error.value).startswith(str(file)) and words in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('share', [0.05, 0.5, 0.999])
+@pytest.mark.parametrize('suffix', ['pth', 'legacy.pth', 'safetensors'])
+def test_truncated_files_are_refused_in_one_line(tmp_path, suffix, share):
+    file = tmp_path / f'a.{suffix}'
+    if suffix == 'safetensors':
+        save_file(ConvNeXt(**SMALL).state_dict(), file)
+    else:
+        torch.save(ConvNeXt(**SMALL).state_dict(), file, _use_new_zipfile_serialization='legacy' not in suffix)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UnreadableCheckpoint) as error:
+        read_checkpoint(file)
+    assert str(file) in str(error.value) and '\n' not in str(error.value)
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    content, announced, requests = b'', 0, 0
+
+    def do_GET(self):
+        type(self).requests += 1
+        self.send_response(200)
+        self.send_header('Content-Length', str(self.announced))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    torch.save({'model': {'w': torch.ones(3)}}, tmp_path / 'source.pth')
+    _Server.content, _Server.requests = (tmp_path / 'source.pth').read_bytes(), 0
+    _Server.announced = len(_Server.content)
+    instance = http.server.HTTPServer(('127.0.0.1', 0), _Server)
+    threading.Thread(target=instance.serve_forever, daemon=True).start()
+    monkeypatch.setenv('CONVNEXT_WEIGHTS', str(tmp_path / 'weights'))
+    yield f'http://127.0.0.1:{instance.server_port}/w.pth'
+    instance.shutdown()
+
+
+def test_a_url_is_downloaded_once_into_the_weights_folder(server, tmp_path):
+    for _ in range(2):
+        assert torch.equal(read_checkpoint(server)['model']['w'], torch.ones(3))
+    assert _Server.requests == 1
+    assert os.listdir(tmp_path / 'weights') == ['w.pth']
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(server, tmp_path):
+    _Server.announced += 100
+    with pytest.raises(UnreadableCheckpoint, match='cannot download'):
+        read_checkpoint(server)
+    assert os.listdir(tmp_path / 'weights') == []
+
+
+def test_an_unreachable_url_is_told_with_the_folder_to_put_the_file_in(tmp_path, monkeypatch):
+    monkeypatch.setenv('CONVNEXT_WEIGHTS', str(tmp_path))
+    with pytest.raises(UnreadableCheckpoint) as error:
+        read_checkpoint('http://127.0.0.1:1/convnext_tiny_1k_224.pth')
+    assert 'http://127.0.0.1:1/convnext_tiny_1k_224.pth' in str(error.value)
+    assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)

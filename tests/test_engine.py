@@ -1,0 +1,304 @@
+"""Learning rates by depth, checks on configs, and what the tools do to a config."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
+
+from convnext_backbone.backbones import ConvNeXt
+from convnext_backbone.engine import LayerDecayConstructor, prepare
+from convnext_backbone.engine.config_check import apply_options, check_keys
+from convnext_backbone.errors import UserError
+
+
+class Detector(torch.nn.Module):
+    """Anything with a backbone and something behind it."""
+
+    def __init__(self, arch: str = 'tiny', **kwargs):
+        super().__init__()
+        self.backbone = ConvNeXt(arch, **kwargs)
+        self.neck = torch.nn.Conv2d(3, 3, 1)
+
+
+def groups(model, **paramwise) -> dict[str, tuple[float, float]]:
+    """Name of each parameter -> (learning rate, weight decay), at a base rate of 1."""
+    cfg = dict(
+        type='OptimWrapper',
+        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+        constructor='convnext_backbone.LayerDecayConstructor',
+        paramwise_cfg=paramwise,
+    )
+    optimizer = build_optim_wrapper(model, cfg).optimizer
+    return {
+        name: (group['lr'], group['weight_decay'])
+        for group in optimizer.param_groups
+        for name in group['param_names']
+    }
+
+
+def test_tiny_learns_by_depth_as_in_the_published_detection_recipe():
+    """Six groups, rate 0.7: scale 0.7 ** (7 - depth); depths written out in test_backbones.py."""
+    found = groups(Detector(), decay_rate=0.7)
+    expected = {
+        'backbone.downsample_layers.0.0.weight': (0.7**7, 0.05),
+        'backbone.downsample_layers.0.1.weight': (0.7**7, 0.0),
+        'backbone.stages.0.0.dwconv.weight': (0.7**6, 0.05),
+        'backbone.stages.1.0.gamma': (0.7**5, 0.0),
+        'backbone.stages.2.0.pwconv1.weight': (0.7**4, 0.05),
+        'backbone.stages.2.8.pwconv2.bias': (0.7**2, 0.0),
+        'backbone.stages.3.0.pwconv1.weight': (0.7, 0.05),
+        'backbone.norm0.weight': (1.0, 0.0),
+        'neck.weight': (1.0, 0.05),
+        'neck.bias': (1.0, 0.0),
+    }
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values), name
+    assert set(found) == {name for name, _ in Detector().named_parameters()}
+
+
+def test_stage_wise_decay_of_base_as_in_the_published_segmentation_recipe():
+    """Twelve groups, rate 0.9: stem and downsampling 0.9 ** 13, stage i 0.9 ** (12 - i)."""
+    with torch.device('meta'):
+        found = groups(Detector('base'), decay_rate=0.9, decay_type='stage_wise', num_layers=12)
+    assert found['backbone.downsample_layers.3.1.weight'] == pytest.approx((0.9**13, 0.05))
+    assert found['backbone.stages.0.0.dwconv.weight'] == pytest.approx((0.9**12, 0.05))
+    assert found['backbone.stages.3.0.dwconv.weight'] == pytest.approx((0.9**9, 0.05))
+
+
+def test_depth_is_found_below_any_prefix_and_equal_groups_are_merged():
+    student = torch.nn.Module()
+    student.student = torch.nn.Module()
+    student.student.detector = Detector()
+    found = groups(student, decay_rate=0.7)
+    assert found['student.detector.backbone.stages.3.0.dwconv.weight'][0] == pytest.approx(0.7)
+    wrapper = LayerDecayConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05)), dict(decay_rate=0.7)
+    )(Detector())
+    pairs = [(g['lr'], g['weight_decay']) for g in wrapper.optimizer.param_groups]
+    assert len(pairs) == len(set(pairs)) == 8 * 2  # depths 0 ... 7, with and without weight decay
+
+
+def test_frozen_parameters_are_in_no_group():
+    found = groups(Detector(frozen_stages=2), decay_rate=0.7)
+    assert not [name for name in found if 'stages.1' in name or 'downsample_layers.0' in name]
+
+
+@pytest.mark.parametrize(
+    ('model', 'paramwise', 'words'),
+    [
+        (Detector, dict(decay_rate=0.7, num_layers=12), 'num_layers is 12, but ConvNeXt tiny has 6'),
+        (Detector, dict(decay_rate=1.2), 'must lie in (0, 1], got 1.2'),
+        (Detector, dict(decay_rte=0.7, decay_rate=0.7), 'got decay_rte'),
+        (Detector, dict(decay_rate=0.7, decay_type='stage'), "got 'stage'"),
+        (lambda: torch.nn.Linear(2, 2), dict(decay_rate=0.7), 'Linear has none'),
+    ],
+)
+def test_layer_decay_refuses_what_cannot_be_meant(model, paramwise, words):
+    with pytest.raises(UserError) as error:
+        groups(model(), **paramwise)
+    assert words in str(error.value)
+
+
+def write(folder, **files) -> str:
+    """Config files by name; returns the path of ``main``."""
+    for name, text in files.items():
+        (folder / f'{name}.py').write_text(text)
+    return str(folder / 'main.py')
+
+
+BASE = "pipeline = [dict(type='A')]\nmodel = dict(type='M')\ntrain_dataloader = dict(pipeline=pipeline)\n"
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ("_base_ = './base.py'\noptim_wraper = dict(type='X')\n", "did you mean 'optim_wrapper'?"),
+        ("_base_ = './base.py'\nnumber = 3\n", "sets 'number', and nothing reads it"),
+        ("_base_ = './base.py'\npipeline = [dict(type='B')]\n", 'what a base file made of it stays'),
+        ("_base_ = './base.py'\nresum = True\n", "did you mean 'resume'?"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_an_error(tmp_path, text, words):
+    cfg = Config.fromfile(write(tmp_path, base=BASE, main=text))
+    with pytest.raises(UserError) as error:
+        check_keys(cfg)
+    assert words in str(error.value) and 'main.py' in str(error.value)
+
+
+def test_variables_that_are_used_are_no_error_and_a_dumped_config_neither(tmp_path):
+    text = (
+        "_base_ = './base.py'\nwidth = 3\npipeline = [dict(type='B', width=width)]\n"
+        'train_dataloader = dict(pipeline=pipeline)\nrandomness = dict(seed=_base_.model)\n'
+    )
+    cfg = Config.fromfile(write(tmp_path, base=BASE, main=text))
+    cfg.dump(str(tmp_path / 'dumped.py'))
+    check_keys(cfg)
+    assert 'pipeline' not in cfg and cfg.train_dataloader.pipeline[0].type == 'B'
+    check_keys(Config.fromfile(str(tmp_path / 'dumped.py')))
+
+
+def test_keys_of_the_configs_of_mmdet_and_mmseg_are_read():
+    """All but those with a left-over of an older version, of which there are a few."""
+    from pathlib import Path
+
+    import mmdet
+    import mmseg
+
+    checked = 0
+    for package in (mmdet, mmseg):
+        folder = Path(package.__file__).parent / '.mim' / 'configs'
+        for name in ('mask_rcnn', 'cascade_rcnn', 'swin', 'upernet', 'deeplabv3', 'pspnet', 'convnext'):
+            for file in sorted((folder / name).glob('*.py'))[:4]:
+                try:
+                    cfg = Config.fromfile(file)
+                except ImportError:  # wants mmpretrain
+                    continue
+                if 'levir' not in file.name:  # sets a norm_cfg that nothing uses
+                    check_keys(cfg)
+                    checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize(
+    ('option', 'words'),
+    [
+        ({'model.backbon.arch': 'x'}, "the config has no model.backbon; did you mean 'backbone'?"),
+        ({'model.test_cfg.score_thrr': 0.1}, "did you mean 'score_thr'?"),
+        ({'pipe.7.type': 'X'}, 'pipe is a list of 1'),
+        ({'max_epochs': 3}, 'has no max_epochs'),
+        ({'pipe': 3}, 'a variable of the config file'),
+    ],
+)
+def test_options_must_name_something_that_exists(option, words):
+    cfg = Config(
+        dict(model=dict(backbone=dict(type='B'), test_cfg=dict(score_thr=0.5)), pipe=[dict(type='A')])
+    )
+    with pytest.raises(UserError) as error:
+        apply_options(cfg, option)
+    assert words in str(error.value)
+
+
+def test_options_may_add_arguments_to_a_type_and_top_level_keys_of_the_runner():
+    cfg = Config(dict(model=dict(backbone=dict(type='B'))))
+    apply_options(cfg, {'model.backbone.with_cp': True, 'randomness': dict(seed=1)})
+    assert cfg.model.backbone.with_cp is True and cfg.randomness.seed == 1
+
+
+def coco_config(tmp_path, content, **dataset) -> Config:
+    (tmp_path / 'a.json').write_text(content if isinstance(content, str) else json.dumps(content))
+    dataset = dict(type='CocoDataset', data_root=str(tmp_path), ann_file='a.json', **dataset)
+    return Config(dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset))))
+
+
+def coco(names, category_id=1) -> dict:
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
+    return dict(images=[], categories=categories, annotations=[dict(category_id=category_id)])
+
+
+@pytest.mark.parametrize(
+    ('content', 'dataset', 'words'),
+    [
+        (coco(['a', 'b'], 7), dict(metainfo=dict(classes=('a', 'b'))), 'category_id 7'),
+        (coco(['a', 'b']), dict(metainfo=dict(classes=('a', 'bb'))), "no category 'bb'"),
+        (coco(['a', 'b']), dict(), "no category 'person'"),
+        ('{"images": [', dict(), 'is no COCO annotation file'),
+        ({'images': []}, dict(), 'is no COCO annotation file'),
+    ],
+)
+def test_annotations_with_other_categories_are_an_error(tmp_path, content, dataset, words):
+    with pytest.raises(UserError) as error:
+        prepare.check_data(coco_config(tmp_path, content, **dataset), ('train_dataloader',))
+    assert words in str(error.value) and 'a.json' in str(error.value)
+
+
+def test_unknown_category_of_a_full_coco_file_is_an_error_but_a_named_subset_is_a_note(tmp_path):
+    from mmdet.datasets import CocoDataset
+
+    names = [*CocoDataset.METAINFO['classes'], 'unicorn']
+    with pytest.raises(UserError, match='does not name: unicorn'):
+        prepare.check_data(coco_config(tmp_path, coco(names, 81)), ('train_dataloader',))
+    subset = coco_config(tmp_path, coco(['a', 'b'], 2), metainfo=dict(classes=('a',)))
+    assert prepare.check_data(subset, ('train_dataloader',)) == [
+        f'{tmp_path}/a.json: left out, since metainfo.classes does not name them: b (1 annotations)'
+    ]
+
+
+def test_wrong_number_of_classes_in_one_head_is_named():
+    cfg = Config(dict(model=dict(roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=80)]))))
+    with pytest.raises(UserError, match=r'model.roi_head.bbox_head.1.num_classes is 80, .* has 3 classes'):
+        prepare.check_classes(cfg, ('a', 'b', 'c'))
+
+
+def test_data_root_moves_datasets_and_evaluators_together():
+    cfg = prepare.read_config(f'{ROOT}/configs/detection/mask_rcnn_convnext_t.py')
+    prepare.set_data_root(cfg, '/data/mine')
+    assert cfg.train_dataloader.dataset.data_root == '/data/mine/'
+    assert cfg.test_evaluator.ann_file == '/data/mine/annotations/instances_val2017.json'
+
+
+def test_sync_batch_norm_becomes_batch_norm_everywhere_and_once_in_the_notes():
+    cfg = prepare.read_config(f'{ROOT}/configs/detection/cascade_convnext_t.py')
+    assert prepare.use_plain_batch_norm(cfg) == ['SyncBN became BN in 3 places: a single process or a CPU']
+    assert 'SyncBN' not in cfg.pretty_text
+    assert prepare.use_plain_batch_norm(cfg) == []
+
+
+@pytest.mark.parametrize('amp', [True, False])
+def test_mixed_precision_is_off_on_a_cpu_and_said_so(amp):
+    cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')))
+    notes = prepare.choose_precision(cfg, amp, 'cpu')
+    assert len(notes) == 1 and 'off' in notes[0]
+    assert cfg.optim_wrapper == dict(type='OptimWrapper')
+
+
+@pytest.mark.parametrize(('bf16', 'dtype'), [(True, 'bfloat16'), (False, 'float16')])
+def test_mixed_precision_takes_bf16_where_the_gpu_has_it(monkeypatch, bf16, dtype):
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: bf16)
+    cfg = Config(dict(model=dict(), optim_wrapper=dict(type='OptimWrapper')))
+    notes = prepare.choose_precision(cfg, True, 'cuda')
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.dtype == dtype
+    assert dtype in notes[0]
+    assert prepare.choose_precision(Config(dict(optim_wrapper=dict(type='OptimWrapper'))), False, 'cuda') == []
+
+
+def test_pretrained_replaces_only_pretrained_initialisation(tmp_path):
+    kaiming = dict(type='Kaiming', layer='Conv2d')
+    ours = dict(type=prepare.PRETRAINED, checkpoint='a', skip=['x.*'])
+
+    def config(init):
+        return Config(dict(model=dict(backbone=dict(type='B', init_cfg=init))))
+
+    file = tmp_path / 'w.pth'
+    file.touch()
+    cfg = config([kaiming, ours])
+    prepare.set_pretrained(cfg, str(file))
+    assert cfg.model.backbone.init_cfg == [kaiming, {**ours, 'checkpoint': str(file)}]
+    prepare.set_pretrained(cfg, 'none')
+    assert cfg.model.backbone.init_cfg == [kaiming]
+    prepare.set_pretrained(cfg := config(ours), 'None')
+    assert cfg.model.backbone.init_cfg is None
+    with pytest.raises(UserError, match='no file of weights at nowhere.pth'):
+        prepare.set_pretrained(cfg, 'nowhere.pth')
+    cfg = config([kaiming, ours])
+    prepare.drop_pretrained(cfg)
+    assert 'checkpoint' not in str(cfg.model)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
+    with pytest.raises(UserError, match='8 GPUs asked for, this machine has 2'):
+        prepare.choose_device(None)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    assert prepare.choose_device(None) == 'cuda'
+
+
+def test_config_nodes_keep_their_type():
+    """mmengine looks entries up as attributes: a plain dict in the middle breaks that far away."""
+    cfg = prepare.read_config(f'{ROOT}/configs/detection/mask_rcnn_convnext_t.py')
+    prepare.set_data_root(cfg, '/data/mine')
+    assert isinstance(cfg.train_dataloader.dataset, ConfigDict)

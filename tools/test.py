@@ -1,0 +1,29 @@
+"""Evaluate a checkpoint.
+
+    python tools/test.py configs/detection/mask_rcnn_convnext_t.py work_dirs/.../epoch_36.pth
+"""
+
+from convnext_backbone.cli import Parser, run
+from convnext_backbone.engine import Runner, prepare
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_run_options()
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> dict:
+    """Returns the metrics, as they stand in the log and in the JSON file of the work dir."""
+    args = parse_args(argv)
+    cfg, notes = prepare.run_config(args, ('test_dataloader',))
+    prepare.name_unreadable_images(cfg)
+    prepare.drop_pretrained(cfg)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    return Runner.from_cfg(cfg).say(notes).test()
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,54 @@
+"""Train a classifier, a detector or a segmenter.
+
+    python tools/train.py configs/detection/cascade_convnext_t.py
+    python tools/train.py CONFIG --data-root /data/coco --pretrained weights.pth --work-dir runs/a
+    python tools/train.py CONFIG --resume
+    tools/dist_train.sh CONFIG 8
+"""
+
+from convnext_backbone.cli import Parser, run
+from convnext_backbone.engine import Runner, prepare
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument('config')
+    parser.add_argument(
+        '--pretrained', metavar='PATH|none', help='weights for the backbone, loaded strictly; none: from scratch'
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='go on from a checkpoint; without PATH from the newest in the work dir',
+    )
+    parser.add_argument('--seed', type=int, help='of all random numbers')
+    parser.add_argument('--deterministic', action='store_true', help='repeatable algorithms only')
+    parser.add_argument(
+        '--skip-corrupt', action='store_true', help='leave unreadable images out, name and count them'
+    )
+    parser.add_run_options()
+    return parser.parse_args(argv)
+
+
+def training_config(args):
+    """The config that ``args`` describe, ready for the Runner, and notes on what was changed."""
+    cfg, notes = prepare.run_config(args, ('train_dataloader', 'val_dataloader'))
+    prepare.name_unreadable_images(cfg, args.skip_corrupt)
+    notes += prepare.set_pretrained(cfg, args.pretrained)
+    prepare.resume_from(cfg, args.resume)
+    notes += prepare.choose_precision(cfg, args.amp, args.device)
+    if args.seed is not None or args.deterministic:
+        cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
+    return cfg, notes
+
+
+def main(argv=None) -> None:
+    cfg, notes = training_config(parse_args(argv))
+    Runner.from_cfg(cfg).say(notes).train()
+
+
+if __name__ == '__main__':
+    run(main)
