@@ -21,7 +21,9 @@ class Parser(argparse.ArgumentParser):
     def add_run_options(self) -> None:
         """Options of every tool that builds a runner."""
         self.add_argument('--work-dir', help='for logs and checkpoints; default work_dirs/NAME_OF_CONFIG')
-        self.add_argument('--data-root', metavar='DIR', help="folder of the dataset, in place of the config's")
+        self.add_argument(
+            '--data-root', metavar='DIR', help="folder of the dataset, in place of the config's"
+        )
         self.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
         self.add_argument(
             '--launcher',

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line tools print it without a traceback and exit with status 1.
     """
+
+
+class UnreadableImage(UserError):
+    """A file of the dataset is missing, cut off or no image."""

@@ -23,12 +23,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     locations=[f'{SCOPE}.engine'],
 )
 HOOKS = Registry('hook', scope=SCOPE, parent=root.HOOKS, locations=[f'{SCOPE}.engine'])
-DATASETS = Registry(
-    'dataset', scope=SCOPE, parent=root.DATASETS, locations=[f'{SCOPE}.classification']
-)
-METRICS = Registry(
-    'metric', scope=SCOPE, parent=root.METRICS, locations=[f'{SCOPE}.classification']
-)
-TRANSFORMS = Registry(
-    'transform', scope=SCOPE, parent=root.TRANSFORMS, locations=[f'{SCOPE}.transforms']
-)
+DATASETS = Registry('dataset', scope=SCOPE, parent=root.DATASETS, locations=[f'{SCOPE}.classification'])
+METRICS = Registry('metric', scope=SCOPE, parent=root.METRICS, locations=[f'{SCOPE}.classification'])
+TRANSFORMS = Registry('transform', scope=SCOPE, parent=root.TRANSFORMS, locations=[f'{SCOPE}.transforms'])

@@ -11,6 +11,7 @@ the class: only the outline does.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -47,6 +48,9 @@ def make_shapes(
     done = root / 'shapes.json'
     if done.is_file() and json.loads(done.read_text()) == asked:
         return root
+    done.unlink(missing_ok=True)
+    for folder in ('images', 'semantic', 'classification', 'annotations'):
+        shutil.rmtree(root / folder, ignore_errors=True)
     for index, split in enumerate(('train', 'val')):
         _draw_scenes(root, split, images[index], size, np.random.default_rng([seed, index, 0]))
         _draw_crops(root, split, crops[index], crop_size, np.random.default_rng([seed, index, 1]))

@@ -3,16 +3,13 @@
 import io
 import multiprocessing
 
+import cv2
 from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import print_log
 from PIL import Image
 
-from .errors import UserError
+from .errors import UnreadableImage
 from .registry import TRANSFORMS
-
-
-class UnreadableImage(UserError):
-    """A file of the dataset is missing, cut off or no image."""
 
 
 @TRANSFORMS.register_module()
@@ -43,7 +40,7 @@ class LoadImage(LoadImageFromFile):
         try:
             loaded = super().transform(results)
             check_complete(file)
-        except (OSError, AssertionError, ValueError, SyntaxError) as error:
+        except (OSError, AssertionError, ValueError, SyntaxError, cv2.error) as error:
             reason = str(error) if isinstance(error, OSError) else 'no image format is recognised in it'
         else:
             return loaded

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import command, last_line, largest_difference, reference_input, reference_weights
+from conftest import command, largest_difference, last_line, reference_input, reference_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_backbone.backbones import ConvNeXt

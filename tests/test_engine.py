@@ -119,6 +119,16 @@ BASE = "pipeline = [dict(type='A')]\nmodel = dict(type='M')\ntrain_dataloader = 
         ("_base_ = './base.py'\nnumber = 3\n", "sets 'number', and nothing reads it"),
         ("_base_ = './base.py'\npipeline = [dict(type='B')]\n", 'what a base file made of it stays'),
         ("_base_ = './base.py'\nresum = True\n", "did you mean 'resume'?"),
+        ("_base_ = './base.py'\ntest_dataloder = _base_.train_dataloader\n", "'test_dataloader'?"),
+        ("_base_ = './base.py'\nfp16 = True\nfind_unused_parameters = True\n", "sets 'fp16'"),
+        (
+            "_base_ = './base.py'\nmodel = dict(test_cfg=dict(score_thr=0.1, score_thrr=0.2))\n",
+            "nothing reads model.test_cfg.score_thrr; did you mean 'score_thr'?",
+        ),
+        (
+            "_base_ = './base.py'\ndefault_hooks = dict(c=dict(type='CheckpointHook', max_keep_ckpt=3))\n",
+            "CheckpointHook does not know max_keep_ckpt; did you mean 'max_keep_ckpts'?",
+        ),
     ],
 )
 def test_a_key_that_nothing_reads_is_an_error(tmp_path, text, words):
@@ -232,6 +242,34 @@ def test_wrong_number_of_classes_in_one_head_is_named():
         prepare.check_classes(cfg, ('a', 'b', 'c'))
 
 
+def test_heads_that_predict_something_else_may_count_otherwise():
+    heads = dict(semantic_head=dict(num_classes=183), bbox_head=dict(num_classes=3))
+    prepare.check_classes(Config(dict(model=dict(roi_head=heads))), 'abc')
+
+
+def start_options(tmp_path, **cfg):
+    backbone = dict(type='B', init_cfg=dict(type=prepare.PRETRAINED, checkpoint='a'))
+    return Config(dict(model=dict(backbone=backbone), work_dir=str(tmp_path), **cfg))
+
+
+def test_the_first_start_of_a_job_with_resume_keeps_what_the_config_starts_from(tmp_path):
+    cfg = start_options(tmp_path, load_from='coco.pth')
+    assert 'nothing to resume' in prepare.start_from(cfg, 'auto', None)[0]
+    assert (cfg.resume, cfg.load_from) == (False, 'coco.pth')
+    (tmp_path / 'last_checkpoint').write_text('x')
+    assert prepare.start_from(cfg, 'auto', None) == []
+    assert (cfg.resume, cfg.load_from) == (True, None)
+    assert cfg.model.backbone.init_cfg is None
+
+
+def test_parts_that_load_from_leaves_fresh_keep_their_pretrained_weights(tmp_path):
+    cfg = start_options(tmp_path, load_from=dict(checkpoint='coco.pth', fresh=['backbone.*']))
+    prepare.start_from(cfg, None, None)
+    assert cfg.model.backbone.init_cfg.checkpoint == 'a'
+    with pytest.raises(UserError, match='would be overwritten by load_from'):
+        prepare.start_from(start_options(tmp_path, load_from='b.pth'), None, 'c.pth')
+
+
 def test_data_root_moves_datasets_and_evaluators_together():
     cfg = prepare.read_config(f'{ROOT}/configs/detection/mask_rcnn_convnext_t.py')
     prepare.set_data_root(cfg, '/data/mine')
@@ -261,7 +299,8 @@ def test_mixed_precision_takes_bf16_where_the_gpu_has_it(monkeypatch, bf16, dtyp
     notes = prepare.choose_precision(cfg, True, 'cuda')
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.dtype == dtype
     assert dtype in notes[0]
-    assert prepare.choose_precision(Config(dict(optim_wrapper=dict(type='OptimWrapper'))), False, 'cuda') == []
+    plain = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
+    assert prepare.choose_precision(plain, False, 'cuda') == []
 
 
 def test_pretrained_replaces_only_pretrained_initialisation(tmp_path):
@@ -294,6 +333,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     with pytest.raises(UserError, match='8 GPUs asked for, this machine has 2'):
         prepare.choose_device(None)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda number: None)
     assert prepare.choose_device(None) == 'cuda'
 
 

@@ -32,6 +32,7 @@ CLASSIFIER, DETECTOR, SEGMENTER = (
 )
 GOALS = {'detector': ('coco/bbox_mAP_50', 0.5, 1), 'segmenter': ('mIoU', 0.6, 100)}  # metric, least, unit
 PICTURES = 6
+SCORE = 0.5  # least score of an object that is drawn
 
 
 def parse_args(argv=None):
@@ -89,7 +90,8 @@ def train(config: Path, work_dir: Path, *options) -> list:
 
 
 def test(config: Path, work_dir: Path, *options) -> list:
-    return [TOOLS / 'test.py', config, checkpoint(config, work_dir), '--work-dir', work_dir / 'test', *options]
+    weights = checkpoint(config, work_dir)
+    return [TOOLS / 'test.py', config, weights, '--work-dir', work_dir / 'test', *options]
 
 
 def checkpoint(config: Path, work_dir: Path) -> Path:
@@ -112,7 +114,7 @@ def run_lanes(out: Path) -> None:
             folder = out / f'{task}_{start}'
             training = train(config, folder, '--pretrained', pretrained, *data)
             found.append((f'{task}, {start}', training, logs / f'{task}_{start}.log'))
-            found.append(("test of it", test(config, folder, *data), logs / f'{task}_{start}_test.log'))
+            found.append(('test of it', test(config, folder, *data), logs / f'{task}_{start}_test.log'))
         return found
 
     crops = ['--data-root', out / 'shapes/classification']
@@ -124,7 +126,7 @@ def run_lanes(out: Path) -> None:
     ]
     begin = said = time.time()
     try:
-        while any([lane.poll() for lane in lanes]):
+        while [lane for lane in lanes if lane.poll()]:
             time.sleep(0.5)
             if time.time() - said > 20:
                 said = time.time()
@@ -145,9 +147,13 @@ def metrics(out: Path, task: str, start: str) -> dict:
 def curve(work_dir: Path, key: str) -> tuple[list, list]:
     """(iterations, values) of a logged scalar, of the newest run in ``work_dir``."""
     file = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda file: file.stat().st_mtime)
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    rows = [row for row in rows if key in row]
-    return [row['step'] for row in rows], [row[key] for row in rows]
+    steps, values, step = [], [], 0
+    for row in map(json.loads, file.read_text().splitlines()):
+        step = row.get('iter', step)  # a row of validation follows that of its last training step
+        if key in row:
+            steps.append(step)
+            values.append(row[key])
+    return steps, values
 
 
 def draw_pictures(out: Path) -> list[list[np.ndarray]]:
@@ -177,7 +183,7 @@ def draw_pictures(out: Path) -> list[list[np.ndarray]]:
                 row.append(with_classes(image, sample.pred_sem_seg.data[0].numpy()))
                 continue
             found = sample.pred_instances
-            found = found[found.scores >= 0.3]
+            found = found[found.scores >= SCORE]
             objects = []
             for label, score, (x0, y0, x1, y1), mask in zip(
                 found.labels, found.scores, found.bboxes.numpy(), found.masks.numpy()
@@ -211,9 +217,7 @@ def with_classes(image: np.ndarray, semantic: np.ndarray) -> np.ndarray:
     """The class of every pixel (0 = background) as a colour over the image, enlarged."""
     colours = np.array([(0, 0, 0), *(colour[::-1] for colour in PALETTE)], float)
     mixed = np.where(semantic[..., None] > 0, 0.35 * image + 0.65 * colours[semantic], 0.6 * image)
-    return cv2.resize(
-        mixed.astype(np.uint8), None, fx=ENLARGE, fy=ENLARGE, interpolation=cv2.INTER_NEAREST
-    )
+    return cv2.resize(mixed.astype(np.uint8), None, fx=ENLARGE, fy=ENLARGE, interpolation=cv2.INTER_NEAREST)
 
 
 def draw_curves(out: Path) -> bytes:
@@ -274,8 +278,10 @@ def write_page(out: Path, results: dict, seconds: float) -> Path:
     )
     versions = ', '.join(f'{name} {number}' for name, number in _versions().items())
     page = out / 'index.html'
-    page.write_text(f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>convnext_backbone demo</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;margin:2em;max-width:1900px}} td,th{{padding:3px 10px;text-align:left}}
+    page.write_text(f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<title>convnext_backbone demo</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;margin:2em;max-width:1900px}}
+td,th{{padding:3px 10px;text-align:left}}
 .pictures td{{padding:2px}} .pictures img{{width:210px;image-rendering:pixelated}} img{{max-width:100%}}
 pre{{background:#f4f4f4;padding:1em;overflow:auto}}</style>
 <h1>ConvNeXt on drawn shapes: from pretraining to detection and segmentation</h1>
@@ -284,7 +290,7 @@ pre{{background:#f4f4f4;padding:1em;overflow:auto}}</style>
 shapes, from scratch and from the pretrained backbone, at the same budget. All figures are on held-out
 images. {seconds / 60:.1f} minutes in all.</p>
 <table><tr><th>held-out shapes</th><th>from scratch</th><th>pretrained</th></tr>{figures}</table>
-<h2>Predictions</h2><p>Objects with a score of 0.3 and more.</p>
+<h2>Predictions</h2><p>Objects with a score of {SCORE} and more.</p>
 <table class="pictures"><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{rows}</table>
 <h2>Curves</h2>{picture(draw_curves(out))}
 <h2>How the weights were handed over</h2><pre>{html.escape(load_report(out))}</pre>

@@ -1,6 +1,6 @@
 """Predict on an image or a folder of images: pictures and JSON.
 
-    python tools/infer.py CONFIG CHECKPOINT image_or_folder --out predictions
+python tools/infer.py CONFIG CHECKPOINT image_or_folder --out predictions
 """
 
 import json
@@ -20,7 +20,9 @@ def parse_args(argv=None):
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('images', help='an image file, or a folder of them')
-    parser.add_argument('--out', required=True, metavar='DIR', help='FILE.png and FILE.json for each image FILE')
+    parser.add_argument(
+        '--out', required=True, metavar='DIR', help='gets FILE.png and FILE.json for each FILE'
+    )
     parser.add_argument('--score', type=float, default=0.3, help='least score of an object, 0 to 1')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
     return parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint.
 
-    python tools/test.py configs/detection/mask_rcnn_convnext_t.py work_dirs/.../epoch_36.pth
+python tools/test.py configs/detection/mask_rcnn_convnext_t.py work_dirs/.../epoch_36.pth
 """
 
 from convnext_backbone.cli import Parser, run

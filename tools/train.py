@@ -1,9 +1,9 @@
 """Train a classifier, a detector or a segmenter.
 
-    python tools/train.py configs/detection/cascade_convnext_t.py
-    python tools/train.py CONFIG --data-root /data/coco --pretrained weights.pth --work-dir runs/a
-    python tools/train.py CONFIG --resume
-    tools/dist_train.sh CONFIG 8
+python tools/train.py configs/detection/cascade_convnext_t.py
+python tools/train.py CONFIG --data-root /data/coco --pretrained weights.pth --work-dir runs/a
+python tools/train.py CONFIG --resume
+tools/dist_train.sh CONFIG 8
 """
 
 from convnext_backbone.cli import Parser, run
@@ -14,7 +14,9 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument(
-        '--pretrained', metavar='PATH|none', help='weights for the backbone, loaded strictly; none: from scratch'
+        '--pretrained',
+        metavar='PATH|none',
+        help='weights for the backbone, loaded strictly; none: from scratch',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
     parser.add_argument(
@@ -37,11 +39,11 @@ def training_config(args):
     """The config that ``args`` describe, ready for the Runner, and notes on what was changed."""
     cfg, notes = prepare.run_config(args, ('train_dataloader', 'val_dataloader'))
     prepare.name_unreadable_images(cfg, args.skip_corrupt)
-    notes += prepare.set_pretrained(cfg, args.pretrained)
-    prepare.resume_from(cfg, args.resume)
+    notes += prepare.start_from(cfg, args.resume, args.pretrained)
     notes += prepare.choose_precision(cfg, args.amp, args.device)
-    if args.seed is not None or args.deterministic:
-        cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
+    given = dict(seed=args.seed, deterministic=args.deterministic or None)
+    randomness = {key: value for key, value in given.items() if value is not None}
+    cfg.randomness = {'seed': None, **cfg.get('randomness', {}), **randomness}
     return cfg, notes
 
 

@@ -17,9 +17,7 @@ roi_extractor = dict(
 model = dict(
     backbone=dict(_delete_=True, out_indices=(1, 2, 3), drop_path_rate=0.0, **_base_.small_backbone),
     neck=dict(in_channels=[64, 128, 256], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
-    rpn_head=dict(
-        in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)
-    ),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)),
     roi_head=dict(
         bbox_roi_extractor=roi_extractor,
         bbox_head=dict(
@@ -51,10 +49,9 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    ),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -83,18 +80,18 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=500, val_interval=250)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=320, val_interval=160)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(lr=1e-3, betas=(0.9, 0.95)),
-    paramwise_cfg=dict(decay_rate=1.0),
+    paramwise_cfg=dict(decay_rate=0.7),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=500, eta_min=1e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=320, eta_min=1e-5),
 ]
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1)
+    logger=dict(interval=10), checkpoint=dict(by_epoch=False, interval=320, max_keep_ckpts=1)
 )
 log_processor = dict(by_epoch=False)

@@ -49,9 +49,10 @@ class LoadReport:
             rows = [f'{self.file} does not fit {self.target}']
             rows += [_row(kind, getattr(self, kind)) for kind in ('wrong_shape', 'missing', 'unexpected')]
             return '\n'.join(filter(None, [*rows, self.hint]))
+        parameters = f'{self.parameters:,}'.replace(',', ' ')
         rows = [
             f'{self.file} -> {self.target}',
-            f'  loaded   {len(self.loaded):4d} tensors, {f"{self.parameters:,}".replace(",", " ")} parameters',
+            f'  loaded   {len(self.loaded):4d} tensors, {parameters} parameters',
             _row('inflated', self.inflated),
             _row('skipped', self.skipped, self.skip),
             _row('fresh', self.fresh, self.may_be_fresh),
@@ -210,5 +211,8 @@ class Pretrained:
     def __call__(self, module: nn.Module) -> None:
         report = load_checkpoint(module, self.checkpoint, skip=self.skip, fresh=self.fresh)
         print_log(f'pretrained weights\n{report}', logger='current')
+        for part in module.modules():  # mmengine initialises the parts later, unless told they are done
+            if part is not module and hasattr(part, 'is_init'):
+                part.is_init = True
         if hasattr(module, '_params_init_info'):  # mmengine's record of who initialised what
             update_init_info(module, init_info=f'loaded strictly from {self.checkpoint}')

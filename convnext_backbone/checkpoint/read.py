@@ -64,7 +64,11 @@ def read_checkpoint(path: str | os.PathLike, map_location='cpu') -> dict:
         UnreadableCheckpoint: with one line that names the file and says what is wrong with it.
     """
     file = local_file(path)
-    start = file.open('rb').read(64)
+    try:
+        with file.open('rb') as stream:
+            start = stream.read(64)
+    except OSError as error:
+        raise UnreadableCheckpoint(f'{file} cannot be opened: {error.strerror}') from error
     if not start:
         raise UnreadableCheckpoint(f'{file} is empty (0 bytes): copy or download it again')
     if start.lstrip()[:1] == b'<':
@@ -96,7 +100,9 @@ def _torch_load(file, map_location=None, weights_only=True):
                 'that saves them so, or as .safetensors'
             ) from error
         raise UnreadableCheckpoint(_damaged(file, error)) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the unpickler meets damaged bytes with any kind of error
         raise UnreadableCheckpoint(_damaged(file, error)) from error
 
 
@@ -106,10 +112,18 @@ def _damaged(file, error: Exception) -> str:
 
 
 def close_unsafe_reader() -> None:
-    """Make every load of mmengine, mmdet and mmseg in this process go through the safe reader."""
+    """Make every load of mmengine, mmdet and mmseg in this process go through the safe reader.
+
+    Files through ``_safe_torch_load``; URLs and names of models (``torchvision://``, ``open-mmlab://``)
+    through ``load_url``, which would unpickle whatever comes.
+    """
     import mmengine.runner.checkpoint as mmengine_checkpoint
 
+    def load_url(url, model_dir=None, map_location=None, progress=True, **_):
+        return read_checkpoint(url, map_location or 'cpu')
+
     mmengine_checkpoint._safe_torch_load = _torch_load
+    mmengine_checkpoint.load_url = load_url
 
 
 def local_file(path: str | os.PathLike) -> Path:
@@ -126,11 +140,18 @@ def local_file(path: str | os.PathLike) -> Path:
         return file
     folder = Path(os.environ.get(WEIGHTS_FOLDER, '~/.cache/convnext_backbone')).expanduser()
     file = folder / Path(urlparse(url).path).name
+    source = file.with_name(f'{file.name}.url')  # where a downloaded file came from
     if file.is_file():
+        known = source.read_text().strip() if source.is_file() else url
+        if known != url:
+            raise UnreadableCheckpoint(
+                f'{file} was downloaded from {known}, not from {url}: move it away, or give its path'
+            )
         return file
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _download(url, file)
+        source.write_text(url)
     except (URLError, OSError) as error:
         reason = getattr(error, 'reason', error)
         raise UnreadableCheckpoint(
@@ -142,17 +163,19 @@ def local_file(path: str | os.PathLike) -> Path:
 
 def _download(url: str, file: Path) -> None:
     print_log(f'downloading {url} to {file}', 'current')
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.name, delete=False) as part:
-            try:
-                while block := answer.read(1 << 20):
-                    part.write(block)
-                size = answer.headers.get('Content-Length')
-                if size and part.tell() != int(size):
-                    raise OSError(f'the connection ended after {part.tell()} of {size} bytes')
-            except BaseException:
-                os.unlink(part.name)
-                raise
+    with (
+        urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
+        tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.name, delete=False) as part,
+    ):
+        try:
+            while block := answer.read(1 << 20):
+                part.write(block)
+            size = answer.headers.get('Content-Length')
+            if size and part.tell() != int(size):
+                raise OSError(f'the connection ended after {part.tell()} of {size} bytes')
+        except BaseException:
+            os.unlink(part.name)
+            raise
     os.replace(part.name, file)
 
 

@@ -1,9 +1,10 @@
 """timm's image datasets for mmengine's data loaders."""
 
+from PIL import Image
 from timm.data import create_dataset, create_transform
 from torch.utils.data import Dataset
 
-from ..errors import UserError
+from ..errors import UnreadableImage, UserError
 from ..registry import DATASETS
 
 
@@ -21,6 +22,7 @@ class ImageDataset(Dataset):
 
     Raises:
         UserError: nothing readable at ``data_root``.
+        UnreadableImage: on taking an item whose file is no image.
     """
 
     def __init__(self, data_root: str, split: str, transform: dict, name: str = ''):
@@ -39,5 +41,12 @@ class ImageDataset(Dataset):
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict:
-        image, label = self._images[index]
-        return dict(inputs=image, labels=label)
+        stream, label = self._images.reader[index]
+        try:
+            image = Image.open(stream).convert('RGB')
+        except (OSError, SyntaxError, ValueError) as error:  # timm would silently take the next one
+            name = self._images.filename(index, absolute=True)
+            raise UnreadableImage(
+                f'{name} cannot be read as an image ({error}): replace or remove it'
+            ) from error
+        return dict(inputs=self._images.transform(image), labels=label)

@@ -24,7 +24,9 @@ class Accuracy(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
             logits, label = sample['logits'], int(sample['label'])
-            rank = int((logits > logits[label]).sum())
+            before = (logits > logits[label]).sum() + (logits[:label] == logits[label]).sum()
+            # a logit that is no number is never right
+            rank = int(before) if logits[label].isfinite() else len(logits)
             self.results.append((rank, len(logits)))
 
     def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError
@@ -15,7 +16,7 @@ from ..errors import UserError
 READ = {
     *inspect.signature(Runner.__init__).parameters,
     *('activation_checkpointing', 'efficient_conv_bn_eval', 'compile', 'custom_imports'),
-    *('tta_model', 'tta_pipeline'),
+    *('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'tta_model', 'tta_pipeline'),
 } - {'self', 'cfg'}
 
 
@@ -37,18 +38,18 @@ def apply_options(cfg: Config, options: dict) -> None:
                         f'{part!r} is no index of it'
                     )
                 node = node[int(part)]
-            elif isinstance(node, dict) and part in node:
+                continue
+            names = list(node) if isinstance(node, dict) else []
+            if part in names:
                 node = node[part]
-            elif isinstance(node, dict) and 'type' in node and depth == len(parts) - 1:
+                continue
+            argument = 'type' in names and depth == len(parts) - 1
+            if argument or (depth == 0 and part in READ):
                 break
-            elif isinstance(node, dict) and depth == 0 and part in READ:
-                break
-            else:
-                names = list(node) if isinstance(node, dict) else []
-                raise UserError(
-                    f'--cfg-options {key}: the config has no {".".join(parts[: depth + 1])}'
-                    + _suggest(part, [*names, *(READ if depth == 0 else ())])
-                )
+            raise UserError(
+                f'--cfg-options {key}: the config has no {".".join(parts[: depth + 1])}'
+                + _suggest(part, [*names, *(READ if depth == 0 else ())])
+            )
     variables = {key.split('.')[0] for key in options} - READ
     if variables:
         name = min(variables)
@@ -60,33 +61,67 @@ def apply_options(cfg: Config, options: dict) -> None:
 
 
 def check_keys(cfg: Config) -> None:
-    """Every top-level key must be read by something; variables that have done their part are removed.
+    """Every key must be read by something; variables that have done their part are removed.
 
-    Read are the keys in :data:`READ`, and a variable that the file which sets it, or one that inherits
-    from that file, uses by name, or whose value has arrived in what is read (as in a dumped config).
+    At the top level, read are the keys in :data:`READ`, and a variable that the file which sets it, or
+    one that inherits from that file, uses by name, or whose value has arrived in what is read, if some
+    file uses its name or none uses names at all (a dumped config). Below, the arguments of a ``type`` are checked when it is
+    built; in a dict without one, and for hooks that take any argument, a key that is nearly the name of
+    another is taken for a misspelling.
 
     Raises:
         UserError: naming the key, the file and the nearest key that is read.
     """
     files = list(_sources(cfg.filename)) if cfg.filename else []
+    dumped = len(files) == 1 and files[0][2] <= {'dict'}
     arrived = [node for key in cfg if key in READ for node in _nodes(cfg[key])]
     for key in [key for key in cfg if key not in READ]:
         value = cfg.pop(key)
         setters = [(file, used) for file, sets, used in files if key in sets]
         if setters and all(key in used for _, used in setters):
             continue
+        a_variable = any(key in used for _, used in setters)
+        near = difflib.get_close_matches(key, READ, 1, 0.9)
         parts = value if isinstance(value, list) else [value]
-        if all(isinstance(part, (dict, list)) and part in arrived for part in parts):
-            continue
-        near = difflib.get_close_matches(key, READ, 1, 0.85)
-        if not near and value in arrived:
+        if (a_variable or (dumped and not near)) and all(part in arrived for part in parts):
             continue
         file = next((file for file, used in setters if key not in used), cfg.filename)
-        if any(key in used for _, used in setters):
+        if a_variable:
             advice = ': what a base file made of it stays as it was; set that, or remove it'
         else:
             advice = _suggest(key, READ) or ': remove it'
         raise UserError(f'{file} sets {key!r}, and nothing reads it{advice}')
+    _check_untyped(cfg._cfg_dict, cfg.filename, '')
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    for hook in filter(None, hooks):
+        _check_hook(hook, cfg.filename)
+
+
+def _check_untyped(node, file: str, path: str) -> None:
+    """In dicts that nothing is built from, no two keys may be nearly the same."""
+    if path.endswith('custom_keys.'):  # patterns of parameter names
+        return
+    if isinstance(node, dict):
+        names = [name for name in node if isinstance(name, str)]
+        for i, name in enumerate(names if path and 'type' not in node else ()):
+            if near := difflib.get_close_matches(name, names[:i], 1, 0.92):
+                raise UserError(f'{file}: nothing reads {path}{name}; did you mean {near[0]!r}?')
+        for name, child in node.items():
+            _check_untyped(child, file, f'{path}{name}.')
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            _check_untyped(child, file, f'{path}{index}.')
+
+
+def _check_hook(hook: dict, file: str) -> None:
+    kind = hook.get('type') if isinstance(hook, dict) else None
+    cls = HOOKS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        return
+    known = [name for name in inspect.signature(cls.__init__).parameters if name != 'kwargs']
+    for name in hook:
+        if name not in known and (near := difflib.get_close_matches(name, known, 1, 0.85)):
+            raise UserError(f'{file}: {kind} does not know {name}; did you mean {near[0]!r}?')
 
 
 def _suggest(name: str, names) -> str:

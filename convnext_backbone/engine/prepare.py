@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import mmengine.device.utils
 import torch
 from mmengine.config import Config
 
+from ..checkpoint.read import close_unsafe_reader
 from ..cli import message
 from ..errors import UserError
 from .config_check import apply_options, check_keys
@@ -34,13 +36,15 @@ def run_config(args, splits) -> tuple[Config, list[str]]:
     cfg = read_config(args.config, args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     check_work_dir(cfg.work_dir)
+    needed = [*splits, *(['train_cfg', 'optim_wrapper'] if 'train_dataloader' in splits else ['test_cfg'])]
+    if absent := [key for key in needed if not cfg.get(key) and key != 'val_dataloader']:
+        raise UserError(f'{args.config} has no {", ".join(absent)}, which this needs')
     if args.data_root:
         set_data_root(cfg, args.data_root)
     notes = check_data(cfg, splits)
     if args.device == 'cpu' or args.launcher == 'none':
         notes += use_plain_batch_norm(cfg)
-    cfg.launcher = args.launcher
-    start_processes(args.launcher, args.device)
+    start_processes(cfg, args.launcher, args.device)
     return cfg, notes
 
 
@@ -50,12 +54,14 @@ def read_config(path: str, options: dict | None = None) -> Config:
     Raises:
         UserError: no such file, no valid config, a key that nothing reads.
     """
+    close_unsafe_reader()
     if not Path(path).is_file():
         raise UserError(f'no config file at {path}; the ones that come along lie below configs/')
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
-        raise UserError(f'{path} is no valid config: {type(error).__name__}: {message(error)}') from error
+        text = ' '.join(message(error).split())
+        raise UserError(f'{path} is no valid config: {type(error).__name__}: {text}') from error
     if 'model' not in cfg:
         raise UserError(f'{path} has no model: it is a part of a config (a _base_), not one to run')
     apply_options(cfg, options or {})
@@ -145,7 +151,8 @@ def _check_coco(file: str, dataset: dict) -> list[str]:
         )
     chosen = (dataset.get('metainfo') or {}).get('classes')
     classes = chosen or CocoDataset.METAINFO['classes']
-    classes = [classes] if isinstance(classes, str) else classes
+    if isinstance(classes, str):  # the name of a file of names, as mmengine reads it
+        classes = Path(classes).read_text().splitlines() if Path(classes).is_file() else [classes]
     if absent := [name for name in classes if name not in names.values()]:
         raise UserError(
             f'{file} has no category {absent[0]!r}, a class of the config '
@@ -170,7 +177,7 @@ def _some(values) -> str:
 
 
 def check_classes(cfg: Config, classes) -> None:
-    """Every head counts as many classes as the dataset has.
+    """The heads that predict the dataset's classes count as many as it has.
 
     Raises:
         UserError: naming the head and both numbers.
@@ -184,11 +191,14 @@ def check_classes(cfg: Config, classes) -> None:
 
 
 def _num_classes(node, path: str) -> Iterator[tuple[str, int]]:
+    """``num_classes`` of the heads; not of RPN, nor of heads that predict something else beside."""
     if isinstance(node, dict):
+        others = ('rpn_head', 'semantic_head', 'glbctx_head')
+        boundary = node.get('type') == 'STDCHead'
         for key, value in node.items():
-            if key == 'num_classes' and 'rpn' not in path:
+            if key == 'num_classes' and not boundary:
                 yield f'{path}.{key}', value
-            else:
+            elif key not in others:
                 yield from _num_classes(value, f'{path}.{key}')
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
@@ -213,20 +223,36 @@ def set_pretrained(cfg: Config, choice: str | None) -> list[str]:
     return []
 
 
-def resume_from(cfg: Config, choice: str | None) -> None:
-    """``--resume``: go on from the checkpoint ``choice``, or with ``auto`` from the newest one.
+def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[str]:
+    """Where the weights come from: ``--resume``, ``load_from`` of the config, or ``--pretrained``.
 
-    The checkpoint has every weight, so pretrained ones are not read.
+    A checkpoint that is resumed or named by ``load_from`` has every weight: pretrained ones are not
+    read then.
+
+    Args:
+        resume: path of a checkpoint, ``'auto'`` for the newest of the work dir, ``None``.
+        pretrained: see :func:`set_pretrained`.
+
+    Raises:
+        UserError: a file is missing, or both are given.
     """
-    if choice is None and not cfg.get('resume'):
-        return
-    cfg.resume = True
-    if choice not in (None, 'auto'):
-        cfg.load_from = choice
-        if not Path(choice).is_file():
-            raise UserError(f'--resume: no checkpoint at {choice}')
-    if cfg.load_from or Path(cfg.work_dir, 'last_checkpoint').is_file():
-        drop_pretrained(cfg)
+    begun = Path(cfg.work_dir, 'last_checkpoint').is_file()
+    if resume not in (None, 'auto'):
+        if not Path(resume).is_file():
+            raise UserError(f'--resume: no checkpoint at {resume}')
+        cfg.resume, cfg.load_from = True, resume
+    elif resume == 'auto':
+        cfg.resume = begun  # the first start of a job that is always started with --resume
+        if begun:
+            cfg.load_from = None
+    notes = [f'nothing to resume in {cfg.work_dir}: starting anew'] if resume == 'auto' and not begun else []
+    source, going_on = cfg.get('load_from'), cfg.get('resume', False)
+    if source and not going_on and pretrained not in (None, 'none'):
+        raise UserError(f'--pretrained {pretrained} would be overwritten by load_from {source}: give one')
+    if not going_on and (not source or isinstance(source, dict)):
+        return notes + set_pretrained(cfg, pretrained)  # a dict names parts that start afresh
+    drop_pretrained(cfg)
+    return notes
 
 
 def drop_pretrained(cfg: Config) -> None:
@@ -327,7 +353,9 @@ def check_work_dir(work_dir: str) -> None:
         with tempfile.TemporaryFile(dir=work_dir):
             pass
     except OSError as error:
-        raise UserError(f'cannot write into {work_dir} ({error.strerror}): choose another --work-dir') from error
+        raise UserError(
+            f'cannot write into {work_dir} ({error.strerror}): choose another --work-dir'
+        ) from error
 
 
 def choose_device(wanted: str | None) -> str:
@@ -338,6 +366,7 @@ def choose_device(wanted: str | None) -> str:
     """
     if wanted == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
+        mmengine.device.utils.DEVICE = 'cpu'  # mmengine looked for GPUs when it was imported
     processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = wanted or ('cuda' if gpus or processes > 1 else 'cpu')
@@ -346,10 +375,18 @@ def choose_device(wanted: str | None) -> str:
             f'{processes} GPU{"s" * (processes > 1)} asked for, this machine has {gpus}: start at most '
             f'{max(gpus, 1)} process{"es" * (gpus > 1)}, or add --device cpu'
         )
+    if device == 'cuda':
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     return device
 
 
-def start_processes(launcher: str, device: str) -> None:
-    """Join the process group where there is one (mmengine itself can do so with GPUs only)."""
-    if device == 'cpu' and launcher == 'pytorch' and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+def start_processes(cfg: Config, launcher: str, device: str) -> None:
+    """Set the launcher; on a CPU join the process group here, since mmengine can with GPUs only."""
+    cfg.launcher = launcher
+    if device == 'cpu' and launcher == 'pytorch':
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
+        )
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')

@@ -2,14 +2,22 @@
 
 import functools
 import os
+import sys
 from collections.abc import Iterable
 
+import torch
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as MMEngineRunner
 
 from ..checkpoint.formats import tensors_of
 from ..checkpoint.load import load_tensors
-from ..checkpoint.read import UnreadableCheckpoint, close_unsafe_reader, file_hash, local_file, read_checkpoint
+from ..checkpoint.read import (
+    UnreadableCheckpoint,
+    close_unsafe_reader,
+    file_hash,
+    local_file,
+    read_checkpoint,
+)
 from ..cli import message
 from ..errors import UserError
 from .prepare import check_classes
@@ -41,6 +49,7 @@ class Runner(MMEngineRunner):
 
     def __init__(self, *args, **kwargs):
         close_unsafe_reader()
+        torch.set_flush_denormal(True)  # on a CPU, numbers near zero make a step several times slower
         super().__init__(*args, **kwargs)
 
     @classmethod
@@ -77,14 +86,6 @@ class Runner(MMEngineRunner):
         if (loader := _image_loader()) and (skipped := loader.skipped.value):
             self.logger.warning(f'{skipped} times an unreadable image was skipped, see the names above')
         return model
-
-    def load_or_resume(self) -> None:
-        """As in mmengine, but a run told to resume that has no checkpoint yet says so and starts."""
-        pointer = os.path.join(self.work_dir, 'last_checkpoint')
-        if self._resume and self._load_from is None and not os.path.isfile(pointer):
-            self.logger.warning(f'nothing to resume in {self.work_dir}: starting from the beginning')
-            self._resume = False
-        super().load_or_resume()
 
     def load_checkpoint(self, filename, map_location='cpu', strict=True, revise_keys=()) -> dict:
         """Load the model's weights and return the whole checkpoint.
@@ -144,6 +145,4 @@ def _check_resumable(file: os.PathLike, checkpoint: dict) -> None:
 
 def _image_loader():
     """The class that counts skipped images, if anything has imported it (it needs mmcv)."""
-    import sys
-
     return getattr(sys.modules.get('convnext_backbone.transforms'), 'LoadImage', None)

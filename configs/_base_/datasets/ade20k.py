@@ -1,7 +1,7 @@
 """ADE20K (SceneParse150) semantic segmentation, crops of 512 x 512.
 
-    data/ade/ADEChallengeData2016/images/{training,validation}/*.jpg
-    data/ade/ADEChallengeData2016/annotations/{training,validation}/*.png   0 = other, 1..150
+data/ade/ADEChallengeData2016/images/{training,validation}/*.jpg
+data/ade/ADEChallengeData2016/annotations/{training,validation}/*.png   0 = other, 1..150
 """
 
 dataset_type = 'ADE20KDataset'
@@ -55,4 +55,4 @@ test_evaluator = val_evaluator
 
 default_scope = 'mmseg'
 vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends)

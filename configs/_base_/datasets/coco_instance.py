@@ -1,7 +1,7 @@
 """COCO 2017 instance segmentation, with the training augmentation of the published recipe.
 
-    data/coco/annotations/instances_{train,val}2017.json
-    data/coco/{train,val}2017/*.jpg
+data/coco/annotations/instances_{train,val}2017.json
+data/coco/{train,val}2017/*.jpg
 """
 
 dataset_type = 'CocoDataset'
@@ -85,4 +85,4 @@ test_evaluator = val_evaluator
 
 default_scope = 'mmdet'
 vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends)

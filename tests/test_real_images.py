@@ -1,0 +1,179 @@
+"""The published configs on real images: a handful is learned by heart, evaluated and drawn.
+
+Smaller networks and images than in the configs, so that it takes minutes on a CPU; everything else
+(pipelines, heads, losses, optimizer, evaluation) is the configs'.
+"""
+
+import json
+
+import cv2
+import pytest
+from conftest import ROOT
+from test_tools import log_of, tool
+
+COCO_IMAGES = 4
+
+
+def write_config(folder, base: str, text: str) -> str:
+    file = folder / 'real.py'
+    file.write_text(f"_base_ = '{ROOT}/configs/{base}.py'\n{text}")
+    return str(file)
+
+
+def losses(work_dir) -> list[float]:
+    scalars = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda file: file.stat().st_mtime)
+    return [row['loss'] for row in map(json.loads, scalars.read_text().splitlines()) if 'loss' in row]
+
+
+def run_and_draw(config: str, folder, image, *options) -> tuple[float, str]:
+    """Train, then predict on ``image``; the factor by which the loss fell, and the log."""
+    work_dir = folder / 'w'
+    tool('train').main([config, '--work-dir', str(work_dir), '--device', 'cpu', '--seed', '0', *options])
+    checkpoint = (work_dir / 'last_checkpoint').read_text()
+    arguments = [config, checkpoint, str(image), '--out', str(folder / 'out'), '--device', 'cpu']
+    tool('infer').main(arguments)
+    picture = cv2.imread(str(folder / 'out' / f'{image.name}.png'))
+    original = cv2.imread(str(image))
+    assert picture.shape == original.shape and (picture != original).mean() > 0.001
+    found = losses(work_dir)
+    return found[0] / (sum(found[-5:]) / 5), log_of(work_dir)
+
+
+RECIPE = """
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr={lr}), paramwise_cfg=dict(decay_rate=1.0))
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10)]
+default_hooks = dict(
+    logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval={steps}, max_keep_ckpts=1)
+)
+log_processor = dict(by_epoch=False, window_size=1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.xdist_group('real detection')
+def test_mask_rcnn_learns_a_handful_of_coco_images(real_data, tmp_path):
+    """The loss of the first step, over that of the last five: at least 2.5."""
+    coco = json.loads((real_data / 'coco_mini/annotations/instances_val2017.json').read_text())
+    labelled = {annotation['image_id'] for annotation in coco['annotations']}
+    coco['images'] = [image for image in coco['images'] if image['id'] in labelled][:COCO_IMAGES]
+    kept = {image['id'] for image in coco['images']}
+    coco['annotations'] = [a for a in coco['annotations'] if a['image_id'] in kept]
+    assert all(isinstance(a['segmentation']['counts'], str) for a in coco['annotations'])  # RLE
+    (tmp_path / 'few.json').write_text(json.dumps(coco))
+    steps = 40
+    config = write_config(
+        tmp_path,
+        'detection/mask_rcnn_convnext_t',
+        f"""
+model = dict(
+    backbone=dict(arch='atto', drop_path_rate=0.0),
+    neck=dict(in_channels=[40, 80, 160, 320]),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=100), rcnn=dict(sampler=dict(num=32))),
+    roi_head=dict(
+        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=1)),
+        mask_roi_extractor=dict(roi_layer=dict(sampling_ratio=1)),
+    ),
+)
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    persistent_workers=False,
+    sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
+    batch_sampler=None,
+    dataset=dict(
+        ann_file='{tmp_path}/few.json',
+        data_prefix=dict(img='val2017/'),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(type='Resize', scale=(192, 192), keep_ratio=True),
+            dict(type='PackDetInputs'),
+        ],
+    ),
+)
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+val_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(ann_file='{tmp_path}/few.json', pipeline=test_pipeline),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file='{tmp_path}/few.json')
+test_evaluator = val_evaluator
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters={steps}, val_interval={steps})
+"""
+        + RECIPE.format(lr=5e-4, steps=steps),
+    )
+    image = real_data / 'coco_mini/val2017' / coco['images'][0]['file_name']
+    options = ['--data-root', str(real_data / 'coco_mini'), '--pretrained', 'none']
+    factor, log = run_and_draw(config, tmp_path, image, *options)
+    assert factor > 2.5
+    assert 'coco/bbox_mAP' in log and 'coco/segm_mAP' in log
+
+
+SEGMENTATION = """
+model = dict(
+    data_preprocessor=dict(size=None, size_divisor=32),
+    backbone=dict(arch='atto', drop_path_rate=0.0),
+    decode_head=dict(in_channels=[40, 80, 160, 320], channels=64, num_classes={classes}),
+    auxiliary_head=dict(in_channels=160, channels=32, num_classes={classes}),
+    test_cfg=dict(crop_size=(128, 128), stride=(85, 85)),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label={reduce}),
+    dict(type='Resize', scale=(192, 144), keep_ratio=False),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(192, 144), keep_ratio=False),
+    dict(type='LoadAnnotations', reduce_zero_label={reduce}),
+    dict(type='PackSegInputs'),
+]
+few = dict(indices={few}, {dataset})
+train_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(pipeline=train_pipeline, **few),
+)
+val_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **few)
+)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters={steps}, val_interval={steps})
+"""
+
+
+@pytest.mark.xdist_group('real segmentation')
+@pytest.mark.parametrize('name', ['camvid', 'ade20k_mini'])
+def test_upernet_learns_a_handful_of_images(real_data, tmp_path, name):
+    """The loss of the first step, over that of the last five: at least 3."""
+    steps = 60
+    if name == 'camvid':
+        root = real_data / 'camvid'
+        meta = json.loads((root / 'classes.json').read_text())
+        names = meta['classes']
+        dataset = (
+            f"type='BaseSegDataset', metainfo=dict(classes={names}, palette={meta['palette']}), "
+            "img_suffix='.jpg', seg_map_suffix='.png'"
+        )
+        text = SEGMENTATION.format(classes=len(names), reduce=False, few=4, dataset=dataset, steps=steps)
+    else:
+        root = real_data / 'ade20k_mini/ADEChallengeData2016'
+        text = SEGMENTATION.format(classes=150, reduce=True, few=3, dataset='', steps=steps)
+    text += RECIPE.format(lr=1e-3, steps=steps)
+    config = write_config(tmp_path, 'segmentation/upernet_convnext_t', text)
+    image = sorted((root / 'images/validation').iterdir())[0]
+    factor, log = run_and_draw(config, tmp_path, image, '--data-root', str(root), '--pretrained', 'none')
+    assert factor > 3
+    assert 'mIoU' in log

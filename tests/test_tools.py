@@ -1,0 +1,328 @@
+"""The tools as a user types them, on a few drawn images; and what they say when something is wrong."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from conftest import ROOT, command, last_line
+
+from convnext_backbone.checkpoint import CheckpointMismatch, UnreadableCheckpoint
+from convnext_backbone.errors import UserError
+
+DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
+SEGMENTER = 'configs/demo/upernet_shapes.py'
+CLASSIFIER = 'configs/demo/classifier_shapes.py'
+
+
+def tool(name: str):
+    """The module ``tools/NAME.py``: its ``main`` in this process, where starting one takes seconds."""
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def short(config: str, steps: int) -> list[str]:
+    """Options that end a training after so many steps of two images, with one checkpoint."""
+    return [
+        *('--device', 'cpu', '--seed', '0', '--cfg-options', f'train_cfg.max_iters={steps}'),
+        f'train_cfg.val_interval={steps}',
+        f'default_hooks.checkpoint.interval={steps}',
+        'default_hooks.logger.interval=1',
+        *('train_dataloader.batch_size=2', 'train_dataloader.num_workers=0'),
+        'train_dataloader.persistent_workers=False',
+        *('val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False'),
+    ]
+
+
+def log_of(work_dir: Path) -> str:
+    return max(work_dir.glob('*/*.log'), key=lambda file: file.stat().st_mtime).read_text()
+
+
+@pytest.fixture(scope='session')
+def pretrained(shapes, tmp_path_factory) -> Path:
+    """A classifier's checkpoint, written by our own training."""
+    work_dir = tmp_path_factory.mktemp('classifier')
+    data = ['--data-root', f'{shapes}/classification', '--work-dir', str(work_dir)]
+    os.chdir(ROOT)
+    tool('train').main([CLASSIFIER, *data, *short(CLASSIFIER, 3)])
+    return work_dir / 'iter_3.pth'
+
+
+@pytest.fixture(scope='session')
+def detector(shapes, pretrained, tmp_path_factory) -> Path:
+    """A detector trained for three steps from the classifier's weights."""
+    work_dir = tmp_path_factory.mktemp('detector')
+    data = ['--data-root', str(shapes), '--work-dir', str(work_dir), '--pretrained', str(pretrained)]
+    tool('train').main([DETECTOR, *data, *short(DETECTOR, 3)])
+    return work_dir
+
+
+@pytest.mark.xdist_group('detector')
+def test_the_detector_takes_over_every_backbone_tensor_of_the_classifier(detector, pretrained):
+    log = log_of(detector)
+    assert f'{pretrained} (sha256' in log and 'missing     0   unexpected 0   wrong shape 0' in log
+    assert 'coco/bbox_mAP_50' in log and 'coco/segm_mAP_50' in log
+
+
+@pytest.mark.xdist_group('detector')
+def test_training_resumes_from_its_own_checkpoint_and_goes_on_counting(detector, shapes):
+    data = ['--data-root', str(shapes), '--work-dir', str(detector)]
+    tool('train').main([DETECTOR, *data, '--resume', *short(DETECTOR, 5)])
+    log = log_of(detector)
+    assert 'resumed weights' in log and 'resumed epoch: 0, iter: 3' in log
+    assert 'Iter(train) [4/5]' in log and 'Iter(train) [3/5]' not in log
+    before, after = (torch.load(detector / f'iter_{n}.pth', weights_only=False) for n in (3, 5))
+    steps = [next(iter(c['optimizer']['state'].values()))['step'].item() for c in (before, after)]
+    assert steps == [3, 5]  # AdamW went on, too
+
+
+@pytest.mark.xdist_group('detector')
+def test_tests_metrics_are_those_of_the_validation_in_training(detector, shapes):
+    scalars = max(detector.glob('*/vis_data/scalars.json'), key=lambda f: f.stat().st_mtime)
+    validated = [row for row in map(json.loads, scalars.read_text().splitlines()) if 'coco/bbox_mAP' in row]
+    newest = (detector / 'last_checkpoint').read_text()
+    options = ['--data-root', str(shapes), '--work-dir', str(detector / 'test'), '--device', 'cpu']
+    found = tool('test').main([DETECTOR, newest, *options])
+    for key in ('coco/bbox_mAP', 'coco/segm_mAP'):
+        assert found[key] == pytest.approx(validated[-1][key], abs=1e-6)
+
+
+@pytest.mark.xdist_group('detector')
+def test_infer_writes_a_picture_and_json_for_each_image_and_names_what_is_none(detector, shapes, tmp_path):
+    images = tmp_path / 'images'
+    images.mkdir()
+    source = sorted((shapes / 'images/val').iterdir())[0]
+    (images / 'good.png').write_bytes(source.read_bytes())
+    (images / 'bad.jpg').write_text('no image')
+    arguments = [DETECTOR, str(detector / 'iter_3.pth'), str(images), '--out', str(tmp_path / 'out')]
+    with pytest.raises(UserError, match='1 of 2 images could not be read'):
+        tool('infer').main([*arguments, '--score', '0', '--device', 'cpu'])
+    result = json.loads((tmp_path / 'out/good.png.json').read_text())
+    assert result['objects'] and set(result['objects'][0]) == {'label', 'score', 'bbox', 'mask'}
+    picture = cv2.imread(str(tmp_path / 'out/good.png.png'))
+    assert picture.shape == cv2.imread(str(source)).shape
+    assert (picture != cv2.imread(str(source))).any()
+    assert not (tmp_path / 'out/bad.jpg.json').exists()
+
+
+@pytest.mark.xdist_group('segmenter')
+def test_segmenter_trains_evaluates_resumes_and_predicts(shapes, pretrained, tmp_path):
+    data = ['--data-root', str(shapes), '--work-dir', str(tmp_path / 'w')]
+    tool('train').main([SEGMENTER, *data, '--pretrained', str(pretrained), *short(SEGMENTER, 2)])
+    log = log_of(tmp_path / 'w')
+    assert 'mIoU' in log and 'SyncBN became BN' in log and log.count('SyncBN became BN') == 1
+    tool('train').main([SEGMENTER, *data, '--resume', *short(SEGMENTER, 3)])
+    assert 'resumed epoch: 0, iter: 2' in log_of(tmp_path / 'w')
+    image = sorted((shapes / 'images/val').iterdir())[0]
+    arguments = [SEGMENTER, str(tmp_path / 'w/iter_3.pth'), str(image), '--out', str(tmp_path / 'out')]
+    tool('infer').main([*arguments, '--device', 'cpu'])
+    shares = json.loads((tmp_path / f'out/{image.name}.json').read_text())['share_of_pixels']
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.xdist_group('distributed')
+def test_dist_train_runs_on_two_cpu_processes_and_rank_0_alone_writes(shapes, tmp_path):
+    bin_folder = Path(sys.executable).parent
+    result = subprocess.run(
+        ['tools/dist_train.sh', SEGMENTER, '2', '--data-root', str(shapes), '--work-dir', str(tmp_path)]
+        + ['--pretrained', 'none', *short(SEGMENTER, 2)],
+        env={**os.environ, 'MASTER_PORT': '29611', 'PATH': f'{bin_folder}:{os.environ["PATH"]}'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert len(list(tmp_path.glob('*/*.log'))) == 1
+    assert 'mIoU' in log_of(tmp_path)
+
+
+# What goes wrong, and what is said
+
+
+def refused(name: str, *arguments) -> str:
+    """The one-line error of a tool."""
+    with pytest.raises(UserError) as error:
+        tool(name).main([str(a) for a in arguments])
+    from convnext_backbone.cli import message
+
+    return message(error.value)
+
+
+def test_an_error_is_one_line_with_status_1_and_a_traceback_only_with_debug():
+    result = command('tools/train.py', 'configs/nowhere.py')
+    assert result.returncode == 1
+    assert last_line(result).startswith('error: no config file at configs/nowhere.py')
+    assert 'Traceback' not in result.stdout
+    result = command('tools/train.py', 'configs/nowhere.py', '--debug')
+    assert result.returncode == 1 and 'Traceback' in result.stdout
+
+
+def test_missing_data_root(tmp_path):
+    text = refused('train', 'configs/detection/cascade_convnext_t.py', '--work-dir', tmp_path)
+    assert text.startswith('no data at data/coco/') and '--data-root' in text
+    text = refused('train', SEGMENTER, '--data-root', tmp_path, '--work-dir', tmp_path / 'w')
+    assert f'{tmp_path}/images/train does not exist' in text
+
+
+def test_unreachable_weights(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv('CONVNEXT_WEIGHTS', str(tmp_path))
+    url = 'http://127.0.0.1:1/convnext_tiny_1k_224.pth'
+    options = ['--data-root', shapes, '--work-dir', tmp_path / 'w', '--pretrained', url]
+    text = refused('train', SEGMENTER, *options, *short(SEGMENTER, 1))
+    assert f'cannot download {url}' in text and str(tmp_path) in text
+
+
+@pytest.mark.parametrize(
+    ('option', 'words'),
+    [
+        ('model.backbone.arch=tny', "got 'tny'; did you mean 'tiny'?"),
+        ('model.backbone.drop_path=0.1', "unexpected keyword argument 'drop_path'"),
+        ('model.bakbone.arch=tiny', "did you mean 'backbone'?"),
+        ('optim_wrapper.optimizer.learning_rate=1', "unexpected keyword argument 'learning_rate'"),
+        ('optim_wrapper.paramwise_cfg.num_layers=12', 'the config has no optim_wrapper.paramwise_cfg'),
+        ('model.decode_head.num_classes=7', 'model.decode_head.num_classes is 7'),
+        ('model.decode_head.type=UPerHed', 'UPerHed is not in'),
+    ],
+)
+def test_wrong_config_values(shapes, tmp_path, option, words):
+    options = ['--data-root', shapes, '--work-dir', tmp_path, '--pretrained', 'none']
+    text = refused('train', SEGMENTER, *options, *short(SEGMENTER, 1), option)
+    assert words in text and '\n' not in text
+
+
+def test_a_gpu_count_that_is_not_there(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip('this machine has GPUs')
+    environment = {'LOCAL_WORLD_SIZE': '8', 'WORLD_SIZE': '8', 'RANK': '0', 'LOCAL_RANK': '0'}
+    result = command('tools/train.py', SEGMENTER, '--launcher', 'pytorch', **environment)
+    assert result.returncode == 1
+    assert '8 GPUs asked for, this machine has 0' in last_line(result)
+    result = subprocess.run(['tools/dist_train.sh', SEGMENTER, 'eight'], capture_output=True, text=True)
+    assert result.returncode == 1 and "got 'eight'" in result.stderr
+
+
+def test_a_work_dir_that_is_not_writable(tmp_path, shapes):
+    (tmp_path / 'file').write_text('')
+    text = refused('train', SEGMENTER, '--data-root', shapes, '--work-dir', tmp_path / 'file' / 'w')
+    assert text.startswith(f'cannot write into {tmp_path}/file/w') and '--work-dir' in text
+
+
+@pytest.mark.xdist_group('detector')
+@pytest.mark.parametrize('way', ['test', 'resume', 'infer', 'pretrained', 'load_from'])
+@pytest.mark.parametrize('damage', ['truncated', 'code'])
+def test_a_damaged_or_malicious_checkpoint_is_refused_everywhere(detector, shapes, tmp_path, way, damage):
+    from test_checkpoint import Bomb
+
+    file, ran = tmp_path / 'c.pth', tmp_path / 'ran'
+    good = (detector / 'iter_3.pth').read_bytes()
+    if damage == 'truncated':
+        file.write_bytes(good[: len(good) // 2])
+    else:
+        content = torch.load(detector / 'iter_3.pth', weights_only=False)
+        torch.save({**content, 'meta': {**content['meta'], 'bomb': Bomb(ran)}}, file)
+    data = ['--data-root', shapes, '--work-dir', tmp_path / 'w']
+    with pytest.raises(UnreadableCheckpoint, match='c.pth'):
+        if way == 'test':
+            tool('test').main([str(a) for a in (DETECTOR, file, *data)])
+        elif way == 'infer':
+            image = next((shapes / 'images/val').iterdir())
+            tool('infer').main([str(a) for a in (DETECTOR, file, image, '--out', tmp_path / 'o')])
+        else:
+            option = [f'--{way}', file] if way != 'load_from' else []
+            extra = [f'load_from={file}'] if way == 'load_from' else []
+            options = [*data, *option, *short(DETECTOR, 1), *extra]
+            tool('train').main([str(a) for a in (DETECTOR, *options)])
+    assert not ran.exists()
+    assert (detector / 'iter_3.pth').read_bytes() == good
+
+
+@pytest.mark.xdist_group('detector')
+def test_resume_executes_no_config_text_from_the_checkpoint(detector, shapes, tmp_path):
+    """mmengine would run ``meta['config']`` as Python."""
+    content = torch.load(detector / 'iter_3.pth', weights_only=False)
+    content['meta']['config'] = f'import pathlib; pathlib.Path({str(tmp_path / "ran")!r}).touch()'
+    torch.save(content, tmp_path / 'c.pth')
+    options = ['--data-root', shapes, '--work-dir', tmp_path / 'w', '--resume', tmp_path / 'c.pth']
+    tool('train').main([str(a) for a in (DETECTOR, *options, *short(DETECTOR, 4))])
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.xdist_group('detector')
+def test_weights_alone_are_no_checkpoint_to_resume_from(pretrained, detector, shapes, tmp_path):
+    weights = {'state_dict': torch.load(detector / 'iter_3.pth', weights_only=False)['state_dict']}
+    torch.save(weights, tmp_path / 'c.pth')
+    options = ['--data-root', shapes, '--work-dir', tmp_path / 'w', '--resume', tmp_path / 'c.pth']
+    assert 'has no meta, optimizer, message_hub' in refused('train', DETECTOR, *options, *short(DETECTOR, 4))
+
+
+@pytest.mark.xdist_group('detector')
+def test_a_checkpoint_of_another_model_is_not_tested(pretrained, detector, shapes, tmp_path):
+    options = ['--data-root', str(shapes), '--work-dir', str(tmp_path)]
+    with pytest.raises(UserError):
+        tool('test').main([SEGMENTER, str(detector / 'iter_3.pth'), *options])
+    content = torch.load(detector / 'iter_3.pth', weights_only=False)
+    del content['state_dict']['roi_head.bbox_head.fc_cls.bias']
+    torch.save(content, tmp_path / 'c.pth')
+    with pytest.raises(CheckpointMismatch, match='roi_head.bbox_head.fc_cls.bias'):
+        tool('test').main([DETECTOR, str(tmp_path / 'c.pth'), *options])
+
+
+def broken_copy(shapes: Path, folder: Path, damage: str) -> Path:
+    """The dataset with one training image that is none."""
+    import shutil
+
+    shutil.copytree(shapes, folder)
+    victim = sorted((folder / 'images/train').iterdir())[3]
+    content = victim.read_bytes()
+    if damage == 'text':
+        victim.write_text('no image')
+    elif damage == 'jpeg':  # under the name the annotations have; the content decides
+        _, encoded = cv2.imencode('.jpg', cv2.imread(str(victim)))
+        victim.write_bytes(encoded.tobytes()[: len(encoded) // 2])
+    else:
+        victim.write_bytes(content[: len(content) // 2])
+    return victim
+
+
+@pytest.mark.parametrize(('damage', 'workers'), [('text', 0), ('jpeg', 1)])
+def test_an_image_that_is_none_stops_training_and_is_named(shapes, tmp_path, damage, workers):
+    victim = broken_copy(shapes, tmp_path / 'd', damage)
+    options = ['--data-root', tmp_path / 'd', '--work-dir', tmp_path / 'w', '--pretrained', 'none']
+    extra = [f'train_dataloader.num_workers={workers}', 'train_dataloader.batch_size=8']
+    text = refused('train', SEGMENTER, *options, *short(SEGMENTER, 2), *extra)
+    assert text.startswith(f'{victim} cannot be read as an image') and '--skip-corrupt' in text
+    assert '\n' not in text
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_is_none_is_skipped_and_counted_when_told_so(shapes, tmp_path, workers):
+    from convnext_backbone.transforms import LoadImage
+
+    victim = broken_copy(shapes, tmp_path / 'd', 'text')
+    before = LoadImage.skipped.value
+    options = ['--data-root', tmp_path / 'd', '--work-dir', tmp_path / 'w', '--pretrained', 'none']
+    extra = [f'train_dataloader.num_workers={workers}', 'train_dataloader.batch_size=8']
+    arguments = [SEGMENTER, *options, '--skip-corrupt', *short(SEGMENTER, 2), *extra]
+    tool('train').main([str(a) for a in arguments])
+    log = log_of(tmp_path / 'w')
+    count = LoadImage.skipped.value - before
+    assert count >= 2 and f'skipped unreadable image {victim}' in log
+    assert f'{LoadImage.skipped.value} times an unreadable image was skipped' in log
+
+
+def test_infer_says_what_is_missing(tmp_path):
+    assert 'no image and no folder' in refused('infer', DETECTOR, 'c.pth', tmp_path / 'x', '--out', tmp_path)
+    assert 'no images' in refused('infer', DETECTOR, 'c.pth', tmp_path, '--out', tmp_path)
