@@ -112,3 +112,24 @@ def test_segmentation_schedule_falls_linearly_from_the_first_step_and_warms_up_o
     expected = [1e-6, 750 / 1499 * (1 - 750 / 160000), 1 - 3000 / 160000, 0.5]
     found = learning_rates('segmentation/upernet_convnext_t', 10**9, steps)
     assert found == pytest.approx(expected, rel=1e-2)
+
+
+def test_backbone_goes_into_mmdets_own_config_as_the_readme_says():
+    import mmdet
+    from mmengine.config import Config
+
+    folder = Path(mmdet.__file__).parent / '.mim/configs/mask_rcnn'
+    cfg = Config.fromfile(folder / 'mask-rcnn_r50_fpn_1x_coco.py')
+    cfg.merge_from_dict(
+        dict(
+            model=dict(
+                backbone=dict(_delete_=True, type='convnext_backbone.ConvNeXt', arch='atto'),
+                neck=dict(in_channels=[40, 80, 160, 320]),
+            )
+        )
+    )
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model)
+    with torch.no_grad():
+        maps = model.extract_feat(torch.rand(1, 3, 64, 96))
+    assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]

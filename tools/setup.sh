@@ -26,7 +26,7 @@ pin() { grep -iE "^$1==" "$lock"; }
 
 install_self() { # the package itself, editable, so that it is importable from anywhere
     [ "$(cat "$venv/.checkout" 2>/dev/null)" = "$PWD" ] && return
-    "$venv/bin/pip" install -q --no-deps --no-build-isolation -e . >>"$log" 2>&1 ||
+    "${pip[@]}" install -q --no-deps --no-build-isolation -e . >>"$log" 2>&1 ||
         fail "installing convnext_backbone itself failed, see $log"
     echo "$PWD" >"$venv/.checkout"
 }
@@ -36,6 +36,7 @@ watched() { # run a command into the log; meanwhile say every 30 s how far it ha
     shift
     "$@" >>"$log" 2>&1 &
     pid=$!
+    trap 'kill "${pid:-}" 2>/dev/null; exit 130' INT TERM
     while kill -0 "$pid" 2>/dev/null; do
         sleep 1
         [ $(((SECONDS - start) % 30)) -eq 29 ] || continue
@@ -46,24 +47,25 @@ watched() { # run a command into the log; meanwhile say every 30 s how far it ha
     say "$what done in $((SECONDS - start)) s"
 }
 
-[ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && { install_self; exit 0; }
+pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+
+have=$(cat "$stamp" 2>/dev/null || true)
+[ "$have" = "$wanted" ] || [ "$have" = "$wanted-cuda" ] && { install_self; exit 0; }
 
 command -v "$python" >/dev/null || fail "no $python here: install Python 3.11, or name another with PYTHON=..."
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$python is older than Python 3.11"
-for tool in gcc g++ git; do command -v $tool >/dev/null || fail "no $tool here: mmcv's operators are compiled with it"; done
+for tool in gcc g++; do command -v $tool >/dev/null || fail "no $tool here: mmcv's operators are compiled with it"; done
 
 say "environment in $venv (once; log in $log)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 rm -f "$stamp" "$venv/.checkout"
 : >"$log"
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
-
-watched "torch and build tools:" pip install -c "$lock" setuptools wheel \
+watched "torch and build tools:" "${pip[@]}" install -c "$lock" setuptools wheel \
     "$(pin ninja)" "$(pin psutil)" "$(pin numpy)" "$(pin torch)" "$(pin torchvision)"
 
 # Its build needs the torch of this environment, hence no isolation; -g0 halves the time.
 export CFLAGS="${CFLAGS:-} -g0" MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" PATH="$PWD/$venv/bin:$venv/bin:$PATH"
-build_mmcv() { pip install -v --no-build-isolation -c "$lock" "$@" "$(pin onedl-mmcv)"; }
+build_mmcv=("${pip[@]}" install -v --no-build-isolation -c "$lock" "$(pin onedl-mmcv)")
 mmcv_works() {
     "$venv/bin/python" - >>"$log" 2>&1 <<'PY'
 import os
@@ -72,18 +74,18 @@ if os.environ.get('FORCE_CUDA') == '1' and get_compiling_cuda_version() == 'not 
     raise SystemExit('mmcv was compiled without CUDA')
 PY
 }
-watched "onedl-mmcv (compiled from source unless pip has the wheel):" build_mmcv
+watched "onedl-mmcv (compiled from source unless pip has the wheel):" "${build_mmcv[@]}"
 
-watched "everything else:" pip install --no-build-isolation -r "$lock"
+watched "everything else:" "${pip[@]}" install --no-build-isolation -r "$lock"
 
 # On a machine without libGL only the headless build of OpenCV can be imported.
 "$venv/bin/python" -c 'import cv2' 2>>"$log" ||
-    watched "headless OpenCV:" pip install --no-deps --force-reinstall "$(pin opencv-python-headless)"
+    watched "headless OpenCV:" "${pip[@]}" install --no-deps --force-reinstall "$(pin opencv-python-headless)"
 
 # A wheel that pip kept may have been compiled against another torch, or without CUDA.
 mmcv_works || {
     say "the mmcv wheel at hand does not fit this torch: compiling a new one"
-    watched "onedl-mmcv:" build_mmcv --no-cache-dir --no-deps --force-reinstall --no-binary onedl-mmcv
+    watched "onedl-mmcv:" "${build_mmcv[@]}" --no-cache-dir --no-deps --force-reinstall --no-binary onedl-mmcv
     mmcv_works || { tail -n 5 "$log" >&2; fail "mmcv.ops cannot be imported, see $log"; }
 }
 install_self

@@ -65,9 +65,9 @@ def check_keys(cfg: Config) -> None:
 
     At the top level, read are the keys in :data:`READ`, and a variable that the file which sets it, or
     one that inherits from that file, uses by name, or whose value has arrived in what is read, if some
-    file uses its name or none uses names at all (a dumped config). Below, the arguments of a ``type`` are checked when it is
-    built; in a dict without one, and for hooks that take any argument, a key that is nearly the name of
-    another is taken for a misspelling.
+    file uses its name or none uses names at all (a dumped config). Below, the arguments of a ``type``
+    are checked when it is built; in a dict without one, and for hooks that take any argument, a key that
+    is nearly the name of another is taken for a misspelling.
 
     Raises:
         UserError: naming the key, the file and the nearest key that is read.
