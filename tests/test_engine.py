@@ -262,6 +262,12 @@ def test_the_first_start_of_a_job_with_resume_keeps_what_the_config_starts_from(
     assert cfg.model.backbone.init_cfg is None
 
 
+def test_resume_in_the_config_loses_no_pretrained_weights_on_the_first_start(tmp_path):
+    cfg = start_options(tmp_path, resume=True)
+    assert 'nothing to resume' in prepare.start_from(cfg, None, None)[0]
+    assert cfg.resume is False and cfg.model.backbone.init_cfg.checkpoint == 'a'
+
+
 def test_parts_that_load_from_leaves_fresh_keep_their_pretrained_weights(tmp_path):
     cfg = start_options(tmp_path, load_from=dict(checkpoint='coco.pth', fresh=['backbone.*']))
     prepare.start_from(cfg, None, None)

@@ -32,14 +32,15 @@ install_self() { # the package itself, editable, so that it is importable from a
 }
 
 watched() { # run a command into the log; meanwhile say every 30 s how far it has come
-    local what=$1 start=$SECONDS pid step
+    local what=$1 start=$SECONDS said=$SECONDS pid step
     shift
     "$@" >>"$log" 2>&1 &
     pid=$!
     trap 'kill "${pid:-}" 2>/dev/null; exit 130' INT TERM
     while kill -0 "$pid" 2>/dev/null; do
         sleep 1
-        [ $(((SECONDS - start) % 30)) -eq 29 ] || continue
+        [ $((SECONDS - said)) -ge 30 ] || continue
+        said=$SECONDS
         step=$(tail -c 20000 "$log" | grep -oE '^ *\[[0-9]+/[0-9]+\]' | tail -n 1 | tr -d ' ' || true)
         say "$what ${step:+file $step, }$((SECONDS - start)) s"
     done

@@ -237,6 +237,8 @@ def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[
         UserError: a file is missing, or both are given.
     """
     begun = Path(cfg.work_dir, 'last_checkpoint').is_file()
+    if resume is None and cfg.get('resume') and not cfg.get('load_from'):
+        resume = 'auto'
     if resume not in (None, 'auto'):
         if not Path(resume).is_file():
             raise UserError(f'--resume: no checkpoint at {resume}')
@@ -247,7 +249,7 @@ def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[
             cfg.load_from = None
     notes = [f'nothing to resume in {cfg.work_dir}: starting anew'] if resume == 'auto' and not begun else []
     source, going_on = cfg.get('load_from'), cfg.get('resume', False)
-    if source and not going_on and pretrained not in (None, 'none'):
+    if isinstance(source, str) and not going_on and pretrained not in (None, 'none'):
         raise UserError(f'--pretrained {pretrained} would be overwritten by load_from {source}: give one')
     if not going_on and (not source or isinstance(source, dict)):
         return notes + set_pretrained(cfg, pretrained)  # a dict names parts that start afresh
