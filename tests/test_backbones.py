@@ -38,15 +38,13 @@ def test_classifier_gives_the_logits_of_the_official_network(golden, dtype, tole
 
 @pytest.mark.parametrize(
     ('arch', 'millions'),
-    # paper, Table 1; atto ... nano: ConvNeXt V2, arXiv:2301.00808, Table 9 (the same to one decimal)
-    [('tiny', 29), ('small', 50), ('base', 89), ('large', 198), ('xlarge', 350)]
-    + [('atto', 3.7), ('femto', 5.2), ('pico', 9.1), ('nano', 15.6)],
+    # paper, Table 1
+    [('tiny', 29), ('small', 50), ('base', 89), ('large', 198), ('xlarge', 350)],
 )
 def test_classifier_has_the_published_size(arch, millions):
     with torch.device('meta'):
         model = Classifier(dict(type='convnext_backbone.ConvNeXt', arch=arch), 1000)
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    assert round(count, 1 if millions < 20 else 0) == millions
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
 
 
 def test_sizes_are_those_of_timm():
@@ -139,8 +137,9 @@ def test_emitted_maps_lie_in_nchw_memory_since_mmcvs_roi_align_reads_nothing_els
     from mmcv.ops import roi_align
 
     model = ConvNeXt(**SMALL).eval()
+    image = torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), _Copies() as copies:
-        maps = model(torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last))
+        maps = model(image)
     assert copies.names == ['clone'] * 4  # one per map, none inside
     boxes = torch.tensor([[0, 1.0, 2.0, 9.0, 10.0], [1, 3.0, 3.0, 12.0, 14.0]])
     for x in maps:

@@ -162,9 +162,9 @@ train_cfg = dict(max_iters={steps}, val_interval={steps})
 
 
 @pytest.mark.xdist_group('real segmentation')
-@pytest.mark.parametrize('name', ['camvid', 'ade20k_mini'])
-def test_upernet_learns_a_handful_of_images(real_data, tmp_path, name):
-    """The loss of the first step, over that of the last five: at least 3."""
+@pytest.mark.parametrize(('name', 'least'), [('camvid', 3), ('ade20k_mini', 2)])
+def test_upernet_learns_a_handful_of_images(real_data, tmp_path, name, least):
+    """The loss of the first step, over that of the last five: at least 3 (11 classes), 2 (150)."""
     steps = 60
     if name == 'camvid':
         root = folder_or_skip(real_data / 'camvid')
@@ -182,5 +182,5 @@ def test_upernet_learns_a_handful_of_images(real_data, tmp_path, name):
     config = write_config(tmp_path, 'segmentation/upernet_convnext_t', text)
     image = sorted((root / 'images/validation').iterdir())[0]
     factor, log = run_and_draw(config, tmp_path, image, '--data-root', str(root), '--pretrained', 'none')
-    assert factor > 3
+    assert factor > least
     assert 'mIoU' in log

@@ -84,13 +84,17 @@ def test_the_detector_takes_over_every_backbone_tensor_of_the_classifier(detecto
 
 
 @pytest.mark.xdist_group('detector')
-def test_training_resumes_from_its_own_checkpoint_and_goes_on_counting(detector, shapes):
-    data = ['--data-root', str(shapes), '--work-dir', str(detector)]
+def test_training_resumes_from_its_own_checkpoint_and_goes_on_counting(detector, shapes, tmp_path):
+    work_dir = tmp_path / 'w'
+    work_dir.mkdir()
+    (work_dir / 'last_checkpoint').write_text(str(detector / 'iter_3.pth'))
+    data = ['--data-root', str(shapes), '--work-dir', str(work_dir)]
     tool('train').main([DETECTOR, *data, '--resume', *short(DETECTOR, 5)])
-    log = log_of(detector)
+    log = log_of(work_dir)
     assert 'resumed weights' in log and 'resumed epoch: 0, iter: 3' in log
     assert 'Iter(train) [4/5]' in log and 'Iter(train) [3/5]' not in log
-    before, after = (torch.load(detector / f'iter_{n}.pth', weights_only=False) for n in (3, 5))
+    files = (detector / 'iter_3.pth', work_dir / 'iter_5.pth')
+    before, after = (torch.load(file, weights_only=False) for file in files)
     steps = [next(iter(c['optimizer']['state'].values()))['step'].item() for c in (before, after)]
     assert steps == [3, 5]  # AdamW went on, too
 
