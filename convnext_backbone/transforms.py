@@ -1,12 +1,10 @@
 """Reading images, with words when a file is none."""
 
-import io
 import multiprocessing
 
 import cv2
 from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import print_log
-from PIL import Image
 
 from .errors import UnreadableImage
 from .registry import TRANSFORMS
@@ -16,8 +14,7 @@ from .registry import TRANSFORMS
 class LoadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile``, but an unreadable file is named, and skipped only when told to.
 
-    The tools put it in the place of ``LoadImageFromFile`` in every pipeline. Also refuses a JPEG that
-    is cut off, which OpenCV fills up with grey.
+    The tools put it in the place of ``LoadImageFromFile`` in every pipeline.
 
     Args:
         skip_corrupt: return ``None`` for an unreadable file, on which mmengine's datasets take another
@@ -38,12 +35,9 @@ class LoadImage(LoadImageFromFile):
     def transform(self, results: dict) -> dict | None:
         file = results['img_path']
         try:
-            loaded = super().transform(results)
-            check_complete(file)
+            return super().transform(results)
         except (OSError, AssertionError, ValueError, SyntaxError, cv2.error) as error:
-            reason = str(error) if isinstance(error, OSError) else 'no image format is recognised in it'
-        else:
-            return loaded
+            reason = str(error) if isinstance(error, OSError) else 'it is no image, or cut off'
         if not self.skip_corrupt:
             raise UnreadableImage(
                 f'{file} cannot be read as an image ({reason}): replace it, remove it from the '
@@ -54,19 +48,3 @@ class LoadImage(LoadImageFromFile):
             count = self._skipped.value
         print_log(f'skipped unreadable image {file} ({reason}); {count} so far', 'current', 30)
         return None
-
-
-def check_complete(file: str) -> None:
-    """Raise ``OSError`` if ``file`` is a JPEG that is cut off.
-
-    A JPEG that does not end with its end marker may be whole, with other bytes behind it: only such a
-    one is decoded a second time, by a library that tells.
-    """
-    with open(file, 'rb') as stream:
-        if stream.read(2) != b'\xff\xd8':
-            return
-        stream.seek(-2, io.SEEK_END)
-        if stream.read(2) == b'\xff\xd9':
-            return
-    with Image.open(file) as image:
-        image.load()
