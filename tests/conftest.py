@@ -1,5 +1,6 @@
 """What the tests share: the drawn dataset, the reference weights, commands in a fresh process."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def in_the_root() -> None:
+    """The tools and configs are named as a user in the project's folder names them."""
+    os.chdir(ROOT)
 
 
 @pytest.fixture(scope='session')
@@ -92,3 +99,25 @@ def command(*arguments, timeout: float = 300, **environment) -> subprocess.Compl
 
 def last_line(result: subprocess.CompletedProcess) -> str:
     return result.stdout.strip().splitlines()[-1]
+
+
+def tool(name: str):
+    """The module ``tools/NAME.py``: its ``main`` in this process, where starting one takes seconds."""
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def log_of(work_dir: Path) -> str:
+    return max(work_dir.glob('*/*.log'), key=lambda file: file.stat().st_mtime).read_text()
+
+
+class Bomb:
+    """Runs a command when it is unpickled the ordinary way."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.target}',)

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conftest import Bomb
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
@@ -162,16 +163,6 @@ def test_a_classifiers_init_cfg_is_not_undone_by_that_of_its_backbone(tmp_path):
     model = Classifier(backbone, 10, init_cfg=init)
     model.init_weights()
     assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
-
-
-class Bomb:
-    """Runs a command when it is unpickled the ordinary way."""
-
-    def __init__(self, target):
-        self.target = str(target)
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.target}',)
 
 
 @pytest.mark.parametrize('kind', ['top', 'in state_dict', 'in optimizer', 'legacy', 'bare pickle', 'getattr'])

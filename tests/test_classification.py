@@ -1,5 +1,7 @@
 """The classifier's data and metrics."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -37,8 +39,6 @@ def test_images_and_classes_come_from_folders(shapes):
 
 
 def test_an_image_that_is_none_is_named_not_replaced(shapes, tmp_path):
-    import shutil
-
     shutil.copytree(shapes / 'classification', tmp_path / 'c')
     victim = sorted((tmp_path / 'c/val/cross').iterdir())[0]
     victim.write_text('no image')

@@ -8,8 +8,7 @@ import json
 
 import cv2
 import pytest
-from conftest import ROOT
-from test_tools import log_of, tool
+from conftest import ROOT, log_of, tool
 
 COCO_IMAGES = 4
 
@@ -53,11 +52,6 @@ default_hooks = dict(
 )
 log_processor = dict(by_epoch=False, window_size=1)
 """
-
-
-@pytest.fixture(autouse=True)
-def in_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.mark.xdist_group('real detection')

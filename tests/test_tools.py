@@ -1,9 +1,9 @@
 """The tools as a user types them, on a few drawn images; and what they say when something is wrong."""
 
-import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,27 +11,15 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import ROOT, command, last_line
+from conftest import Bomb, command, last_line, log_of, tool
 
 from convnext_backbone.checkpoint import CheckpointMismatch, UnreadableCheckpoint
+from convnext_backbone.cli import message
 from convnext_backbone.errors import UserError
 
 DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
 SEGMENTER = 'configs/demo/upernet_shapes.py'
 CLASSIFIER = 'configs/demo/classifier_shapes.py'
-
-
-def tool(name: str):
-    """The module ``tools/NAME.py``: its ``main`` in this process, where starting one takes seconds."""
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def in_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 def short(config: str, steps: int) -> list[str]:
@@ -47,10 +35,6 @@ def short(config: str, steps: int) -> list[str]:
     ]
 
 
-def log_of(work_dir: Path) -> str:
-    return max(work_dir.glob('*/*.log'), key=lambda file: file.stat().st_mtime).read_text()
-
-
 def metrics(log: str) -> dict[str, float]:
     """The last validation results in a log of a segmenter."""
     row = [line for line in log.splitlines() if 'Iter(val)' in line and 'mIoU:' in line][-1]
@@ -62,7 +46,6 @@ def pretrained(shapes, tmp_path_factory) -> Path:
     """A classifier's checkpoint, written by our own training."""
     work_dir = tmp_path_factory.mktemp('classifier')
     data = ['--data-root', f'{shapes}/classification', '--work-dir', str(work_dir)]
-    os.chdir(ROOT)
     tool('train').main([CLASSIFIER, *data, *short(CLASSIFIER, 3)])
     return work_dir / 'iter_3.pth'
 
@@ -169,8 +152,6 @@ def refused(name: str, *arguments) -> str:
     """The one-line error of a tool."""
     with pytest.raises(UserError) as error:
         tool(name).main([str(a) for a in arguments])
-    from convnext_backbone.cli import message
-
     return message(error.value)
 
 
@@ -245,8 +226,6 @@ def test_a_work_dir_that_is_not_writable(tmp_path, shapes):
 @pytest.mark.parametrize('way', ['test', 'resume', 'infer', 'pretrained', 'load_from'])
 @pytest.mark.parametrize('damage', ['truncated', 'code'])
 def test_a_damaged_or_malicious_checkpoint_is_refused_everywhere(detector, shapes, tmp_path, way, damage):
-    from test_checkpoint import Bomb
-
     file, ran = tmp_path / 'c.pth', tmp_path / 'ran'
     good = (detector / 'iter_3.pth').read_bytes()
     if damage == 'truncated':
@@ -303,8 +282,6 @@ def test_a_checkpoint_of_another_model_is_not_tested(pretrained, detector, shape
 
 def broken_copy(shapes: Path, folder: Path, damage: str) -> Path:
     """The dataset with one training image that is none."""
-    import shutil
-
     shutil.copytree(shapes, folder)
     victim = sorted((folder / 'images/train').iterdir())[3]
     content = victim.read_bytes()

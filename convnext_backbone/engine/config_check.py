@@ -74,7 +74,7 @@ def check_keys(cfg: Config) -> None:
     """
     files = list(_sources(cfg.filename)) if cfg.filename else []
     dumped = len(files) == 1 and files[0][2] <= {'dict'}
-    arrived = [node for key in cfg if key in READ for node in _nodes(cfg[key])]
+    arrived = [node for key in cfg if key in READ for node in nodes(cfg[key])]
     for key in [key for key in cfg if key not in READ]:
         value = cfg.pop(key)
         setters = [(file, used) for file, sets, used in files if key in sets]
@@ -113,6 +113,11 @@ def _check_untyped(node, file: str, path: str) -> None:
             _check_untyped(child, file, f'{path}{index}.')
 
 
+def dicts(value) -> list[dict]:
+    """Every dict in a config's value, itself included; they may be changed."""
+    return [node for node in nodes(value) if isinstance(node, dict)]
+
+
 def _check_hook(hook: dict, file: str) -> None:
     kind = hook.get('type') if isinstance(hook, dict) else None
     cls = HOOKS.get(kind) if isinstance(kind, str) else None
@@ -129,12 +134,12 @@ def _suggest(name: str, names) -> str:
     return f'; did you mean {near[0]!r}?' if near else ''
 
 
-def _nodes(value) -> Iterator:
+def nodes(value) -> Iterator:
     """The value, and every value inside it."""
     yield value
     if isinstance(value, (dict, list, tuple)):
         for child in value.values() if isinstance(value, dict) else value:
-            yield from _nodes(child)
+            yield from nodes(child)
 
 
 def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[str, set, set]]:

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from ..checkpoint.read import close_unsafe_reader
 from ..cli import message
 from ..errors import UserError
-from .config_check import apply_options, check_keys
+from .config_check import apply_options, check_keys, dicts
 
 PRETRAINED = 'convnext_backbone.Pretrained'
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -259,33 +259,20 @@ def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[
 
 def drop_pretrained(cfg: Config) -> None:
     """Take every pretrained ``init_cfg`` out of the model: its weights come from a checkpoint."""
-
-    def walk(node) -> None:
-        if isinstance(node, dict):
-            given = node.get('init_cfg')
-            for init in given if isinstance(given, (list, tuple)) else [given]:
-                if isinstance(init, dict) and init.get('type') in (PRETRAINED, 'Pretrained'):
-                    node['init_cfg'] = None
-            node = node.values()
-        for child in node:
-            if isinstance(child, (dict, list, tuple)):
-                walk(child)
-
-    walk(cfg.model)
+    for node in dicts(cfg.model):
+        given = node.get('init_cfg')
+        for init in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(init, dict) and init.get('type') in (PRETRAINED, 'Pretrained'):
+                node['init_cfg'] = None
 
 
 def use_plain_batch_norm(cfg: Config) -> list[str]:
     """SyncBN to BN: for a single process, or on a CPU."""
-
-    def replaced(node) -> int:
-        children = node.values() if isinstance(node, dict) else node
-        count = sum(replaced(child) for child in children if isinstance(child, (dict, list, tuple)))
-        if isinstance(node, dict) and node.get('type') in ('SyncBN', 'MMSyncBN', 'mmengine.SyncBN'):
+    count = 0
+    for node in dicts(cfg.model):
+        if node.get('type') in ('SyncBN', 'MMSyncBN', 'mmengine.SyncBN'):
             node['type'] = 'BN'
             count += 1
-        return count
-
-    count = replaced(cfg.model)
     return [f'SyncBN became BN in {count} places: a single process or a CPU'] if count else []
 
 
@@ -330,22 +317,12 @@ def _bf16_works(cfg: Config, device: str) -> bool:
 def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
     """Put our ``LoadImage``, which names the file, in the place of ``LoadImageFromFile``."""
 
-    def walk(node, skip: bool) -> None:
-        if isinstance(node, dict):
+    for key in (*DATALOADERS, 'tta_pipeline'):
+        for node in dicts(cfg.get(key)):
             if node.get('type') in ('LoadImageFromFile', 'mmcv.LoadImageFromFile'):
                 node['type'] = 'convnext_backbone.LoadImage'
-                if skip:
+                if skip_corrupt and key == 'train_dataloader':
                     node['skip_corrupt'] = True
-            node = node.values()
-        for child in node:
-            if isinstance(child, (dict, list, tuple)):
-                walk(child, skip)
-
-    for split in DATALOADERS:
-        if cfg.get(split):
-            walk(cfg[split], skip_corrupt and split == 'train_dataloader')
-    if cfg.get('tta_pipeline'):
-        walk(cfg.tta_pipeline, False)
 
 
 def check_work_dir(work_dir: str) -> None:
