@@ -1,5 +1,8 @@
 """Networks that emit multi-scale feature maps."""
 
+from .base import DenseBackbone
 from .convnext import ConvNeXt
+from .isotropic import IsotropicConvNeXt
+from .roadmap import Roadmap
 
-__all__ = ['ConvNeXt']
+__all__ = ['ConvNeXt', 'DenseBackbone', 'IsotropicConvNeXt', 'Roadmap']

@@ -1,26 +1,41 @@
 """What every backbone here shares: which maps it emits, what is frozen, how deep a parameter lies."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 
+STRIDES = (4, 8, 16, 32)  # of the four maps
+BLOCKS_PER_GROUP = 3  # for layer-wise decay
+
+
+def drop_rates(last: float, blocks: int) -> list[float]:
+    """Stochastic depth of each block: linear from 0 to ``last``, which must lie in [0, 1)."""
+    if not 0 <= last < 1:
+        raise UserError(f'drop_path_rate must lie in [0, 1), got {last}')
+    return torch.linspace(0, last, blocks, device='cpu').tolist()
+
 
 class DenseBackbone(BaseModule):
-    """A network whose stages give feature maps, one output norm for each map it emits.
+    """A network that gives four feature maps, with one output norm for each map it emits.
 
-    A subclass builds its stages, then calls :meth:`add_output_norms` and :meth:`freeze`.
+    A subclass builds its parts, then calls :meth:`finish`.
 
     Args:
-        num_stages: how many stages the architecture has.
-        out_indices: stages whose maps are emitted, ascending, counted from 0. Stages behind the
-            last of them are not built, so that every parameter receives a gradient.
-        frozen_stages: as in mmdet's ResNet: -1 freezes nothing, 0 the stem, ``k`` the stem and the
-            first ``k`` stages (with the downsampling in front of each). Frozen parts take no
-            gradient and stay in evaluation mode under ``train()``. Output norms are never frozen:
-            no classification checkpoint contains them.
+        out_indices: maps that are emitted, ascending, counted from 0. What only the others need is
+            not built, so that every parameter receives a gradient.
+        frozen_stages: -1 freezes nothing, 0 the stem, ``k`` the stem and the first ``k`` stages (with
+            the downsampling in front of each), as in mmdet's ResNet. Frozen parts take no gradient
+            and stay in evaluation mode under ``train()``. Output norms are never frozen: no
+            classification checkpoint contains them.
+        num_stages: what ``frozen_stages`` may be at most.
+        with_cp: gradient checkpointing: keep each block's input only and compute the rest again in
+            the backward pass. Less memory, about a third more time.
         output_norm: ``False`` leaves the output norms out (a classifier has its own).
         init_cfg: as in mmengine, e.g. ``dict(type='convnext_backbone.Pretrained', checkpoint=...)``.
 
@@ -28,6 +43,8 @@ class DenseBackbone(BaseModule):
         out_channels: channels of each emitted map.
         out_strides: input pixels per map pixel, for each emitted map.
         num_groups: depth groups of layer-wise learning-rate decay, see :meth:`layer_depth`.
+        classifier_map: the map that a classifier pools.
+        classifier_norm: whether a classifier norms what it has pooled.
         may_skip: patterns of tensors that a checkpoint may hold and this network leaves out.
         may_be_fresh: patterns of tensors of this network that a checkpoint may lack.
     """
@@ -35,43 +52,57 @@ class DenseBackbone(BaseModule):
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
     num_groups: int
+    classifier_map: int = 3
+    classifier_norm: bool = True
     may_skip: tuple[str, ...] = ('head.*', 'norm.*', 'norm[0-9].*')
     may_be_fresh: tuple[str, ...] = ('norm[0-9].*',)
 
     def __init__(
         self,
         *,
-        num_stages: int,
         out_indices: Sequence[int],
         frozen_stages: int,
+        num_stages: int | None = None,
+        with_cp: bool,
         output_norm: bool,
         init_cfg: dict | list | None,
     ):
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
-        stages = set(range(num_stages))
-        if not self.out_indices or sorted(stages & set(self.out_indices)) != list(self.out_indices):
+        maps = set(range(len(STRIDES)))
+        if not self.out_indices or sorted(maps & set(self.out_indices)) != list(self.out_indices):
             raise UserError(
-                f'out_indices must be ascending stage numbers from 0 to {num_stages - 1}, '
+                f'out_indices must be ascending stage numbers from 0 to {len(STRIDES) - 1}, '
                 f'got {tuple(out_indices)}'
             )
-        self.num_built = self.out_indices[-1] + 1
-        if frozen_stages not in range(-1, self.num_built + 1):
+        num_stages = self.out_indices[-1] + 1 if num_stages is None else num_stages
+        if frozen_stages not in range(-1, num_stages + 1):
             raise UserError(
-                f'frozen_stages must lie between -1 (nothing) and {self.num_built} (all that is built '
+                f'frozen_stages must lie between -1 (nothing) and {num_stages} (all that is built '
                 f'for out_indices={self.out_indices}), got {frozen_stages}'
             )
         self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
         self.output_norm = output_norm
 
-    def add_output_norms(self, norm: type[nn.Module]) -> None:
-        """Add ``norm0 ... normN``, for the emitted stages only."""
+    def finish(self, norm: type[nn.Module]) -> None:
+        """Add ``norm0 ... normN`` for the emitted maps, and freeze what is to be frozen."""
         if self.output_norm:
             for index, channels in zip(self.out_indices, self.out_channels):
                 self.add_module(f'norm{index}', norm(channels))
+        for module in self.frozen_modules():
+            module.requires_grad_(False).eval()
+
+    def run_blocks(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
+        """``blocks`` in turn, with gradient checkpointing if ``with_cp``."""
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return blocks(x)
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
 
     def output(self, index: int, x: Tensor) -> Tensor:
-        """The map that stage ``index`` emits, from the stage's last activation ``x``.
+        """The map number ``index`` as it is emitted, from the last activation ``x`` of its stage.
 
         What goes to a neck or a head lies in NCHW memory: mmcv's RoIAlign (and other operators of it)
         reads memory in that order whatever the strides say, and gives wrong numbers, without an
@@ -94,14 +125,84 @@ class DenseBackbone(BaseModule):
         """
         raise NotImplementedError
 
-    def freeze(self) -> None:
-        """Take the gradients from the frozen parts and put them into evaluation mode."""
-        for module in self.frozen_modules():
-            module.requires_grad_(False).eval()
-
     def train(self, mode: bool = True) -> 'DenseBackbone':
         """As in torch, but what is frozen stays in evaluation mode."""
         super().train(mode)
         for module in self.frozen_modules():
             module.eval()
         return self
+
+
+class FourStageBackbone(DenseBackbone):
+    """Stem and downsampling layers in ``downsample_layers``, blocks in ``stages``: names as released.
+
+    Stages behind the last that is emitted are not built. A subclass fills both lists, from
+    ``drop_rates``, then calls :meth:`finish`.
+
+    Args:
+        depths: blocks of the four stages.
+        channels: of the maps of the four stages.
+        drop_path_rate: stochastic depth of the last block, in [0, 1); it grows linearly from 0.
+        output_stride: no map is coarser than this.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        channels: Sequence[int],
+        *,
+        drop_path_rate: float,
+        output_stride: int = STRIDES[-1],
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.depths = tuple(depths)
+        self.num_built = self.out_indices[-1] + 1
+        self.out_channels = tuple(channels[i] for i in self.out_indices)
+        self.out_strides = tuple(min(STRIDES[i], output_stride) for i in self.out_indices)
+        self.num_groups = 3 + math.ceil(self.depths[2] / BLOCKS_PER_GROUP)
+        # stages behind the last emitted one are not built: a checkpoint has them nevertheless
+        self.may_skip += tuple(
+            f'{part}.{i}.*'
+            for i in range(self.num_built, len(STRIDES))
+            for part in ('downsample_layers', 'stages')
+        )
+        rates = iter(drop_rates(drop_path_rate, sum(self.depths)))
+        self.drop_rates = [[next(rates) for _ in range(depth)] for depth in self.depths]
+        self.downsample_layers = nn.ModuleList()
+        self.stages = nn.ModuleList()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        maps = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            x = self.run_blocks(stage, downsample(x))
+            if i in self.out_indices:
+                maps.append(self.output(i, x))
+        return tuple(maps)
+
+    def frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        stem_and_downsampling = self.downsample_layers[: max(1, self.frozen_stages)]
+        return [*stem_and_downsampling, *self.stages[: self.frozen_stages]]
+
+    def layer_depth(self, name: str, by: str = 'layer_wise') -> int:
+        """See :meth:`DenseBackbone.layer_depth`.
+
+        Layer-wise (paper, App. A.2; fine-tuning and detection): three blocks of the third stage form
+        one group, so 6 groups for tiny and 12 from small up. Stage-wise (segmentation recipe): the
+        stem and all downsampling layers are 0, stage ``i`` (from 0) is ``i + 1``.
+        """
+        part, *numbers = name.split('.')[:3]
+        if by not in ('layer_wise', 'stage_wise'):
+            raise UserError(f"layer decay goes by 'layer_wise' or 'stage_wise', got {by!r}")
+        if part not in ('downsample_layers', 'stages'):
+            return self.num_groups + 1
+        stage = int(numbers[0])
+        if by == 'stage_wise':
+            return 0 if part == 'downsample_layers' else stage + 1
+        if part == 'downsample_layers':
+            return (0, 2, 3, self.num_groups)[stage]
+        return (1, 2, 3 + int(numbers[1]) // BLOCKS_PER_GROUP, self.num_groups)[stage]

@@ -20,6 +20,25 @@ class LayerNorm2d(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
+class GlobalResponseNorm(nn.Module):
+    """Contrast between channels: each is weighed by its norm over the map (V2, arXiv:2301.00808, Sec. 4).
+
+    The sum over the positions is taken in float32 at least. Both parameters have the shape of the
+    released checkpoints, (1, 1, 1, dim), and start at zero: the layer starts as the identity.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C) -> same
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)  # (N, 1, 1, C)
+        share = norms / (norms.mean(-1, keepdim=True) + 1e-6)
+        return torch.addcmul(self.beta + x, self.gamma, x * share.to(x.dtype))
+
+
 class DropPath(nn.Module):
     """Stochastic depth: in training, zero the whole branch of a sample with probability ``rate``.
 

@@ -9,6 +9,7 @@ import re
 from torch import Tensor
 
 from ..backbones.convnext import ARCHITECTURES
+from ..backbones.isotropic import ARCHITECTURES as ISOTROPIC
 from ..errors import UserError
 
 # Where a checkpoint keeps its tensors; the first that is there counts.
@@ -40,12 +41,21 @@ def released_names(names) -> dict[str, str]:
 
 
 def infer_arch(tensors: dict[str, Tensor]) -> str | None:
-    """The size whose depths and widths the tensors (released names) have, ``None`` if no such size."""
+    """The network whose depths and widths the tensors (released names) have, ``None`` if there is none.
+
+    Returns:
+        As it is said in a config: ``arch='tiny'``, or ``type='IsotropicConvNeXt', arch='small'``.
+    """
     depths, dims = [0] * 4, [0] * 4
     for name, tensor in tensors.items():
-        if match := re.fullmatch(r'stages\.([0-3])\.(\d+)\.dwconv\.weight', name):
-            stage = int(match[1])
+        if match := re.fullmatch(r'(?:stages\.([0-3])|blocks)\.(\d+)\.dwconv\.weight', name):
+            stage = int(match[1] or 0)
             depths[stage] = max(depths[stage], int(match[2]) + 1)
             dims[stage] = tensor.shape[0]
+    if 'stem.weight' in tensors:
+        found = (arch for arch, size in ISOTROPIC.items() if size[:2] == (depths[0], dims[0]))
+        return next((f"type='IsotropicConvNeXt', arch={arch!r}" for arch in found), None)
+    v2 = any('.grn.' in name for name in tensors)
     sizes = (tuple(depths), tuple(dims))
-    return next((arch for arch, size in ARCHITECTURES.items() if size == sizes), None)
+    found = (arch for arch, size in ARCHITECTURES.items() if size == sizes and arch.startswith('v2_') == v2)
+    return next((f'arch={arch!r}' for arch in found), None)

@@ -15,7 +15,7 @@ from ..registry import WEIGHT_INITIALIZERS
 from .formats import infer_arch, released_names, tensors_of
 from .read import file_hash, local_file, read_checkpoint
 
-STEM = 'downsample_layers.0.0.weight'
+STEMS = ('downsample_layers.0.0.weight', 'stem.weight')  # by the names of the released files
 
 
 class CheckpointMismatch(UserError):
@@ -143,7 +143,7 @@ def load_tensors(
         if given is None:
             (report.fresh if _matches(name, fresh) else report.missing).append(name)
             continue
-        if name == STEM and given.shape != mine.shape:
+        if name in STEMS and given.shape != mine.shape:
             given = inflate(given, mine.shape[1])
             report.inflated.append(name)
         if given.shape == mine.shape:
@@ -161,7 +161,7 @@ def load_tensors(
     report.unexpected.sort()
     if not report.fits or not report.loaded:
         if arch := infer_arch(tensors):
-            report.hint = f'  The shapes in the file are those of arch={arch!r}.'
+            report.hint = f'  The shapes in the file are those of {arch}.'
         if not report.loaded:
             report.hint += '\n  No tensor of the file has a name of the model.'
             report.missing = report.missing or list(own)

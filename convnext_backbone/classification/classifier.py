@@ -33,9 +33,10 @@ class Classifier(BaseModel):
         init_cfg: dict | list | None = None,
     ):
         super().__init__(data_preprocessor, init_cfg)
-        self.backbone = MODELS.build(dict(backbone, out_indices=(3,), output_norm=False))
-        dim = self.backbone.out_channels[-1]
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        index = MODELS.get(backbone['type']).classifier_map
+        self.backbone = MODELS.build(dict(backbone, out_indices=(index,), output_norm=False))
+        (dim,) = self.backbone.out_channels
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if self.backbone.classifier_norm else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
         self.label_smoothing = label_smoothing
         init_layer(self.head)
