@@ -1,16 +1,27 @@
 """The network: reference outputs, sizes, freezing, memory layout, and what the rest asks it."""
 
+import re
+
 import pytest
 import torch
 from conftest import command, largest_difference, last_line, reference_input, reference_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnext_backbone.backbones import ConvNeXt
-from convnext_backbone.backbones.layers import DropPath
+from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, Roadmap
+from convnext_backbone.backbones.convnext import ARCHITECTURES
+from convnext_backbone.backbones.layers import DropPath, GlobalResponseNorm
 from convnext_backbone.classification import Classifier
 from convnext_backbone.errors import UserError
 
 SMALL = dict(depths=(2, 2, 4, 2), dims=(8, 16, 24, 32))
+NETWORKS = {  # each kind once, small
+    'v1': lambda **kwargs: ConvNeXt(**SMALL, **kwargs),
+    'v2': lambda **kwargs: ConvNeXt('v2_atto', **SMALL, **kwargs),
+    'dilated': lambda **kwargs: ConvNeXt(**SMALL, output_stride=8, **kwargs),
+    'isotropic': lambda **kwargs: IsotropicConvNeXt(depth=4, dim=16, **kwargs),
+    'isotropic with layer scale': lambda **kwargs: IsotropicConvNeXt('large', depth=4, dim=16, **kwargs),
+}
+every_network = pytest.mark.parametrize('network', NETWORKS.values(), ids=NETWORKS)
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
@@ -36,30 +47,72 @@ def test_classifier_gives_the_logits_of_the_official_network(golden, dtype, tole
     assert largest_difference(logits, reference['logits']) < tolerance
 
 
-@pytest.mark.parametrize(
-    ('arch', 'millions'),
-    # paper, Table 1
-    [('tiny', 29), ('small', 50), ('base', 89), ('large', 198), ('xlarge', 350)],
-)
-def test_classifier_has_the_published_size(arch, millions):
-    with torch.device('meta'):
-        model = Classifier(dict(type='convnext_backbone.ConvNeXt', arch=arch), 1000)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_isotropic_classifier_gives_the_logits_of_the_official_network(golden, dtype, tolerance):
+    reference = golden['isotropic_small']
+    model = Classifier(dict(type='convnext_backbone.IsotropicConvNeXt', arch='small'), 1000).double()
+    assert sum(p.numel() for p in model.parameters()) == reference['params']
+    reference_weights(model, prefix='backbone.')
+    with torch.no_grad():
+        logits = model.to(dtype).eval()(reference_input(reference['input']).to(dtype))
+    assert largest_difference(logits, reference['logits']) < tolerance
 
 
-def test_sizes_are_those_of_timm():
+@pytest.mark.parametrize('arch', ARCHITECTURES)
+def test_sizes_are_those_of_timm(arch):
     import timm
 
-    for arch in ('atto', 'femto', 'pico', 'nano', 'tiny', 'base', 'xlarge'):
-        with torch.device('meta'):
-            theirs = timm.create_model(f'convnext_{arch}')
-            ours = Classifier(dict(type='convnext_backbone.ConvNeXt', arch=arch), 1000)
-        assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    theirs = arch.replace('v2_', 'v2@').split('@')
+    with torch.device('meta'):
+        theirs = timm.create_model(f'convnext{theirs[0]}_{theirs[1]}' if theirs[1:] else f'convnext_{arch}')
+        ours = Classifier(dict(type='convnext_backbone.ConvNeXt', arch=arch), 1000)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize('arch', ['atto', 'v2_atto'])
+def test_outputs_are_those_of_timm(arch):
+    """Weights copied in timm's order of parameters, response norms (which start at zero) drawn at random."""
+    import timm
+
+    torch.manual_seed(0)
+    theirs = timm.create_model(f'convnext{"v2" * arch.startswith("v2")}_atto').double().eval()
+    ours = Classifier(dict(type='convnext_backbone.ConvNeXt', arch=arch), 1000).double().eval()
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    renamed = {}
+    for name, value in theirs.state_dict().items():
+        name = name.replace('stem.', 'downsample_layers.0.').replace('.blocks.', '.')
+        name = re.sub(r'stages\.(\d)\.downsample', r'downsample_layers.\1', name)
+        name = name.replace('conv_dw', 'dwconv').replace('mlp.fc', 'pwconv').replace('mlp.grn', 'grn')
+        name = name.replace('head.norm', 'norm').replace('head.fc', 'head')
+        name = name.replace('grn.weight', 'grn.gamma').replace('grn.bias', 'grn.beta')
+        renamed[name if name.startswith(('norm', 'head')) else f'backbone.{name}'] = value
+    with torch.no_grad():
+        for name, mine in ours.state_dict().items():
+            given = renamed.pop(name)
+            if 'grn' in name or 'gamma' in name:
+                given.copy_(torch.randn_like(given))
+            mine.copy_(given.view_as(mine))
+        assert not renamed
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-9)
+
+
+def test_response_norm_by_hand():
+    """Two positions, two channels: norms 5 and 0.5, mean 2.75."""
+    norm = GlobalResponseNorm(2).double()
+    x = torch.tensor([[3.0, 0.3], [4.0, 0.4]], dtype=torch.float64).view(1, 1, 2, 2)
+    torch.testing.assert_close(norm(x), x)  # starts as the identity
+    norm.gamma.data[..., :] = torch.tensor([1.0, 2.0])
+    norm.beta.data[..., :] = torch.tensor([0.0, 1.0])
+    share = torch.tensor([5 / 2.750001, 2 * 0.5 / 2.750001], dtype=torch.float64)
+    torch.testing.assert_close(norm(x), x + x * share + torch.tensor([0.0, 1.0], dtype=torch.float64))
+    large = torch.full((1, 64, 64, 2), 2000.0, dtype=torch.float16)
+    assert norm.half()(large).isfinite().all()  # the sum of squares is beyond float16
 
 
 @pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (3,), (1, 2), (0,)])
-def test_every_parameter_gets_a_gradient_whatever_is_emitted(out_indices):
-    model = ConvNeXt(**SMALL, out_indices=out_indices)
+@every_network
+def test_every_parameter_gets_a_gradient_whatever_is_emitted(network, out_indices):
+    model = network(out_indices=out_indices)
     maps = model(torch.randn(2, 3, 64, 64))
     sum(m.square().sum() for m in maps).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -97,11 +150,12 @@ def test_frozen_part_computes_the_same_in_train_and_eval_mode():
         torch.testing.assert_close(a, b)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+@every_network
+def test_gradient_checkpointing_gives_the_same_gradients(network):
     gradients = []
     for with_cp in (False, True):
         torch.manual_seed(0)
-        model = ConvNeXt(**SMALL, with_cp=with_cp, drop_path_rate=0.3, layer_scale_init_value=1.0).double()
+        model = network(with_cp=with_cp, drop_path_rate=0.3).double()
         x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
         torch.manual_seed(1)  # the same paths are dropped
         sum(m.square().sum() for m in model(x)).backward()
@@ -132,11 +186,12 @@ def test_activations_stay_nhwc_and_permutes_copy_nothing():
     assert last.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_emitted_maps_lie_in_nchw_memory_since_mmcvs_roi_align_reads_nothing_else():
+@every_network
+def test_emitted_maps_lie_in_nchw_memory_since_mmcvs_roi_align_reads_nothing_else(network):
     import torchvision
     from mmcv.ops import roi_align
 
-    model = ConvNeXt(**SMALL).eval()
+    model = network().eval()
     image = torch.randn(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), _Copies() as copies:
         maps = model(image)
@@ -167,38 +222,54 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_samples():
         (dict(out_indices=(2, 1)), 'out_indices must be ascending'),
         (dict(out_indices=(0, 1), frozen_stages=3), 'frozen_stages must lie between -1'),
         (dict(drop_path_rate=1.0), 'drop_path_rate must lie in [0, 1), got 1.0'),
+        (dict(output_stride=4), 'output_stride must be 8, 16 or 32, got 4'),
+        (dict(arch='v2_atto', layer_scale_init_value=1.0), 'v2_atto has no layer scale'),
+        (dict(arch='v2_small'), "got 'v2_small'; did you mean"),
+        (dict(kind=IsotropicConvNeXt, arch='tiny'), 'arch must be one of small, base, large'),
+        (dict(kind=IsotropicConvNeXt, dim=30), 'dim a multiple of 4, got 18 and 30'),
+        (dict(kind=IsotropicConvNeXt, depth=4, frozen_stages=5), 'frozen_stages must lie between -1'),
+        (dict(kind=Roadmap, start='resnet50', step='stage_ration'), "did you mean 'stage_ratio'?"),
+        (dict(kind=Roadmap, start='resnet101', step='resnet'), 'start must be one of resnet50, resnet200'),
     ],
 )
 def test_wrong_arguments_are_told_in_words(arguments, words):
     with pytest.raises(UserError) as error:
-        ConvNeXt(**arguments)
+        arguments.pop('kind', ConvNeXt)(**arguments)
     assert words in str(error.value)
 
 
-def test_layer_depths_of_tiny_and_base():
-    """Written out from the published recipes: 6 groups for 9 blocks in the third stage, 12 for 27."""
-    with torch.device('meta'):
-        tiny, base = ConvNeXt('tiny'), ConvNeXt('base')
-    assert (tiny.num_groups, base.num_groups) == (6, 12)
-    expected = {
-        'downsample_layers.0.0.weight': (0, 0, 0),  # tiny layer-wise, base layer-wise, stage-wise
-        'downsample_layers.1.1.bias': (2, 2, 0),
-        'downsample_layers.2.1.weight': (3, 3, 0),
-        'downsample_layers.3.0.weight': (6, 12, 0),
-        'stages.0.2.gamma': (1, 1, 1),
-        'stages.1.0.norm.bias': (2, 2, 2),
-        'stages.2.0.dwconv.weight': (3, 3, 3),
-        'stages.2.2.dwconv.weight': (3, 3, 3),
-        'stages.2.3.dwconv.weight': (4, 4, 3),
-        'stages.2.8.pwconv2.bias': (5, 5, 3),
-        'stages.3.2.pwconv1.weight': (6, 12, 4),
-        'norm3.weight': (7, 13, None),
+@pytest.mark.parametrize(('stride', 'steps'), [(16, (1, 1, 1, 2)), (8, (1, 1, 2, 4))])
+def test_output_stride_gives_the_ordinary_values_at_the_ordinary_positions(stride, steps):
+    """Dilation in place of halving: every second (fourth) position is that of the ordinary network."""
+    torch.manual_seed(0)
+    ordinary = ConvNeXt(**SMALL, layer_scale_init_value=1.0).double().eval()
+    dilated = ConvNeXt(**SMALL, layer_scale_init_value=1.0, output_stride=stride).double().eval()
+    dilated.load_state_dict(ordinary.state_dict(), strict=True)
+    x = torch.randn(1, 3, 128, 192, dtype=torch.float64)
+    assert dilated.out_strides == tuple(min(s, stride) for s in (4, 8, 16, 32))
+    with torch.no_grad():
+        for step, fine, coarse in zip(steps, dilated(x), ordinary(x), strict=True):
+            assert fine.shape[2:] == (coarse.shape[2] * step, coarse.shape[3] * step)
+            torch.testing.assert_close(fine[..., ::step, ::step], coarse, rtol=0, atol=1e-10)
+
+
+def test_isotropic_pyramid_has_the_strides_of_a_backbone_and_leaves_the_middle_map_alone():
+    model = IsotropicConvNeXt(depth=4, dim=16).eval()
+    maps = model(torch.randn(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in maps] == [(4, 16, 24), (8, 8, 12), (16, 4, 6), (16, 2, 3)]
+    assert model.out_channels == (4, 8, 16, 16) and model.out_strides == (4, 8, 16, 32)
+    alone = IsotropicConvNeXt(depth=4, dim=16, out_indices=(2,)).eval()
+    alone.load_state_dict({k: v for k, v in model.state_dict().items() if k in alone.state_dict()})
+    torch.testing.assert_close(alone(torch.ones(1, 3, 64, 64))[0], model(torch.ones(1, 3, 64, 64))[2])
+
+
+def test_isotropic_frozen_stages_are_blocks():
+    model = IsotropicConvNeXt(depth=4, dim=16, frozen_stages=2, drop_path_rate=0.5).train()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        name for name, _ in model.named_parameters() if name.startswith(('stem', 'blocks.0.', 'blocks.1.'))
     }
-    for name, (tiny_depth, base_depth, stage) in expected.items():
-        assert tiny.layer_depth(name) == tiny_depth, name
-        assert base.layer_depth(name) == base_depth, name
-        assert tiny.layer_depth(name, 'stage_wise') == (7 if stage is None else stage), name
-    assert base.layer_depth('stages.2.26.gamma') == 11
+    assert [block.training for block in model.blocks] == [False, False, True, True]
 
 
 def test_reading_the_backbone_imports_no_detection_library():

@@ -72,11 +72,11 @@ def design(start: str, step: str) -> Design:
     """The network at ``step``: all changes up to it, from ``start`` on."""
     own = STARTS[choose('start', start, STARTS)]
     choose('step', step, STEPS)
+    steps = list(STEPS)
     result = Design()
-    for name, changes in STEPS.items():
-        result = replace(result, **{**changes, **own.get(name, {})})
-        if name == step:
-            return result
+    for name in steps[: steps.index(step) + 1]:
+        result = replace(result, **STEPS[name], **own.get(name, {}))
+    return result
 
 
 def _conv(dim_in: int, dim_out: int, kernel: int, norm: type[nn.Module] | None, stride=1, groups=1):
@@ -139,7 +139,7 @@ class Roadmap(FourStageBackbone):
         step: one of resnet, enhanced_recipe, stage_ratio, patchify_stem, depthwise, width, inverted,
             moved_up, kernel_5, kernel_7, kernel_9, kernel_11, gelu, fewer_activations, fewer_norms,
             layer_norm, separate_downsampling.
-        others: see :class:`ConvNeXt`.
+        others: see :class:`ConvNeXt`. With gradient checkpointing, a batch norm sees every batch twice.
 
     Raises:
         UserError: an unknown ``start`` or ``step``, or a value out of its range.

@@ -15,6 +15,8 @@ from ..backbones.base import DenseBackbone
 from ..errors import UserError
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
+NO_DECAY = ('.bias', '.gamma', '.beta')  # the last two also for the response norm's, of shape (1, 1, 1, D)
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor(DefaultOptimWrapperConstructor):
@@ -32,12 +34,13 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             ``layer_depth``.
         num_layers: optional, as in mmdet and mmseg; it must be what the backbone says.
 
-    One-dimensional parameters and biases get no weight decay. Everything outside the backbone's
+    One-dimensional parameters, biases, layer scale and the parameters of V2's response norm get no weight
+    decay, as in the official code. Everything outside the backbone's
     stages has the full learning rate.
 
     Raises:
         UserError: an unknown key, a rate out of range, a number of layers that contradicts the
-            backbone, or a model without one of our backbones.
+            backbone, a learning rate above the head's, or a model without one of our backbones.
     """
 
     def _validate_cfg(self) -> None:
@@ -60,7 +63,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         """Append the parameter groups of ``module`` to ``params``, one for each (rate, decay)."""
         groups = defaultdict(list)
         for name, parameter, scale in self.scales(module):
-            decay = 0.0 if parameter.ndim == 1 or name.endswith('.bias') else self.base_wd
+            decay = 0.0 if parameter.ndim == 1 or name.endswith(NO_DECAY) else self.base_wd
             groups[scale, decay].append((name, parameter))
         rows = ['layer-wise learning rates', '        scale           lr  weight decay  tensors  first']
         for (scale, decay), members in sorted(groups.items()):
@@ -108,6 +111,12 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             steps = 0  # below the full learning rate
             if prefix is not None:
                 backbone = backbones[prefix]
-                steps = backbone.num_groups + 1 - backbone.layer_depth(name.removeprefix(prefix), by)
+                depth = backbone.layer_depth(name.removeprefix(prefix), by)
+                steps = backbone.num_groups + 1 - depth
+                if steps < 0:
+                    raise UserError(
+                        f'{name} would learn faster than the head (scale {rate**steps:.2f}): '
+                        f'its depth is {depth}, of {backbone.num_groups} groups in {type(backbone).__name__}'
+                    )
             found.append((name, parameter, rate**steps))
         return found
