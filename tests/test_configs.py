@@ -1,78 +1,336 @@
 """Every published config builds, is what its name says, and has the published recipe."""
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHARED
+from conftest import ROOT, SHARED, tool
+from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 
+from convnext_backbone import complexity
+from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt
+from convnext_backbone.backbones.roadmap import STEPS
+from convnext_backbone.checkpoint import zoo
 from convnext_backbone.engine import prepare
+from convnext_backbone.engine.config_check import dicts
 
-CONFIGS = sorted(
-    file for task in ('detection', 'segmentation') for file in (ROOT / 'configs' / task).glob('*.py')
+CONFIGS = ROOT / 'configs'
+NAMES = sorted(
+    file.relative_to(CONFIGS).with_suffix('').as_posix()
+    for file in CONFIGS.rglob('*.py')
+    if '_base_' not in file.parts and file.stem != 'small_backbone'
 )
+PUBLISHED = complexity.published(CONFIGS)
+SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'xl': 'xlarge'}
+every_config = pytest.mark.parametrize('name', NAMES)
 
 
-def build(name: str):
-    cfg = prepare.read_config(f'{ROOT}/configs/{name}.py')
+def read(name: str):
+    return prepare.read_config(f'{CONFIGS}/{name}.py')
+
+
+def paper(file: str) -> dict:
+    path = SHARED / 'paper' / file
+    if not path.is_file():
+        pytest.skip(f'the published numbers are not here: {path}')
+    return json.loads(path.read_text())
+
+
+def build(cfg):
+    """A model with weights, for a CPU."""
     prepare.use_plain_batch_norm(cfg)
     prepare.drop_pretrained(cfg)
     init_default_scope(cfg.default_scope)
-    return cfg, MODELS.build(cfg.model)
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model)
 
 
-@pytest.mark.parametrize('file', CONFIGS, ids=lambda file: file.stem)
-def test_config_builds_and_its_heads_fit_its_backbone(file: Path):
-    cfg, model = build(f'{file.parent.name}/{file.stem}')
+@every_config
+def test_config_builds_and_its_parts_fit_each_other(name):
+    """Reading it checks that no key is without a reader."""
+    cfg = read(name)
+    model = complexity.build_on_meta(cfg)
     channels = list(model.backbone.out_channels)
     if hasattr(model, 'neck'):
+        levels = len(channels)
         assert cfg.model.neck.in_channels == channels
-        assert cfg.model.rpn_head.anchor_generator.strides[:4] == list(model.backbone.out_strides)
-    else:
+        assert cfg.model.rpn_head.anchor_generator.strides[:levels] == list(model.backbone.out_strides)
+        assert cfg.model.roi_head.bbox_roi_extractor.featmap_strides == list(model.backbone.out_strides)
+    elif hasattr(model, 'decode_head'):
         assert cfg.model.decode_head.in_channels == channels
         assert cfg.model.auxiliary_head.in_channels == channels[cfg.model.auxiliary_head.in_index]
-    assert cfg.model.backbone.arch == {'t': 'tiny'}[file.stem.split('_')[-1]]
-    assert model.backbone.depths == (3, 3, 9, 3)
-    assert file.read_text().startswith('"""') and 'Run: ' in file.read_text()
+    else:
+        assert model.head.in_features == channels[0]
 
 
-@pytest.mark.parametrize(
-    ('name', 'millions'),
-    # paper, Tables 3 and 4
-    [
-        ('detection/mask_rcnn_convnext_t', 48),
-        ('detection/cascade_convnext_t', 86),
-        ('segmentation/upernet_convnext_t', 60),
-    ],
-)
-def test_model_has_the_published_size(name, millions):
-    _, model = build(name)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
+@every_config
+def test_config_is_what_its_name_and_its_docstring_say(name):
+    cfg, text = read(name), (CONFIGS / f'{name}.py').read_text()
+    backbone = complexity.build_on_meta(cfg).backbone
+    folder, stem = name.split('/', 1)
+    doc = ast.get_docstring(ast.parse(text))
+    assert 'Run: ' in doc
+    if folder == 'demo':
+        return
+    assert f'tools/dist_train.sh configs/{name}.py 8' in doc
+    for key in ('top1', 'box_AP', 'mask_AP', 'mIoU_single_scale', 'mIoU_multi_scale_flip'):
+        if printed := PUBLISHED.get(name, {}).get(key):
+            assert re.search(rf'\b{printed.rstrip("0").rstrip(".")}', doc), key
+    if 'roadmap' in stem:
+        start, number, step = re.fullmatch(r'roadmap/(resnet\d+)_(\d\d)_(\w+)', stem).groups()
+        assert backbone.arch == f'{start} {step}' and list(STEPS)[int(number)] == step
+        return
+    assert backbone.arch == SIZES[re.search(r'(?:convnext|isotropic)_([a-z]+)', stem)[1]]
+    assert isinstance(backbone, IsotropicConvNeXt if stem.startswith('isotropic') else ConvNeXt)
+    weights = [node['checkpoint'] for node in dicts(cfg.model) if node.get('type') == prepare.PRETRAINED]
+    size = '384' if stem.endswith('_384') else '224'
+    if folder == 'classification':
+        assert cfg.train_dataloader.dataset.transform.input_size == int(size)
+        assert cfg.val_dataloader.dataset.transform.input_size == int(size)
+        source = '22k' if 'in22k' in stem else '1k' if size == '384' else None
+    else:
+        source = '22k' if 'in22k' in stem else '1k'
+    assert weights == ([f'convnext_{backbone.arch}_{source}_224'] if source else [])
+    assert all(name in zoo.URLS for name in weights)
+    if folder == 'detection':
+        assert cfg.train_cfg.max_epochs == (12 if stem.endswith('_1x') else 36)
+        assert cfg.model.type == ('MaskRCNN' if stem.startswith('mask_rcnn') else 'CascadeRCNN')
 
 
-def test_recipes_are_the_published_ones():
-    file = SHARED / 'paper' / 'recipes.json'
-    if not file.is_file():
-        pytest.skip(f'the published recipes are not here: {file}')
-    recipes = json.loads(file.read_text())
-    rows = {
-        'detection/mask_rcnn_convnext_t': recipes['detection']['mask_rcnn tiny 1k'],
-        'detection/cascade_convnext_t': recipes['detection']['cascade tiny 1k'],
-        'segmentation/upernet_convnext_t': {
-            **recipes['segmentation']['tiny 1k 512'],
-            'layer_decay': recipes['common_segmentation']['layer_decay'],
-        },
-    }
-    for name, row in rows.items():
-        cfg, model = build(name)
-        assert cfg.optim_wrapper.optimizer.lr == row['lr']
-        assert cfg.optim_wrapper.paramwise_cfg.decay_rate == row['layer_decay']
-        assert cfg.model.backbone.drop_path_rate == row['drop_path']
-        assert model.backbone.num_groups == row['layer_groups']
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_row_has_its_parameters_and_flops(name):
+    row = next(complexity.compare(CONFIGS, [name]))
+    assert row.agrees() or 'note' in row.printed, f'{row.measured.gflops} against {row.printed}'
+    if row.printed['table'] in (10, 11) and 'note' not in row.printed:
+        assert f'{row.measured.gflops:.2f}' == row.printed['gflops']
+    assert '{} x {}'.format(*row.measured.input) == row.printed['input']
+
+
+def test_notes_are_for_the_two_rows_that_contradict_each_other_in_print():
+    noted = [name for name, row in PUBLISHED.items() if 'note' in row]
+    assert [name.split('/')[-1][9:] for name in noted] == ['15_layer_norm', '16_separate_downsampling']
+    assert not any(row.agrees() for row in complexity.compare(CONFIGS, noted))
+
+
+def test_published_numbers_are_those_of_the_paper():
+    """Every row of Tables 1 to 4, 10 and 11 has a config, and the numbers are copied without a slip."""
+    tables, found = paper('tables.json'), {}
+    short = {size: letter for letter, size in SIZES.items()}
+    for arch, data, side, params, gflops, _, top1 in tables['table1_imagenet']['rows']:
+        kind = {('1k', 224): 'in1k', ('1k', 384): 'in1k_384'}.get((data, side))
+        kind = kind or ('in22k_in1k' if side == 224 else 'in22k_in1k_384')
+        found[f'classification/convnext_{short[arch]}_{kind}'] = (params, gflops, top1)
+    for arch, params, gflops, _, _, top1 in tables['table2_isotropic']['rows']:
+        found[f'classification/isotropic_{short[arch.split("_")[1]]}_in1k'] = (params, gflops, top1)
+    for head, arch, data, params, gflops, _, *aps in tables['table3_coco']['rows']:
+        name = f'detection/{head}_convnext_{short[arch]}' + '_in22k' * (data == '22k')
+        found[name] = (params, gflops, *aps)
+    for arch, data, _, params, gflops, _, *mious in tables['table4_ade20k']['rows']:
+        name = f'segmentation/upernet_convnext_{short[arch]}' + '_in22k' * (data == '22k')
+        found[name] = (params, gflops, *mious)
+    for start, table in (
+        ('resnet50', 'table10_roadmap_resnet50'),
+        ('resnet200', 'table11_roadmap_resnet200'),
+    ):
+        for i, (step, (_, top1, gflops)) in enumerate(zip(STEPS, tables[table]['rows'], strict=True)):
+            found[f'classification/roadmap/{start}_{i:02d}_{step}'] = (None, gflops, top1)
+    keys = (
+        'params_M',
+        'gflops',
+        'top1',
+        'box_AP',
+        'box_AP50',
+        'box_AP75',
+        'mask_AP',
+        'mask_AP50',
+        'mask_AP75',
+    )
+    keys += ('mIoU_single_scale', 'mIoU_multi_scale_flip')
+    for name, values in found.items():
+        printed = [float(PUBLISHED[name][key]) for key in keys if key in PUBLISHED[name]]
+        assert printed == [float(value) for value in values if value is not None], name
+    assert set(found) == {name for name, row in PUBLISHED.items() if row['table']}
+
+
+@pytest.mark.parametrize('folder', ['classification', 'detection', 'segmentation'])
+def test_table_of_results_is_the_generated_one(folder):
+    assert (CONFIGS / folder / 'README.md').read_text() == tool('results').table(folder), (
+        'run: python tools/results.py'
+    )
+
+
+def test_recipes_of_detection_and_segmentation_are_the_published_ones():
+    recipes = paper('recipes.json')
+    short = {size: letter for letter, size in SIZES.items()}
+    for row, values in {**recipes['detection'], **recipes['segmentation']}.items():
+        *head, arch, data = row.removesuffix(' 512').removesuffix(' 640').split()
+        task = 'detection/' + head[0] if head else 'segmentation/upernet'
+        cfg = read(f'{task}_convnext_{short[arch]}' + '_in22k' * (data == '22k'))
+        decay = values.get('layer_decay', recipes['common_segmentation']['layer_decay'])
+        assert cfg.optim_wrapper.optimizer.lr == values['lr'], row
+        assert cfg.optim_wrapper.paramwise_cfg.decay_rate == decay, row
+        assert cfg.model.backbone.drop_path_rate == values['drop_path'], row
+        assert cfg.model.backbone.layer_scale_init_value == 1.0
+        assert complexity.build_on_meta(cfg).backbone.num_groups == values['layer_groups'], row
         assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
+        if not head:
+            crop = int(row.split()[-1])
+            stride = {512: (341, 341), 640: (426, 426)}[crop]
+            assert (cfg.model.test_cfg.crop_size, cfg.model.test_cfg.stride) == ((crop, crop), stride)
+            assert cfg.model.data_preprocessor.size == (crop, crop)
+            steps = cfg.train_dataloader.dataset.pipeline
+            assert steps[3].crop_size == (crop, crop) and steps[2].scale == (4 * crop, crop)
+            assert cfg.test_dataloader.dataset.pipeline[1].scale == (4 * crop, crop)
+            scales = [step.scale[1] / crop for step in cfg.tta_pipeline[1].transforms[0]]
+            assert scales == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+
+
+def test_recipes_of_classification_are_the_published_ones():
+    """Tables 5 and 6."""
+    tables = paper('tables.json')
+    scratch, finetune = tables['table5_pretraining']['imagenet1k'], tables['table6_finetuning']
+    for name in (n for n in NAMES if n.startswith('classification/') and 'roadmap' not in n):
+        cfg = read(name)
+        arch = cfg.model.backbone.arch
+        optimizer, common = cfg.optim_wrapper.optimizer, finetune['from_1k_384']
+        data = cfg.train_dataloader.dataset.transform
+        batch = 8 * cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1)
+        rate, decay = cfg.model.backbone.drop_path_rate, cfg.optim_wrapper.paramwise_cfg.decay_rate
+        assert (data.auto_augment, data.re_prob, cfg.model.label_smoothing) == (
+            'rand-m9-mstd0.5-inc1',
+            0.25,
+            0.1,
+        )
+        ema = [hook for hook in cfg.get('custom_hooks', []) if hook.type == 'EMAHook']
+        updates = cfg.optim_wrapper.get('accumulative_counts', 1)
+        assert all((1 - hook.momentum, hook.get('interval', 1)) == (0.9999, updates) for hook in ema)
+        if name.endswith('_384') or 'in22k' in name:
+            own = common if 'in22k' not in name else finetune['from_22k_224_and_384']
+            expected = (common['base_lr'], common['weight_decay'], common['batch'], common['epochs'])
+            assert (rate, decay) == (own['stochastic_depth'][arch], own['layer_decay']), name
+            assert cfg.model.mixup is None and cfg.model.head_init_scale == common['head_init_scale']
+            assert bool(ema) == bool('in22k' in name and own['ema'][arch])
+        else:
+            own = tables['table5_pretraining']['isotropic'] if 'isotropic' in name else scratch
+            expected = (scratch['base_lr'], scratch['weight_decay'], scratch['batch'], scratch['epochs'])
+            assert (rate, decay) == (own['stochastic_depth'][arch], 1.0), name
+            assert cfg.model.mixup == dict(mixup_alpha=scratch['mixup'], cutmix_alpha=scratch['cutmix'])
+            assert cfg.param_scheduler[0].end == own['warmup_epochs'] == cfg.param_scheduler[1].begin
+            assert cfg.param_scheduler[1].T_max == 300 - own['warmup_epochs'] and ema
+        assert (optimizer.lr, optimizer.weight_decay, batch, cfg.train_cfg.max_epochs) == expected, name
+        assert cfg.auto_scale_lr.base_batch_size == batch
+        crop = finetune['test_crop_ratio'][str(data.input_size)]
+        assert cfg.test_dataloader.dataset.transform.crop_pct == crop
+
+
+def a_batch(task: str, classes: int) -> dict:
+    """Two images with labels, as the data loader of the task gives them."""
+    torch.manual_seed(0)
+    if task == 'classification':
+        return dict(inputs=torch.randn(2, 3, 64, 64), labels=torch.tensor([1, 2]))
+    if task == 'detection':
+        from mmdet.testing import demo_mm_inputs
+
+        data = demo_mm_inputs(2, [[3, 128, 160]] * 2, num_classes=classes, num_items=[3, 2], with_mask=True)
+        boxes = torch.tensor([[10.0, 10, 60, 70], [40, 30, 120, 100], [70, 60, 150, 120]])
+        for sample, number in zip(data['data_samples'], (3, 2)):
+            sample.gt_instances.bboxes = boxes[:number]
+        return data
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    samples = []
+    for _ in range(2):
+        labels = PixelData(data=torch.randint(0, classes, (1, 128, 128)))
+        samples.append(SegDataSample(gt_sem_seg=labels, metainfo=dict(img_shape=(128, 128))))
+    images = [torch.randint(0, 255, (3, 128, 128), dtype=torch.uint8) for _ in range(2)]
+    return dict(inputs=images, data_samples=samples)
+
+
+ISOTROPIC = dict(_delete_=True, type='convnext_backbone.IsotropicConvNeXt', depth=2, dim=64)
+DILATED = dict(arch='atto', output_stride=8, out_indices=(2, 3))
+V2 = dict(arch='v2_atto', layer_scale_init_value=None)
+KINDS = {
+    'classifier': ('classification/convnext_t_in1k', {}),
+    'classifier, fine-tuned': ('classification/convnext_t_in22k_in1k', {}),
+    'classifier, V2': ('classification/convnext_t_in1k', dict(backbone=V2)),
+    'isotropic classifier': ('classification/isotropic_s_in1k', {}),
+    'roadmap, first step': ('classification/roadmap/resnet50_00_resnet', {}),
+    'roadmap, in between': ('classification/roadmap/resnet50_13_fewer_activations', {}),
+    'Mask R-CNN': ('detection/mask_rcnn_convnext_t', {}),
+    'Cascade Mask R-CNN': ('detection/cascade_convnext_t', {}),
+    'Mask R-CNN, isotropic': (
+        'detection/mask_rcnn_convnext_t',
+        dict(backbone=ISOTROPIC, neck=dict(in_channels=[16, 32, 64, 64])),
+    ),
+    'UPerNet': ('segmentation/upernet_convnext_t', {}),
+    'UPerNet, isotropic': (
+        'segmentation/upernet_convnext_t',
+        dict(
+            backbone=ISOTROPIC,
+            decode_head=dict(in_channels=[16, 32, 64, 64]),
+            auxiliary_head=dict(in_channels=64),
+        ),
+    ),
+    'PSPNet at stride 8': (
+        'segmentation/upernet_convnext_t',
+        dict(
+            backbone=DILATED,
+            decode_head=dict(type='PSPHead', in_channels=320, in_index=1, channels=32),
+            auxiliary_head=dict(in_channels=160, in_index=0),
+        ),
+    ),
+    'DeepLabV3 at stride 8, V2': (
+        'segmentation/upernet_convnext_t',
+        dict(
+            backbone={**DILATED, **V2},
+            decode_head=dict(
+                _delete_=True,
+                type='ASPPHead',
+                in_channels=320,
+                in_index=1,
+                channels=32,
+                num_classes=150,
+                loss_decode=dict(type='CrossEntropyLoss'),
+            ),
+            auxiliary_head=dict(in_channels=160, in_index=0),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_training_step_gives_every_parameter_a_gradient(kind):
+    name, changes = KINDS[kind]
+    cfg = read(name)
+    if 'PSPNet' in kind:
+        cfg.model.decode_head.pop('pool_scales')
+    cfg.merge_from_dict(dict(model=changes))
+    if 'roi_head' in cfg.model:
+        cfg.model.train_cfg.rpn_proposal.update(nms_pre=200, max_per_img=100)
+    model = build(cfg).train()
+    task = name.split('/')[0]
+    data = a_batch(task, {'detection': 80, 'segmentation': 150}.get(task, 1000))
+    if task == 'segmentation':
+        model.data_preprocessor.size = (128, 128)
+    losses = model(**model.data_preprocessor(data, True), mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert [n for n, p in trained.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in trained.values())
+    moved = [n for n, p in trained.items() if p.grad.any()]
+    assert len(moved) > 0.95 * len(trained) and any(n.startswith('backbone.') for n in moved)
+    optim_wrapper = ConfigDict(cfg.optim_wrapper, type='OptimWrapper')
+    if 'isotropic' in kind:
+        optim_wrapper.paramwise_cfg.decay_type = 'layer_wise'  # it has no stages
+    groups = build_optim_wrapper(model, optim_wrapper).optimizer.param_groups
+    assert sum(len(group['params']) for group in groups) == len(trained)
 
 
 def learning_rates(name: str, steps_per_epoch: int, wanted: list[int]) -> list[float]:

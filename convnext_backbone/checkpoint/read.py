@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 
 from ..errors import UserError
+from . import zoo
 
 WEIGHTS_FOLDER = 'CONVNEXT_WEIGHTS'  # environment variable; where weights are looked up and kept
 TIMEOUT = 30  # seconds without an answer from a server of weights
@@ -127,16 +128,17 @@ def close_unsafe_reader() -> None:
 
 
 def local_file(path: str | os.PathLike) -> Path:
-    """``path`` as a file on this machine; a URL is looked up in the weights folder, then downloaded.
+    """A file on this machine for ``path``: itself, or what a URL or a name of :mod:`zoo` stands for.
 
-    The folder is ``$CONVNEXT_WEIGHTS``, by default ``~/.cache/convnext_backbone``. A download goes to
-    a temporary name and is renamed when complete.
+    The latter two are looked up in the weights folder, then downloaded. The folder is
+    ``$CONVNEXT_WEIGHTS``, by default ``~/.cache/convnext_backbone``. A download goes to a temporary name
+    and is renamed when complete.
     """
-    url = str(path)
+    url = zoo.URLS.get(str(path), str(path))
     if not url.startswith(('http://', 'https://')):
         file = Path(path).expanduser()
         if not file.is_file():
-            raise UnreadableCheckpoint(f'no file of weights at {file}')
+            raise UnreadableCheckpoint(f'no file of weights at {file}{zoo.nearest(url)}')
         return file
     folder = Path(os.environ.get(WEIGHTS_FOLDER, '~/.cache/convnext_backbone')).expanduser()
     file = folder / Path(urlparse(url).path).name

@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 from mmengine.model import BaseModel
+from timm.data import Mixup
 from torch import Tensor, nn
 
 from ..backbones.convnext import init_layer
@@ -20,6 +21,8 @@ class Classifier(BaseModel):
         num_classes: length of the logits.
         head_init_scale: factor on the starting weights of the last layer (0.001 in fine-tuning).
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+        mixup: arguments of ``timm.data.Mixup`` (``mixup_alpha``, ``cutmix_alpha``, ...), which mixes the
+            images and labels of every training batch; the batch must be even.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Classifier(BaseModel):
         *,
         head_init_scale: float = 1.0,
         label_smoothing: float = 0.0,
+        mixup: dict | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | list | None = None,
     ):
@@ -39,6 +43,7 @@ class Classifier(BaseModel):
         self.norm = nn.LayerNorm(dim, eps=1e-6) if self.backbone.classifier_norm else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
         self.label_smoothing = label_smoothing
+        self.mixup = mixup and Mixup(**mixup, label_smoothing=label_smoothing, num_classes=num_classes)
         init_layer(self.head)
         self.head.weight.data.mul_(head_init_scale)
 
@@ -50,11 +55,15 @@ class Classifier(BaseModel):
             labels: (N,) class numbers, or (N, num_classes) probabilities (Mixup).
             mode: ``'tensor'`` or ``'predict'``: logits (N, num_classes). ``'loss'``: dict of losses.
         """
+        smoothing = self.label_smoothing
+        if mode == 'loss' and self.mixup:
+            inputs, labels = self.mixup(inputs, labels)
+            smoothing = 0.0  # it is in the labels already
         (x,) = self.backbone(inputs)
         logits = self.head(self.norm(x.mean((2, 3))))
         if mode != 'loss':
             return logits
-        return dict(loss=F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing))
+        return dict(loss=F.cross_entropy(logits, labels, label_smoothing=smoothing))
 
     def val_step(self, data: dict) -> list[dict]:
         """Logits and label of each image, for :class:`Accuracy`."""

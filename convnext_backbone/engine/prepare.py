@@ -14,6 +14,7 @@ import mmengine.device.utils
 import torch
 from mmengine.config import Config
 
+from ..checkpoint import zoo
 from ..checkpoint.read import close_unsafe_reader
 from ..cli import message
 from ..errors import UserError
@@ -206,21 +207,29 @@ def _num_classes(node, path: str) -> Iterator[tuple[str, int]]:
 
 
 def set_pretrained(cfg: Config, choice: str | None) -> list[str]:
-    """``--pretrained``: a path or URL for the backbone's weights, or ``none`` to train from scratch."""
+    """``--pretrained``: path, URL or released name of the backbone's weights; ``none``: from scratch."""
     if choice is None:
         return []
-    backbone = cfg.model.get('backbone') or cfg.model
-    given = backbone.get('init_cfg') or []
-    given = [given] if isinstance(given, dict) else list(given)
+    model = cfg.model
+    own = any(init['type'] == PRETRAINED for init in _inits(model))  # a classifier is loaded as a whole
+    node = model if own or 'backbone' not in model else model.backbone
+    given = _inits(node)
     others = [init for init in given if init['type'] not in (PRETRAINED, 'Pretrained')]
     if choice.lower() == 'none':
-        backbone.init_cfg = others or None
+        node.init_cfg = others or None
         return ['no pretrained weights: --pretrained none']
-    if not choice.startswith(('http://', 'https://')) and not Path(choice).is_file():
-        raise UserError(f'--pretrained: no file of weights at {choice}')
+    remote = choice in zoo.URLS or choice.startswith(('http://', 'https://'))
+    if not remote and not Path(choice).is_file():
+        raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
     kept = next((init for init in given if init['type'] == PRETRAINED), {})
-    backbone.init_cfg = [*others, {**kept, 'type': PRETRAINED, 'checkpoint': choice}]
+    node.init_cfg = [*others, {**kept, 'type': PRETRAINED, 'checkpoint': choice}]
     return []
+
+
+def _inits(node: dict) -> list[dict]:
+    """The entries of ``init_cfg``, which may be one or a list."""
+    given = node.get('init_cfg') or []
+    return [given] if isinstance(given, dict) else list(given)
 
 
 def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[str]:
@@ -260,10 +269,8 @@ def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[
 def drop_pretrained(cfg: Config) -> None:
     """Take every pretrained ``init_cfg`` out of the model: its weights come from a checkpoint."""
     for node in dicts(cfg.model):
-        given = node.get('init_cfg')
-        for init in given if isinstance(given, (list, tuple)) else [given]:
-            if isinstance(init, dict) and init.get('type') in (PRETRAINED, 'Pretrained'):
-                node['init_cfg'] = None
+        if any(init.get('type') in (PRETRAINED, 'Pretrained') for init in _inits(node)):
+            node['init_cfg'] = None
 
 
 def use_plain_batch_norm(cfg: Config) -> list[str]:
@@ -274,6 +281,40 @@ def use_plain_batch_norm(cfg: Config) -> list[str]:
             node['type'] = 'BN'
             count += 1
     return [f'SyncBN became BN in {count} places: a single process or a CPU'] if count else []
+
+
+def choose_views(cfg: Config, tta: bool) -> list[str]:
+    """One view of each image, or those of the config's ``tta_pipeline``; a segmenter's metrics say which.
+
+    ``tta_model`` is built around the model, as in mmdet and mmseg; what it says of ``module`` changes the
+    model itself, for example ``module=dict(test_cfg=dict(mode='whole'))``.
+
+    Raises:
+        UserError: ``tta`` is asked and the config has no ``tta_pipeline``.
+    """
+    name = 'single_scale'
+    if tta:
+        if not cfg.get('tta_pipeline') or not cfg.get('tta_model'):
+            raise UserError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline; test without --tta')
+        (views,) = [node['transforms'] for node in dicts(cfg.tta_pipeline) if 'transforms' in node]
+        scales = max(sum('Resize' in step['type'] for step in steps) for steps in views)
+        flip = any('Flip' in step['type'] and step.get('prob', 1) for steps in views for step in steps)
+        name = ('multi_scale' if scales > 1 else name) + '_flip' * flip
+        for _, dataset in datasets(cfg, ('test_dataloader',)):
+            dataset['pipeline'] = cfg.tta_pipeline
+        wrapper = dict(cfg.tta_model)
+        cfg.merge_from_dict(dict(model=wrapper.pop('module', {})))
+        cfg.model = dict(**wrapper, module=cfg.model)
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    named = [evaluator for evaluator in evaluators if evaluator['type'] in ('IoUMetric', 'mmseg.IoUMetric')]
+    for evaluator in named:
+        evaluator.setdefault('prefix', name)
+    if not (tta or named):
+        return []
+    how = cfg.model.get('module', cfg.model).get('test_cfg') or {}
+    slide = how.get('mode') == 'slide'
+    window = f'sliding window {how.crop_size}, stride {how.stride}' if slide else 'whole image'
+    return [f'testing: {name.replace("_", " ")}, {window}']
 
 
 def choose_precision(cfg: Config, amp: bool, device: str) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner as MMEngineRunner
 
 from ..checkpoint.formats import tensors_of
@@ -108,7 +108,9 @@ class Runner(MMEngineRunner):
             _check_resumable(file, checkpoint)
         self._compare_classes(file, checkpoint)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         report = load_tensors(
             model,
             tensors_of(checkpoint, str(file)),

@@ -1,6 +1,5 @@
 """Mask R-CNN with FPN on ConvNeXt-T."""
 
-pretrained = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(
@@ -16,7 +15,7 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.4,
         layer_scale_init_value=1.0,
-        init_cfg=dict(type='convnext_backbone.Pretrained', checkpoint=pretrained),
+        init_cfg=dict(type='convnext_backbone.Pretrained', checkpoint='convnext_tiny_1k_224'),
     ),
     neck=dict(type='FPN', in_channels=[96, 192, 384, 768], out_channels=256, num_outs=5),
     rpn_head=dict(

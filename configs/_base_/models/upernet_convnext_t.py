@@ -1,6 +1,5 @@
 """UPerNet on ConvNeXt-T, with an auxiliary FCN head on the third stage."""
 
-pretrained = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -18,7 +17,7 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.4,
         layer_scale_init_value=1.0,
-        init_cfg=dict(type='convnext_backbone.Pretrained', checkpoint=pretrained),
+        init_cfg=dict(type='convnext_backbone.Pretrained', checkpoint='convnext_tiny_1k_224'),
     ),
     decode_head=dict(
         type='UPerHead',

@@ -1,0 +1,31 @@
+"""300 epochs, AdamW, cosine after 20 epochs of warm-up, EMA: training from scratch (paper, Table 5).
+
+4096 images per update: 8 GPUs with 128 each, four steps accumulated.
+"""
+
+_base_ = '../default_runtime.py'
+
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, begin=0, end=20, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        begin=20,
+        end=300,
+        T_max=280,
+        eta_min_ratio=2.5e-4,
+        convert_to_iter_based=True,
+    ),
+]
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    accumulative_counts=4,
+    optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    constructor='convnext_backbone.LayerDecayConstructor',
+    paramwise_cfg=dict(decay_rate=1.0),
+)
+custom_hooks = [dict(type='EMAHook', momentum=1e-4, interval=4)]  # at every update
+auto_scale_lr = dict(enable=False, base_batch_size=4096)

@@ -1,0 +1,9 @@
+"""ConvNeXt-L, ImageNet-1K, 224 x 224, 300 epochs from scratch.
+
+Run:     tools/dist_train.sh configs/classification/convnext_l_in1k.py 8
+Expect:  84.3 top-1 (paper, Table 1)
+"""
+
+_base_ = './convnext_t_in1k.py'
+
+model = dict(backbone=dict(arch='large', drop_path_rate=0.5))

@@ -1,0 +1,21 @@
+"""Released weights by name: where they come from."""
+
+import difflib
+
+_V1 = 'https://dl.fbaipublicfiles.com/convnext/{}.pth'
+# Without _ema: the final weights of the training, which the published detectors and segmenters start from.
+_V1_NAMES = [
+    *(f'convnext_{size}_1k_224{ema}' for size in ('tiny', 'small', 'base', 'large') for ema in ('', '_ema')),
+    *(f'convnext_{size}_1k_384' for size in ('base', 'large')),
+    *(f'convnext_{size}_22k_224' for size in ('tiny', 'small', 'base', 'large', 'xlarge')),
+    *(f'convnext_{size}_22k_1k_{n}' for size in ('tiny', 'small', 'base', 'large') for n in (224, 384)),
+    *(f'convnext_xlarge_22k_1k_{n}_ema' for n in (224, 384)),
+    *(f'convnext_iso_{size}_1k_224_ema' for size in ('small', 'base', 'large')),
+]
+URLS = {name: _V1.format(name) for name in _V1_NAMES}
+
+
+def nearest(name: str) -> str:
+    """Words that suggest the released name nearest to ``name``; empty if none is near."""
+    near = difflib.get_close_matches(name, URLS, 1, 0.8)
+    return f'; did you mean the released {near[0]!r}?' if near else ''

@@ -1,0 +1,176 @@
+"""Parameters and FLOPs of a config by the paper's protocol; no data and no memory needed.
+
+One multiply-add counts as one FLOP, as in the paper and everywhere in this field. Convolutions and linear
+layers are counted (by ``torch.utils.flop_counter``), on the meta device. Of a detector: backbone, neck and
+RPN on the image, then 1000 proposals at the box heads and 100 RoIs at the mask heads. Of a segmenter:
+backbone and decode head on the whole image; the auxiliary head works in training only.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .cli import message
+from .engine import prepare
+from .errors import UserError
+
+PROPOSALS = 1000  # at each box head
+MASK_ROIS = 100  # at each mask head
+DETECTOR_INPUT = (800, 1280)
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What :func:`measure` found."""
+
+    input: tuple[int, int]  # height, width
+    parameters: int
+    macs: dict[str, int]  # multiply-adds for one image, by part
+
+    @property
+    def gflops(self) -> float:
+        return sum(self.macs.values()) / 1e9
+
+
+def build_on_meta(cfg: Config) -> nn.Module:
+    """The model of a config without its memory: shapes, but no values."""
+    scope = cfg.get('default_scope') or 'mmengine'
+    cfg = Config(dict(model=cfg.model.to_dict()))
+    prepare.use_plain_batch_norm(cfg)
+    prepare.drop_pretrained(cfg)
+    with (
+        torch.device('meta'),
+        DefaultScope.overwrite_default_scope(scope),
+        warnings.catch_warnings(action='ignore'),  # of mmseg's losses, about their own defaults
+    ):
+        return MODELS.build(cfg.model).eval()
+
+
+def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
+    """Parameters and multiply-adds of a classifier, a detector or a segmenter.
+
+    Args:
+        size: height and width of the image. By default a classifier's test size, 800 x 1280 for a
+            detector, and for a segmenter as high as its crop and four times as wide.
+
+    Raises:
+        UserError: another kind of model, or a size that it cannot take.
+    """
+    model = build_on_meta(cfg)
+    height, width = size or default_size(cfg)
+    macs = {}
+
+    def count(part: str, run: Callable, *inputs):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            try:
+                result = run(*inputs)
+            except (RuntimeError, TypeError, ValueError) as error:
+                where = f'{part} of {type(model).__name__} on an image of {height} x {width}'
+                raise UserError(f'cannot count {where}: {message(error).splitlines()[0]}') from error
+        macs[part] = macs.get(part, 0) + counter.get_total_flops() // 2
+        return result
+
+    image = torch.empty(1, 3, height, width, device='meta')
+    maps = count('backbone', model.backbone, image)
+    if hasattr(model, 'head'):
+        pooled = maps[-1].mean((2, 3))
+        count('head', model.head, model.norm(pooled))
+    elif hasattr(model, 'roi_head'):
+        maps = count('neck', model.neck, maps)
+        count('rpn_head', model.rpn_head, maps)
+        for part, rois in (('bbox', PROPOSALS), ('mask', MASK_ROIS)):
+            heads = _stages(getattr(model.roi_head, f'{part}_head', None))
+            for head, extractor in zip(
+                heads, _stages(getattr(model.roi_head, f'{part}_roi_extractor', None))
+            ):
+                window = extractor.roi_layers[0].output_size
+                count(f'{part}_head', head, torch.empty(rois, extractor.out_channels, *window, device='meta'))
+    elif isinstance(getattr(model, 'decode_head', None), nn.Module) and not _is_list(model.decode_head):
+        maps = count('neck', model.neck, maps) if getattr(model, 'with_neck', False) else maps
+        count('decode_head', model.decode_head, maps)
+    elif hasattr(model, 'bbox_head'):
+        maps = count('neck', model.neck, maps) if getattr(model, 'with_neck', False) else maps
+        count('bbox_head', model.bbox_head, maps)
+    else:
+        raise UserError(
+            f'{type(model).__name__} is no model that this can count: a classifier of this package, a '
+            'detector with RoI heads or one dense head, or a segmenter with one decode head'
+        )
+    return Complexity((height, width), sum(p.numel() for p in model.parameters()), macs)
+
+
+def _is_list(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.ModuleList)
+
+
+def _stages(module: nn.Module | None) -> list[nn.Module]:
+    """The heads of a cascade, the one head of others, none where there is none."""
+    return list(module) if _is_list(module) else [module] if module is not None else []
+
+
+def default_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of the paper's protocol, see :func:`measure`.
+
+    Raises:
+        UserError: the config does not say it.
+    """
+    if 'roi_head' in cfg.model or 'bbox_head' in cfg.model:
+        return DETECTOR_INPUT
+    if 'decode_head' in cfg.model:
+        crop = (cfg.model.get('data_preprocessor') or {}).get('size')
+        if crop:
+            return crop[0], 4 * crop[0]
+    else:
+        transform = cfg.get('val_dataloader', {}).get('dataset', {}).get('transform', {})
+        if side := transform.get('input_size'):
+            return side, side
+    raise UserError('the config does not say the size of its images: give --shape HEIGHT WIDTH')
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config beside what is printed about it."""
+
+    name: str  # below configs/, without suffix
+    measured: Complexity
+    printed: dict  # of configs/published.json
+
+    def ratio(self) -> float | None:
+        return self.measured.gflops / float(self.printed['gflops']) if 'gflops' in self.printed else None
+
+    def agrees(self) -> bool:
+        """Parameters to the printed digit, FLOPs within 0.5 % or one in the last printed digit."""
+        params, gflops = self.printed.get('params_M'), self.printed.get('gflops')
+        if params and f'{self.measured.parameters / 1e6:.{decimals(params)}f}' != params:
+            return False
+        if gflops is None:
+            return True
+        difference = abs(float(f'{self.measured.gflops:.{decimals(gflops)}f}') - float(gflops))
+        return difference <= 1.001 * 10 ** -decimals(gflops) or abs(self.ratio() - 1) <= 0.005
+
+
+def decimals(printed: str) -> int:
+    """Digits behind the point of a printed number."""
+    return len(printed.partition('.')[2])
+
+
+def published(configs: Path) -> dict[str, dict]:
+    """Name of a config below ``configs`` -> what is printed about it, numbers as printed."""
+    rows = json.loads((configs / 'published.json').read_text())
+    rows.pop('source')
+    return rows
+
+
+def compare(configs: Path, names=None) -> Iterator[Row]:
+    """A row for each config that has published numbers, or for ``names`` among them."""
+    for name, printed in published(configs).items():
+        if names is None or name in names:
+            yield Row(name, measure(prepare.read_config(str(configs / f'{name}.py'))), printed)

@@ -1,0 +1,78 @@
+"""Write the table of results in each folder of configs/: README.md, from the configs and what is printed.
+
+python tools/results.py
+"""
+
+import ast
+from pathlib import Path
+
+from convnext_backbone.cli import Parser, run
+from convnext_backbone.complexity import measure, published
+from convnext_backbone.engine import prepare
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+COLUMNS = {  # of the published numbers, by folder
+    'classification': {'top1': 'top-1'},
+    'detection': {'box_AP': 'box AP', 'mask_AP': 'mask AP'},
+    'segmentation': {
+        'mIoU_single_scale': 'mIoU, single scale',
+        'mIoU_multi_scale_flip': 'mIoU, multi-scale + flip',
+    },
+}
+WORDS = {
+    'classification': 'Top-1 in percent on the ImageNet-1K validation images',
+    'detection': 'AP in percent on COCO val2017',
+    'segmentation': (
+        'mIoU in percent on the ADE20K validation images; single scale by sliding window '
+        '(`tools/test.py`), several scales with flip on the whole image (`tools/test.py --tta`)'
+    ),
+}
+
+
+def title(file: Path) -> str:
+    """First line of the config's docstring, without the full stop."""
+    return ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip('.')
+
+
+def table(folder: str, configs: Path = CONFIGS) -> str:
+    """The README of ``configs/FOLDER``."""
+    columns, printed = COLUMNS[folder], published(configs)
+    lines = [
+        f'# {folder.capitalize()}',
+        '',
+        'Written by `python tools/results.py` from the configs and `configs/published.json`; not by hand.',
+        '',
+        f'{WORDS[folder]}: as published, the target of a full training. We have not trained these here. '
+        'A dash: no published number. Parameters and multiply-adds are counted from the config '
+        '(`tools/flops.py`), at height x width; `tools/flops.py --paper` sets them beside the printed ones.',
+        '',
+        f'| Config | What | Params (M) | GFLOPs | {" | ".join(columns.values())} | Source |',
+        f'|---|---|---|---|{"---|" * len(columns)}---|',
+    ]
+    names = [
+        path.relative_to(configs).with_suffix('').as_posix() for path in (configs / folder).rglob('*.py')
+    ]
+    order = {name: number for number, name in enumerate(printed)}
+    for name in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
+        file, row = configs / f'{name}.py', printed.get(name, {})
+        measured = measure(prepare.read_config(str(file)))
+        size = '{} x {}'.format(*measured.input)
+        numbers = ' | '.join(row.get(key, '-') for key in columns)
+        source = f'Table {row["table"]}' if row.get('table') else 'official results page' if row else '-'
+        lines.append(
+            f'| [{file.stem}]({file.relative_to(configs / folder).as_posix()}) | {title(file)} '
+            f'| {measured.parameters / 1e6:.1f} | {measured.gflops:.2f} at {size} | {numbers} | {source} |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+def main(argv=None) -> None:
+    Parser(__doc__).parse_args(argv)
+    for folder in COLUMNS:
+        file = CONFIGS / folder / 'README.md'
+        file.write_text(table(folder))
+        print(f'wrote {file.relative_to(CONFIGS.parent)}')
+
+
+if __name__ == '__main__':
+    run(main)
