@@ -1,6 +1,7 @@
 """Every published config builds, is what its name says, and has the published recipe."""
 
 import ast
+import copy
 import json
 import re
 from pathlib import Path
@@ -310,7 +311,7 @@ def test_a_training_step_gives_every_parameter_a_gradient(kind):
     cfg = read(name)
     if 'PSPNet' in kind:
         cfg.model.decode_head.pop('pool_scales')
-    cfg.merge_from_dict(dict(model=changes))
+    cfg.merge_from_dict(dict(model=copy.deepcopy(changes)))  # it takes _delete_ out
     if 'roi_head' in cfg.model:
         cfg.model.train_cfg.rpn_proposal.update(nms_pre=200, max_per_img=100)
     model = build(cfg).train()

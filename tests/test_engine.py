@@ -1,4 +1,4 @@
-"""Learning rates by depth, checks on configs, and what the tools do to a config."""
+"""Checks on configs, and what the tools do to a config."""
 
 import json
 
@@ -6,100 +6,10 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config, ConfigDict
-from mmengine.optim import build_optim_wrapper
 
-from convnext_backbone.backbones import ConvNeXt
-from convnext_backbone.engine import LayerDecayConstructor, prepare
+from convnext_backbone.engine import prepare
 from convnext_backbone.engine.config_check import apply_options, check_keys
 from convnext_backbone.errors import UserError
-
-
-class Detector(torch.nn.Module):
-    """Anything with a backbone and something behind it."""
-
-    def __init__(self, arch: str = 'tiny', **kwargs):
-        super().__init__()
-        self.backbone = ConvNeXt(arch, **kwargs)
-        self.neck = torch.nn.Conv2d(3, 3, 1)
-
-
-def groups(model, **paramwise) -> dict[str, tuple[float, float]]:
-    """Name of each parameter -> (learning rate, weight decay), at a base rate of 1."""
-    cfg = dict(
-        type='OptimWrapper',
-        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
-        constructor='convnext_backbone.LayerDecayConstructor',
-        paramwise_cfg=paramwise,
-    )
-    optimizer = build_optim_wrapper(model, cfg).optimizer
-    return {
-        name: (group['lr'], group['weight_decay'])
-        for group in optimizer.param_groups
-        for name in group['param_names']
-    }
-
-
-def test_tiny_learns_by_depth_as_in_the_published_detection_recipe():
-    """Six groups, rate 0.7: scale 0.7 ** (7 - depth); depths written out in test_backbones.py."""
-    found = groups(Detector(), decay_rate=0.7)
-    expected = {
-        'backbone.downsample_layers.0.0.weight': (0.7**7, 0.05),
-        'backbone.downsample_layers.0.1.weight': (0.7**7, 0.0),
-        'backbone.stages.0.0.dwconv.weight': (0.7**6, 0.05),
-        'backbone.stages.1.0.gamma': (0.7**5, 0.0),
-        'backbone.stages.2.0.pwconv1.weight': (0.7**4, 0.05),
-        'backbone.stages.2.8.pwconv2.bias': (0.7**2, 0.0),
-        'backbone.stages.3.0.pwconv1.weight': (0.7, 0.05),
-        'backbone.norm0.weight': (1.0, 0.0),
-        'neck.weight': (1.0, 0.05),
-        'neck.bias': (1.0, 0.0),
-    }
-    for name, values in expected.items():
-        assert found[name] == pytest.approx(values), name
-    assert set(found) == {name for name, _ in Detector().named_parameters()}
-
-
-def test_stage_wise_decay_of_base_as_in_the_published_segmentation_recipe():
-    """Twelve groups, rate 0.9: stem and downsampling 0.9 ** 13, stage i 0.9 ** (12 - i)."""
-    with torch.device('meta'):
-        found = groups(Detector('base'), decay_rate=0.9, decay_type='stage_wise', num_layers=12)
-    assert found['backbone.downsample_layers.3.1.weight'] == pytest.approx((0.9**13, 0.05))
-    assert found['backbone.stages.0.0.dwconv.weight'] == pytest.approx((0.9**12, 0.05))
-    assert found['backbone.stages.3.0.dwconv.weight'] == pytest.approx((0.9**9, 0.05))
-
-
-def test_depth_is_found_below_any_prefix_and_equal_groups_are_merged():
-    student = torch.nn.Module()
-    student.student = torch.nn.Module()
-    student.student.detector = Detector()
-    found = groups(student, decay_rate=0.7)
-    assert found['student.detector.backbone.stages.3.0.dwconv.weight'][0] == pytest.approx(0.7)
-    wrapper = LayerDecayConstructor(
-        dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05)), dict(decay_rate=0.7)
-    )(Detector())
-    pairs = [(g['lr'], g['weight_decay']) for g in wrapper.optimizer.param_groups]
-    assert len(pairs) == len(set(pairs)) == 8 * 2  # depths 0 ... 7, with and without weight decay
-
-
-def test_frozen_parameters_are_in_no_group():
-    found = groups(Detector(frozen_stages=2), decay_rate=0.7)
-    assert not [name for name in found if 'stages.1' in name or 'downsample_layers.0' in name]
-
-
-@pytest.mark.parametrize(
-    ('model', 'paramwise', 'words'),
-    [
-        (Detector, dict(decay_rate=0.7, num_layers=12), 'num_layers is 12, but ConvNeXt tiny has 6'),
-        (Detector, dict(decay_rate=1.2), 'must lie in (0, 1], got 1.2'),
-        (Detector, dict(decay_rte=0.7, decay_rate=0.7), 'got decay_rte'),
-        (Detector, dict(decay_rate=0.7, decay_type='stage'), "got 'stage'"),
-        (lambda: torch.nn.Linear(2, 2), dict(decay_rate=0.7), 'Linear has none'),
-    ],
-)
-def test_layer_decay_refuses_what_cannot_be_meant(model, paramwise, words):
-    with pytest.raises(UserError) as error:
-        groups(model(), **paramwise)
-    assert words in str(error.value)
 
 
 def write(folder, **files) -> str:

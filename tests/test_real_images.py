@@ -8,7 +8,11 @@ import json
 
 import cv2
 import pytest
+import torch
 from conftest import ROOT, log_of, tool
+from mmengine.registry import MODELS, init_default_scope
+
+from convnext_backbone.engine import prepare
 
 COCO_IMAGES = 4
 
@@ -178,3 +182,30 @@ def test_upernet_learns_a_handful_of_images(real_data, tmp_path, name, least):
     factor, log = run_and_draw(config, tmp_path, image, '--data-root', str(root), '--pretrained', 'none')
     assert factor > least
     assert 'mIoU' in log
+
+
+@pytest.mark.xdist_group('real views')
+def test_both_published_test_protocols_run_on_ade20k(real_data, tmp_path):
+    """A narrow network with random weights: sliding windows, and six scales with flip on the whole image."""
+    root = folder_or_skip(real_data / 'ade20k_mini/ADEChallengeData2016')
+    narrow = "model = dict(backbone=dict(arch='atto', init_cfg=None), decode_head=dict("
+    narrow += 'in_channels=[40, 80, 160, 320], channels=8), auxiliary_head=dict(in_channels=160, channels=8))'
+    config = write_config(tmp_path, 'segmentation/upernet_convnext_t', narrow)
+    cfg = prepare.read_config(config)
+    prepare.use_plain_batch_norm(cfg)
+    init_default_scope('mmseg')
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'w.pth')
+    options = ['--data-root', str(root), '--work-dir', str(tmp_path / 'w'), '--device', 'cpu']
+    options += [
+        '--cfg-options',
+        'test_dataloader.dataset.indices=1',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+    ]
+    for extra, name, words in (
+        ([], 'single_scale', 'sliding window (512, 512), stride (341, 341)'),
+        (['--tta'], 'multi_scale_flip', 'whole image'),
+    ):
+        found = tool('test').main([config, str(tmp_path / 'w.pth'), *extra, *options])
+        assert set(found) == {f'{name}/{key}' for key in ('aAcc', 'mIoU', 'mAcc')}
+        assert f'testing: {name.replace("_", " ")}, {words}' in log_of(tmp_path / 'w')

@@ -118,7 +118,13 @@ def test_segmenter_trains_evaluates_resumes_and_predicts(shapes, pretrained, tmp
     options = ['--data-root', str(shapes), '--work-dir', str(tmp_path / 'test'), '--device', 'cpu']
     tested = tool('test').main([SEGMENTER, checkpoint, *options])
     assert validated['aAcc'] > 1  # percent: not the zero that anything could equal
-    assert {key: tested[key] for key in validated} == pytest.approx(validated, abs=1e-3)
+    assert tested == pytest.approx({f'single_scale/{k}': v for k, v in validated.items()}, abs=1e-3)
+    assert 'testing: single scale, whole image' in log_of(tmp_path / 'test')
+    options[3] = str(tmp_path / 'tta')
+    views = tool('test').main([SEGMENTER, checkpoint, '--tta', *options])
+    assert set(views) == {f'multi_scale_flip/{key}' for key in validated}
+    assert list(views.values()) != list(tested.values()) and views['multi_scale_flip/aAcc'] > 1
+    assert 'testing: multi scale flip, whole image' in log_of(tmp_path / 'tta')
     tool('train').main([SEGMENTER, *data, '--resume', *short(SEGMENTER, 3)])
     assert 'resumed epoch: 0, iter: 2' in log_of(tmp_path / 'w')
     image = sorted((shapes / 'images/val').iterdir())[0]
@@ -126,6 +132,35 @@ def test_segmenter_trains_evaluates_resumes_and_predicts(shapes, pretrained, tmp
     tool('infer').main([*arguments, '--device', 'cpu'])
     shares = json.loads((tmp_path / f'out/{image.name}.json').read_text())['share_of_pixels']
     assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.xdist_group('detector')
+def test_augmentation_that_the_config_does_not_have_is_refused(detector, shapes, tmp_path):
+    options = ['--data-root', str(shapes), '--work-dir', str(tmp_path), '--device', 'cpu', '--tta']
+    with pytest.raises(UserError, match='has no tta_model and tta_pipeline'):
+        tool('test').main([DETECTOR, str(detector / 'iter_3.pth'), *options])
+
+
+def test_flops_tool_prints_the_size_beside_the_numbers_and_writes_json(tmp_path, capsys):
+    config = 'configs/detection/mask_rcnn_convnext_t.py'
+    tool('flops').main([config, '--json', str(tmp_path / 'f.json')])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.split()[:6] == [config, '800', 'x', '1280', '48.10', '261.904']
+    (found,) = json.loads((tmp_path / 'f.json').read_text())
+    assert found['input'] == [800, 1280] and sum(found['by_part'].values()) == found['multiply_adds']
+    tool('flops').main([config, '--shape', '400', '640'])
+    halves = capsys.readouterr().out.splitlines()[-1].split()
+    assert halves[1:4] == ['400', 'x', '640']
+    assert float(halves[-9]) == pytest.approx(found['by_part']['backbone'] / 4e9, rel=1e-3)
+    for arguments, words in (
+        ([], 'give config files, or --paper'),
+        ([config, '--paper'], 'give config files, or --paper'),
+        ([config, '--shape', '0', '5'], 'two positive integers, got 0 5'),
+        (['configs/classification/convnext_t_in1k.py', '--shape', '3', '3'], 'an image of 3 x 3'),
+        (['configs/demo/small_backbone.py'], 'has no model'),
+    ):
+        with pytest.raises(UserError, match=words):
+            tool('flops').main(arguments)
 
 
 @pytest.mark.xdist_group('distributed')

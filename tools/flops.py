@@ -67,9 +67,8 @@ def print_paper() -> list[dict]:
     print('input: height x width; GFLOPs: 10^9 multiply-adds of convolutions and linear layers')
     for table in sorted({row.printed['table'] for row in rows}):
         print(f'\n{TITLES[table]}')
-        print(
-            f'{"config":58s} {"input":>12s} {"params M":>9s} {"paper":>6s} {"GFLOPs":>9s} {"paper":>7s}  ratio'
-        )
+        heads = f'{"params M":>9s} {"paper":>6s} {"GFLOPs":>9s} {"paper":>7s}  ratio'
+        print(f'{"config":58s} {"input":>12s} {heads}')
         for row in rows:
             if row.printed['table'] != table:
                 continue

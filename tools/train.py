@@ -15,8 +15,8 @@ def parse_args(argv=None):
     parser.add_argument('config')
     parser.add_argument(
         '--pretrained',
-        metavar='PATH|none',
-        help='weights for the backbone, loaded strictly; none: from scratch',
+        metavar='PATH|NAME|none',
+        help='weights by path, URL or released name, loaded strictly; none: from scratch',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
     parser.add_argument(
