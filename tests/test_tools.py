@@ -148,10 +148,10 @@ def test_flops_tool_prints_the_size_beside_the_numbers_and_writes_json(tmp_path,
     assert row.split()[:6] == [config, '800', 'x', '1280', '48.10', '261.904']
     (found,) = json.loads((tmp_path / 'f.json').read_text())
     assert found['input'] == [800, 1280] and sum(found['by_part'].values()) == found['multiply_adds']
-    tool('flops').main([config, '--shape', '400', '640'])
-    halves = capsys.readouterr().out.splitlines()[-1].split()
-    assert halves[1:4] == ['400', 'x', '640']
-    assert float(halves[-9]) == pytest.approx(found['by_part']['backbone'] / 4e9, rel=1e-3)
+    tool('flops').main([config, '--shape', '1600', '2560'])
+    doubled = capsys.readouterr().out.splitlines()[-1].split()
+    assert doubled[1:4] == ['1600', 'x', '2560']
+    assert float(doubled[-9]) == pytest.approx(4 * found['by_part']['backbone'] / 1e9, rel=1e-4)
     for arguments, words in (
         ([], 'give config files, or --paper'),
         ([config, '--paper'], 'give config files, or --paper'),
