@@ -129,8 +129,8 @@ def default_size(cfg: Config) -> tuple[int, int]:
         if crop:
             return crop[0], 4 * crop[0]
     else:
-        transform = cfg.get('val_dataloader', {}).get('dataset', {}).get('transform', {})
-        if side := transform.get('input_size'):
+        loader = cfg.get('val_dataloader') or cfg.get('train_dataloader') or {}
+        if side := loader.get('dataset', {}).get('transform', {}).get('input_size'):
             return side, side
     raise UserError('the config does not say the size of its images: give --shape HEIGHT WIDTH')
 

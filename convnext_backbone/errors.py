@@ -1,4 +1,8 @@
-"""The one kind of error that is the user's to put right."""
+"""The one kind of error that is the user's to put right, and images that are left out of a training."""
+
+import multiprocessing
+
+from mmengine.logging import print_log
 
 
 class UserError(Exception):
@@ -10,3 +14,27 @@ class UserError(Exception):
 
 class UnreadableImage(UserError):
     """A file of the dataset is missing, cut off or no image."""
+
+
+class SkippedImages:
+    """Names and counts the images that were left out, over all processes of the data loaders.
+
+    What skips keeps a reference, which is carried to processes that are spawned, not forked.
+    """
+
+    def __init__(self):
+        self._count = multiprocessing.Value('q', 0)
+
+    @property
+    def count(self) -> int:
+        return self._count.value
+
+    def add(self, file: str, reason: str) -> None:
+        """Log the file and how many it makes."""
+        with self._count.get_lock():
+            self._count.value += 1
+            count = self._count.value
+        print_log(f'skipped unreadable image {file} ({reason}); {count} so far', 'current', 30)
+
+
+SKIPPED = SkippedImages()

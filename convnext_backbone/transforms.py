@@ -1,12 +1,9 @@
 """Reading images, with words when a file is none."""
 
-import multiprocessing
-
 import cv2
 from mmcv.transforms import LoadImageFromFile
-from mmengine.logging import print_log
 
-from .errors import UnreadableImage
+from .errors import SKIPPED, UnreadableImage
 from .registry import TRANSFORMS
 
 
@@ -18,19 +15,16 @@ class LoadImage(LoadImageFromFile):
 
     Args:
         skip_corrupt: return ``None`` for an unreadable file, on which mmengine's datasets take another
-            sample in training; each is named in the log and counted in :attr:`skipped`.
+            sample in training; each is named in the log and counted.
 
     Raises:
         UnreadableImage: unless ``skip_corrupt``.
     """
 
-    # shared with the processes of the data loaders
-    skipped = multiprocessing.Value('q', 0)
-
     def __init__(self, *, skip_corrupt: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.skip_corrupt = skip_corrupt
-        self._skipped = LoadImage.skipped  # carried to workers that are spawned, not forked
+        self._skipped = SKIPPED
 
     def transform(self, results: dict) -> dict | None:
         file = results['img_path']
@@ -43,8 +37,5 @@ class LoadImage(LoadImageFromFile):
                 f'{file} cannot be read as an image ({reason}): replace it, remove it from the '
                 'annotations, or train without it by --skip-corrupt'
             )
-        with self._skipped.get_lock():
-            self._skipped.value += 1
-            count = self._skipped.value
-        print_log(f'skipped unreadable image {file} ({reason}); {count} so far', 'current', 30)
+        self._skipped.add(file, reason)
         return None

@@ -230,7 +230,10 @@ def test_pretrained_replaces_only_pretrained_initialisation(tmp_path):
     file.touch()
     cfg = config([kaiming, ours])
     prepare.set_pretrained(cfg, str(file))
-    assert cfg.model.backbone.init_cfg == [kaiming, {**ours, 'checkpoint': str(file)}]
+    assert cfg.model.backbone.init_cfg == [
+        kaiming,
+        {**ours, 'checkpoint': str(file), 'weights': 'final'},
+    ]
     prepare.set_pretrained(cfg, 'none')
     assert cfg.model.backbone.init_cfg == [kaiming]
     prepare.set_pretrained(cfg := config(ours), 'None')

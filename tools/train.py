@@ -18,6 +18,12 @@ def parse_args(argv=None):
         metavar='PATH|NAME|none',
         help='weights by path, URL or released name, loaded strictly; none: from scratch',
     )
+    parser.add_argument(
+        '--pretrained-weights',
+        choices=('final', 'ema'),
+        default='final',
+        help='which, of a training that kept a moving average; the published recipes take the final ones',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
     parser.add_argument(
         '--resume',
@@ -25,6 +31,11 @@ def parse_args(argv=None):
         const='auto',
         metavar='PATH',
         help='go on from a checkpoint; without PATH from the newest in the work dir',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="learning rate in proportion to the batch, where that is another than the recipe's",
     )
     parser.add_argument('--seed', type=int, help='of all random numbers')
     parser.add_argument('--deterministic', action='store_true', help='repeatable algorithms only')
@@ -39,7 +50,8 @@ def training_config(args):
     """The config that ``args`` describe, ready for the Runner, and notes on what was changed."""
     cfg, notes = prepare.run_config(args, ('train_dataloader', 'val_dataloader'))
     prepare.name_unreadable_images(cfg, args.skip_corrupt)
-    notes += prepare.start_from(cfg, args.resume, args.pretrained)
+    notes += prepare.start_from(cfg, args.resume, args.pretrained, args.pretrained_weights)
+    notes += prepare.set_batch(cfg, args.auto_scale_lr)
     notes += prepare.choose_precision(cfg, args.amp, args.device)
     given = dict(seed=args.seed, deterministic=args.deterministic or None)
     randomness = {key: value for key, value in given.items() if value is not None}

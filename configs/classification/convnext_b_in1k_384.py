@@ -16,4 +16,4 @@ model = dict(
     mixup=None,
     init_cfg=dict(type='convnext_backbone.Pretrained', checkpoint='convnext_base_1k_224'),
 )
-optim_wrapper = dict(accumulative_counts=4, paramwise_cfg=dict(decay_rate=0.7))
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.7))

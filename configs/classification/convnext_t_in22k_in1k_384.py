@@ -21,4 +21,3 @@ model = dict(
         fresh=['head.*'],
     ),
 )
-optim_wrapper = dict(accumulative_counts=4)

@@ -9,4 +9,4 @@ _base_ = './convnext_t_in22k_in1k_384.py'
 model = dict(
     backbone=dict(arch='xlarge', drop_path_rate=0.4), init_cfg=dict(checkpoint='convnext_xlarge_22k_224')
 )
-custom_hooks = [dict(type='EMAHook', momentum=1e-4, interval=4)]
+custom_hooks = [dict(type='EMAHook', momentum=1e-4)]

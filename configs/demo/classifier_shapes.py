@@ -17,7 +17,7 @@ train_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='convnext_backbone.collate_images'),
     drop_last=True,
     dataset=dict(
         type='convnext_backbone.ImageDataset',
@@ -38,7 +38,7 @@ val_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='convnext_backbone.collate_images'),
     dataset=dict(
         type='convnext_backbone.ImageDataset',
         data_root=data_root,

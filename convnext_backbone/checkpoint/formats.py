@@ -14,16 +14,30 @@ from ..errors import UserError
 
 # Where a checkpoint keeps its tensors; the first that is there counts.
 WRAPPERS = ('state_dict', 'model')
+# Where one that holds both keeps the last weights of the training and their moving average. mmengine puts
+# the average into state_dict, and the last weights into what it calls ema_state_dict.
+BOTH = {'ema_state_dict': dict(final='ema_state_dict', ema='state_dict')}
+BOTH['model_ema'] = dict(final='model', ema='model_ema')  # the official training script
 
 
-def tensors_of(content: dict, file: str) -> dict[str, Tensor]:
+def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str, Tensor]:
     """The named tensors in a checkpoint, out of their wrapper and without ``module.``.
 
+    Args:
+        weights: ``'final'`` or ``'ema'``, of a training with a moving average; without one, final is what
+            there is. ``None`` takes what the training evaluated, in the order of :data:`WRAPPERS`.
+
     Raises:
-        UserError: there are none.
+        UserError: there are none, or ``'ema'`` where there is no average.
     """
-    found = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    choices = next((BOTH[key] for key in BOTH if isinstance(content.get(key), dict)), {})
+    if weights == 'ema' and not choices:
+        raise UserError(f'{file} holds no moving average (EMA): take its final weights')
+    keys = (choices[weights],) if choices and weights else WRAPPERS
+    found = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     tensors = {name.removeprefix('module.'): t for name, t in found.items() if isinstance(t, Tensor)}
+    if choices:
+        tensors.pop('steps', None)  # mmengine's counter
     if not tensors:
         raise UserError(
             f'{file} holds no tensors under {", ".join(map(repr, WRAPPERS))} or at the top; '

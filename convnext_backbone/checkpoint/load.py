@@ -75,6 +75,7 @@ def load_checkpoint(
     *,
     skip: Sequence[str] = (),
     fresh: Sequence[str] = (),
+    weights: str = 'final',
 ) -> LoadReport:
     """Load a classification, detection or segmentation checkpoint into a backbone or a classifier.
 
@@ -88,13 +89,17 @@ def load_checkpoint(
             does not take.
         fresh: patterns of tensors that the module has and the file may lack. A name that both
             ``skip`` and ``fresh`` cover may also differ in shape (a head for other classes).
+        weights: ``'final'``, or ``'ema'`` for the moving average of a training that kept one. The published
+            detectors and segmenters start from final weights.
 
     Raises:
         CheckpointMismatch: anything else is left over on either side; the module is unchanged.
         UserError: the file cannot be read.
     """
     file = local_file(path)
-    tensors = tensors_of(read_checkpoint(file), str(file))
+    if weights not in ('final', 'ema'):
+        raise UserError(f"weights must be 'final' or 'ema', got {weights!r}")
+    tensors = tensors_of(read_checkpoint(file), str(file), weights)
     outside = []
     if any(name.startswith('backbone.') for name in tensors):
         kept = ('backbone.', 'norm.', 'head.')
@@ -104,7 +109,7 @@ def load_checkpoint(
     report = load_tensors(
         module,
         tensors,
-        file=f'{file} (sha256 {file_hash(file)})',
+        file=f'{file} (sha256 {file_hash(file)}), {weights} weights',
         target=f'{type(module).__name__} {arch}'.strip(),
         skip=(*getattr(module, 'may_skip', ()), *skip),
         fresh=(*getattr(module, 'may_be_fresh', ()), *fresh),
@@ -202,14 +207,16 @@ class Pretrained:
 
     Args:
         checkpoint: file or URL.
-        skip, fresh: see :func:`load_checkpoint`.
+        skip, fresh, weights: see :func:`load_checkpoint`.
     """
 
-    def __init__(self, checkpoint: str, skip: Sequence[str] = (), fresh: Sequence[str] = ()):
-        self.checkpoint, self.skip, self.fresh = checkpoint, skip, fresh
+    def __init__(
+        self, checkpoint: str, skip: Sequence[str] = (), fresh: Sequence[str] = (), weights: str = 'final'
+    ):
+        self.checkpoint, self.options = checkpoint, dict(skip=skip, fresh=fresh, weights=weights)
 
     def __call__(self, module: nn.Module) -> None:
-        report = load_checkpoint(module, self.checkpoint, skip=self.skip, fresh=self.fresh)
+        report = load_checkpoint(module, self.checkpoint, **self.options)
         print_log(f'pretrained weights\n{report}', logger='current')
         for part in module.modules():  # mmengine initialises the parts later, unless told they are done
             if part is not module and hasattr(part, 'is_init'):

@@ -1,41 +1,82 @@
-"""timm's image datasets for mmengine's data loaders."""
+"""timm's image datasets for mmengine's data loaders: folders, tar files, Hugging Face, WebDataset shards."""
 
+import json
+import os
+import random
+from pathlib import Path
+
+import torch
 from PIL import Image
 from timm.data import create_dataset, create_transform
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
-from ..errors import UnreadableImage, UserError
-from ..registry import DATASETS
+from ..errors import SKIPPED, UnreadableImage, UserError
+from ..registry import DATASETS, FUNCTIONS
+
+
+@FUNCTIONS.register_module()
+def collate_images(samples: list[dict]) -> dict:
+    """Items of the datasets below as one batch: ``inputs`` (N, 3, H, W) in channels_last, ``labels`` (N,)."""
+    inputs = torch.stack([sample['inputs'] for sample in samples])
+    labels = torch.tensor([sample['labels'] for sample in samples])
+    return dict(inputs=inputs.contiguous(memory_format=torch.channels_last), labels=labels)
 
 
 @DATASETS.register_module()
 class ImageDataset(Dataset):
-    """One image and its label at a time, from anything timm reads.
+    """One image and its label at a time, from anything timm reads at random: folders, tar, Hugging Face.
 
     Args:
-        data_root: folder that holds the splits.
+        data_root: folder that holds the splits, ``SPLIT/CLASS/*.jpg`` or ``SPLIT.tar``.
         split: name of the split, as timm takes it; for folders ``train`` or ``val``.
         transform: arguments of ``timm.data.create_transform`` (``input_size``, ``is_training``, ...).
-        name: kind of dataset in timm's naming; empty for folders and tar files.
+        name: kind of dataset in timm's naming (``hfds/...``); empty for folders and tar files.
+        class_index: JSON file below ``data_root``, folder of each class -> its number, or [number, name].
+            By default the folders of the split in alphabetical order.
+        skip_corrupt: in place of an unreadable image take another, at random; each is named in the log
+            and counted.
 
-    Items are ``dict(inputs=Tensor (3, H, W), labels=int)``; ``metainfo['classes']`` names the classes.
+    Items are ``dict(inputs=Tensor (3, H, W), labels=int)``; ``metainfo['classes']`` names the classes in
+    the order of the labels.
 
     Raises:
-        UserError: nothing readable at ``data_root``.
-        UnreadableImage: on taking an item whose file is no image.
+        UserError: nothing readable at ``data_root``, a class without images, or one that
+            ``class_index`` does not have.
+        UnreadableImage: on taking an item whose file is no image, unless ``skip_corrupt``.
     """
 
-    def __init__(self, data_root: str, split: str, transform: dict, name: str = ''):
+    def __init__(
+        self,
+        data_root: str,
+        split: str,
+        transform: dict,
+        name: str = '',
+        class_index: str | None = None,
+        skip_corrupt: bool = False,
+    ):
         transform = dict(transform)
+        index = read_class_index(os.path.join(data_root, class_index)) if class_index else None
+        tar = Path(data_root, f'{split}.tar')
+        if not name and tar.is_file():
+            root = str(tar)
+        else:
+            root = data_root
+            if not name:
+                _check_folders(data_root, split, index)
         try:
             self._images = create_dataset(
-                name, root=data_root, split=split, is_training=transform.get('is_training', False)
+                name,
+                root=root,
+                split=split,
+                is_training=transform.get('is_training', False),
+                class_map=index or '',
             )
-        except (RuntimeError, OSError, AssertionError) as error:
+        except (RuntimeError, OSError, AssertionError, ValueError, ImportError) as error:
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
         self._images.transform = create_transform(**transform)
-        index = self._images.reader.class_to_idx
+        index = index or self._images.reader.class_to_idx
         self.metainfo = dict(classes=tuple(sorted(index, key=index.get)))
+        self._skipped = SKIPPED if skip_corrupt else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -46,7 +87,100 @@ class ImageDataset(Dataset):
             image = Image.open(stream).convert('RGB')
         except (OSError, SyntaxError, ValueError) as error:  # timm would silently take the next one
             name = self._images.filename(index, absolute=True)
-            raise UnreadableImage(
-                f'{name} cannot be read as an image ({error}): replace or remove it'
-            ) from error
+            if self._skipped is None:
+                raise UnreadableImage(
+                    f'{name} cannot be read as an image ({error}): replace it, remove it, or train '
+                    'without it by --skip-corrupt'
+                ) from error
+            self._skipped.add(name, str(error))
+            return self[random.randrange(len(self))]
         return dict(inputs=self._images.transform(image), labels=label)
+
+
+@DATASETS.register_module()
+class ImageStream(IterableDataset):
+    """Images and labels in the order in which timm reads them from shards, which are never listed whole.
+
+    In a data loader: ``sampler=None``. Every process and worker reads shards of its own, shuffled anew
+    in each epoch. An unreadable image is logged by timm and left out.
+
+    Args:
+        data_root: folder or URL of the shards; with an ``_info.json`` that says their names and lengths,
+            as timm's own sets have it.
+        split: name of a split in that file, or shards and number of images, as in
+            ``'train-{0000..4095}.tar|14197122'``.
+        transform: see :class:`ImageDataset`.
+        name: kind of dataset in timm's naming: ``wds/`` or ``hfids/...``.
+        class_names: the classes in the order of the labels, if they are to be known.
+        seed: of the order of the shards.
+
+    Raises:
+        UserError: no such shards, their number of images unknown, or several processes that are to
+            evaluate, which would count some images twice.
+    """
+
+    def __init__(
+        self, data_root: str, split: str, transform: dict, name: str = 'wds/', class_names=None, seed: int = 0
+    ):
+        from mmengine.dist import get_world_size
+
+        transform = dict(transform)
+        training = transform.get('is_training', False)
+        if not training and get_world_size() > 1:
+            raise UserError(
+                f'{data_root} ({split}): shards are evaluated by one process; start one, or unpack'
+            )
+        try:
+            self._images = create_dataset(
+                name, root=data_root, split=split, is_training=training, seed=seed, batch_size=1
+            )
+        except (RuntimeError, OSError, AssertionError, ValueError, ImportError) as error:
+            raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
+        self._images.transform = create_transform(**transform)
+        self.metainfo = dict(classes=tuple(class_names)) if class_names else {}
+
+    def __len__(self) -> int:
+        """Images per epoch in this process."""
+        return len(self._images)
+
+    def __iter__(self):
+        for image, label in self._images:
+            yield dict(inputs=image, labels=label)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order of the shards in each epoch; reaches workers that are running already."""
+        self._images.set_epoch(epoch)
+
+    def set_workers(self, number: int) -> None:
+        """How many processes of the data loader will read."""
+        self._images.set_loader_cfg(num_workers=number)
+
+
+def read_class_index(file: str) -> dict[str, int]:
+    """Folder of each class -> its number, from JSON ``{folder: number}`` or ``{folder: [number, name]}``.
+
+    Raises:
+        UserError: no such file, or the numbers are not 0 ... n - 1.
+    """
+    try:
+        content = json.loads(Path(file).read_text())
+        index = {folder: int(v[0] if isinstance(v, list) else v) for folder, v in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f'{file} is no class index ({error}): expected {{"folder": [number, "name"], ...}}'
+        ) from error
+    if sorted(index.values()) != list(range(len(index))):
+        raise UserError(f'{file}: the numbers of its {len(index)} classes are not 0 to {len(index) - 1}')
+    return index
+
+
+def _check_folders(data_root: str, split: str, index: dict[str, int] | None) -> None:
+    """timm leaves out folders without images, shifting the labels behind, and those without a number."""
+    root = Path(data_root, split)
+    root = root if root.is_dir() else Path(data_root)
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    for folder in folders:
+        if index is not None and folder.name not in index:
+            raise UserError(f'{folder} is a class that the class index does not have')
+        if not any(path.is_file() for path in folder.rglob('*')):
+            raise UserError(f'{folder} is a class without images: fill it, or remove it from every split')

@@ -120,7 +120,7 @@ def check_data(cfg: Config, splits) -> list[str]:
     notes = []
     for split, dataset in datasets(cfg, splits):
         root = dataset.get('data_root') or ''
-        if root and not os.path.isdir(root):
+        if root and '://' not in root and not os.path.isdir(root):
             raise UserError(
                 f'no data at {root} ({split}): give the folder with --data-root DIR, '
                 'or put a link to it there'
@@ -206,8 +206,12 @@ def _num_classes(node, path: str) -> Iterator[tuple[str, int]]:
             yield from _num_classes(value, f'{path}.{index}')
 
 
-def set_pretrained(cfg: Config, choice: str | None) -> list[str]:
-    """``--pretrained``: path, URL or released name of the backbone's weights; ``none``: from scratch."""
+def set_pretrained(cfg: Config, choice: str | None, weights: str = 'final') -> list[str]:
+    """``--pretrained``: path, URL or released name of the backbone's weights; ``none``: from scratch.
+
+    Args:
+        weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_checkpoint`.
+    """
     if choice is None:
         return []
     model = cfg.model
@@ -222,7 +226,7 @@ def set_pretrained(cfg: Config, choice: str | None) -> list[str]:
     if not remote and not Path(choice).is_file():
         raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
     kept = next((init for init in given if init['type'] == PRETRAINED), {})
-    node.init_cfg = [*others, {**kept, 'type': PRETRAINED, 'checkpoint': choice}]
+    node.init_cfg = [*others, {**kept, 'type': PRETRAINED, 'checkpoint': choice, 'weights': weights}]
     return []
 
 
@@ -232,7 +236,7 @@ def _inits(node: dict) -> list[dict]:
     return [given] if isinstance(given, dict) else list(given)
 
 
-def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[str]:
+def start_from(cfg: Config, resume: str | None, pretrained: str | None, weights: str = 'final') -> list[str]:
     """Where the weights come from: ``--resume``, ``load_from`` of the config, or ``--pretrained``.
 
     A checkpoint that is resumed or named by ``load_from`` has every weight: pretrained ones are not
@@ -240,7 +244,7 @@ def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[
 
     Args:
         resume: path of a checkpoint, ``'auto'`` for the newest of the work dir, ``None``.
-        pretrained: see :func:`set_pretrained`.
+        pretrained, weights: see :func:`set_pretrained`.
 
     Raises:
         UserError: a file is missing, or both are given.
@@ -261,7 +265,7 @@ def start_from(cfg: Config, resume: str | None, pretrained: str | None) -> list[
     if isinstance(source, str) and not going_on and pretrained not in (None, 'none'):
         raise UserError(f'--pretrained {pretrained} would be overwritten by load_from {source}: give one')
     if not going_on and (not source or isinstance(source, dict)):
-        return notes + set_pretrained(cfg, pretrained)  # a dict names parts that start afresh
+        return notes + set_pretrained(cfg, pretrained, weights)  # a dict names parts that start afresh
     drop_pretrained(cfg)
     return notes
 
@@ -281,6 +285,59 @@ def use_plain_batch_norm(cfg: Config) -> list[str]:
             node['type'] = 'BN'
             count += 1
     return [f'SyncBN became BN in {count} places: a single process or a CPU'] if count else []
+
+
+def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
+    """The images per update: what they are, and what the recipe (``auto_scale_lr.base_batch_size``) has.
+
+    ``optim_wrapper.accumulative_counts='auto'`` becomes the number of steps that reaches the recipe's, on
+    however many processes; an ``EMAHook`` then averages once per update.
+
+    Args:
+        scale_lr: change the learning rate in proportion, if the batch is another than the recipe's.
+
+    Raises:
+        UserError: ``'auto'``, or ``scale_lr``, where the config names no ``base_batch_size``.
+    """
+    wrapper, scaling = cfg.optim_wrapper, cfg.get('auto_scale_lr') or {}
+    recipe, optimizer = scaling.get('base_batch_size'), wrapper.get('optimizer') or {}
+    scale_lr = scale_lr or scaling.get('enable', False)
+    processes = int(os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_NTASKS') or 1)
+    step = cfg.train_dataloader.get('batch_size', 1) * processes  # images
+    if (scale_lr or wrapper.get('accumulative_counts') == 'auto') and not recipe:
+        raise UserError('the config has no auto_scale_lr.base_batch_size, the batch its recipe was made for')
+    if wrapper.get('accumulative_counts') == 'auto':
+        wrapper.accumulative_counts = max(1, round(recipe / step))
+    counts = wrapper.get('accumulative_counts', 1)
+    for hook in cfg.get('custom_hooks') or []:
+        if hook['type'] == 'EMAHook':
+            hook.setdefault('interval', counts)
+    batch, notes = step * counts, []
+    if recipe and batch != recipe and 'lr' in optimizer:
+        fitting = optimizer['lr'] * batch / recipe
+        if scale_lr:
+            notes = [f'learning rate {optimizer["lr"]:g}, for {recipe} images, scaled to {fitting:g}']
+            optimizer['lr'] = fitting
+        else:
+            notes = [_batch_warning(cfg, batch, recipe, processes, fitting)]
+    if scaling:
+        cfg.auto_scale_lr = None  # mmengine's own scaling knows nothing of accumulated steps
+    rate = f', learning rate {optimizer["lr"]:g}' if 'lr' in optimizer else ''
+    how = f'{processes} x {cfg.train_dataloader.batch_size}' + f' x {counts} accumulated' * (counts > 1)
+    return [f'effective batch: {batch} images per update ({how}){rate}', *notes]
+
+
+def _batch_warning(cfg: Config, batch: int, recipe: int, processes: int, lr: float) -> str:
+    per_process = [n for n in range(1, recipe + 1) if recipe % (n * processes) == 0]
+    text = f'warning: the recipe has {recipe} images per update, this run {batch}: '
+    if per_process:
+        size = min(per_process, key=lambda n: abs(n - cfg.train_dataloader.batch_size))
+        counts = recipe // (size * processes)
+        text += (
+            f'for the same training, train_dataloader.batch_size={size} '
+            f'optim_wrapper.accumulative_counts={counts}; '
+        )
+    return text + f'in proportion, the learning rate would be {lr:g} (--auto-scale-lr)'
 
 
 def choose_views(cfg: Config, tta: bool) -> list[str]:
@@ -362,8 +419,10 @@ def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
         for node in dicts(cfg.get(key)):
             if node.get('type') in ('LoadImageFromFile', 'mmcv.LoadImageFromFile'):
                 node['type'] = 'convnext_backbone.LoadImage'
-                if skip_corrupt and key == 'train_dataloader':
-                    node['skip_corrupt'] = True
+            elif node.get('type') != 'convnext_backbone.ImageDataset':
+                continue
+            if skip_corrupt and key == 'train_dataloader':
+                node['skip_corrupt'] = True
 
 
 def check_work_dir(work_dir: str) -> None:

@@ -1,8 +1,8 @@
 """mmengine's Runner, with checkpoints that are read safely and fit completely."""
 
 import functools
+import logging
 import os
-import sys
 from collections.abc import Iterable
 
 import torch
@@ -19,7 +19,7 @@ from ..checkpoint.read import (
     read_checkpoint,
 )
 from ..cli import message
-from ..errors import UserError
+from ..errors import SKIPPED, UserError
 from .prepare import check_classes
 
 
@@ -36,6 +36,12 @@ def _config_errors_in_words(build):
             raise UserError(f'{type(error).__name__}: {" ".join(message(error).split())}') from error
 
     return wrapped
+
+
+def _classes(loop) -> list[str]:
+    """The classes of a loop's dataset, empty if it does not say."""
+    dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+    return list((getattr(dataset, 'metainfo', None) or {}).get('classes') or [])
 
 
 class Runner(MMEngineRunner):
@@ -59,32 +65,50 @@ class Runner(MMEngineRunner):
 
     build_optim_wrapper = _config_errors_in_words(MMEngineRunner.build_optim_wrapper)
     build_param_scheduler = _config_errors_in_words(MMEngineRunner.build_param_scheduler)
-    build_val_loop = _config_errors_in_words(MMEngineRunner.build_val_loop)
+
+    @staticmethod
+    def build_dataloader(dataloader, *args, **kwargs):
+        loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
+        if hasattr(loader.dataset, 'set_workers'):
+            loader.dataset.set_workers(loader.num_workers)
+        return loader
 
     @_config_errors_in_words
     def build_train_loop(self, loop):
         loop = super().build_train_loop(loop)
-        classes = getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes')
-        if classes:
+        if classes := _classes(loop):
             check_classes(self.cfg, classes)
+        return loop
+
+    @_config_errors_in_words
+    def build_val_loop(self, loop):
+        loop = super().build_val_loop(loop)
+        trained, tested = _classes(self._train_loop), _classes(loop)
+        if trained and tested and trained != tested:
+            other = sorted(set(trained) ^ set(tested)) or [f'{trained[0]} ... in another order']
+            raise UserError(
+                f'the training data has {len(trained)} classes, the validation data {len(tested)}; not in '
+                f'both: {", ".join(other[:8])}'
+            )
         return loop
 
     @_config_errors_in_words
     def build_test_loop(self, loop):
         loop = super().build_test_loop(loop)
-        self._test_classes = getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes')
+        self._test_classes = _classes(loop)
         return loop
 
     def say(self, notes: Iterable[str]) -> 'Runner':
         """Put what was changed about the config into the log, once."""
         for note in notes:
-            self.logger.info(note)
+            level = logging.WARNING if note.startswith('warning: ') else logging.INFO
+            self.logger.log(level, note.removeprefix('warning: '))
         return self
 
     def train(self):
         model = super().train()
-        if (loader := _image_loader()) and (skipped := loader.skipped.value):
-            self.logger.warning(f'{skipped} times an unreadable image was skipped, see the names above')
+        if SKIPPED.count:
+            self.logger.warning(f'{SKIPPED.count} times an unreadable image was skipped, see the names above')
         return model
 
     def load_checkpoint(self, filename, map_location='cpu', strict=True, revise_keys=()) -> dict:
@@ -107,6 +131,7 @@ class Runner(MMEngineRunner):
         if self._resume:
             _check_resumable(file, checkpoint)
         self._compare_classes(file, checkpoint)
+        checkpoint.setdefault('state_dict', tensors_of(checkpoint, str(file)))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -143,8 +168,3 @@ def _check_resumable(file: os.PathLike, checkpoint: dict) -> None:
         )
     # mmengine would execute this text as Python; its own checkpoints say 'cfg', which is never run
     checkpoint['meta'].pop('config', None)
-
-
-def _image_loader():
-    """The class that counts skipped images, if anything has imported it (it needs mmcv)."""
-    return getattr(sys.modules.get('convnext_backbone.transforms'), 'LoadImage', None)

@@ -24,7 +24,7 @@ train_dataloader = dict(
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='convnext_backbone.collate_images'),
     dataset=dict(
         type='convnext_backbone.ImageDataset', data_root=data_root, split='train', transform=train_transform
     ),
@@ -35,7 +35,7 @@ val_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='convnext_backbone.collate_images'),
     dataset=dict(
         type='convnext_backbone.ImageDataset',
         data_root=data_root,

@@ -1,6 +1,6 @@
 """300 epochs, AdamW, cosine after 20 epochs of warm-up, EMA: training from scratch (paper, Table 5).
 
-4096 images per update: 8 GPUs with 128 each, four steps accumulated.
+4096 images per update, accumulated over as many steps as the number of GPUs needs (8 with 128: four).
 """
 
 _base_ = '../default_runtime.py'
@@ -22,10 +22,10 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='AmpOptimWrapper',
-    accumulative_counts=4,
+    accumulative_counts='auto',
     optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='convnext_backbone.LayerDecayConstructor',
     paramwise_cfg=dict(decay_rate=1.0),
 )
-custom_hooks = [dict(type='EMAHook', momentum=1e-4, interval=4)]  # at every update
+custom_hooks = [dict(type='EMAHook', momentum=1e-4)]
 auto_scale_lr = dict(enable=False, base_batch_size=4096)

@@ -1,6 +1,6 @@
 """30 epochs, AdamW, cosine, layer-wise decay: fine-tuning on ImageNet-1K (paper, Table 6).
 
-512 images per update: 8 GPUs with 64 each, at 384 x 384 with 16 and four steps accumulated.
+512 images per update, accumulated over as many steps as the number of GPUs needs.
 """
 
 _base_ = '../default_runtime.py'
@@ -14,6 +14,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='AmpOptimWrapper',
+    accumulative_counts='auto',
     optimizer=dict(type='AdamW', lr=5e-5, betas=(0.9, 0.999), weight_decay=1e-8),
     constructor='convnext_backbone.LayerDecayConstructor',
     paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise'),
