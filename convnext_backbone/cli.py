@@ -45,6 +45,7 @@ def run(main: Callable[[], None]) -> None:
     """Run a tool; a user's error becomes one line on stderr and exit status 1."""
     try:
         main()
+        _leave_processes()
     except UserError as error:
         if '--debug' in sys.argv:
             raise
@@ -53,6 +54,15 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave_processes() -> None:
+    """Close the process group: a process that ends without it is now and then aborted (gloo)."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def message(error: BaseException) -> str:

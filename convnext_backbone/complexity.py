@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .cli import message
 from .engine import prepare
+from .engine.runner import config_errors_in_words
 from .errors import UserError
 
 PROPOSALS = 1000  # at each box head
@@ -40,6 +41,7 @@ class Complexity:
         return sum(self.macs.values()) / 1e9
 
 
+@config_errors_in_words
 def build_on_meta(cfg: Config) -> nn.Module:
     """The model of a config without its memory: shapes, but no values."""
     scope = cfg.get('default_scope') or 'mmengine'
@@ -72,18 +74,24 @@ def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             try:
                 result = run(*inputs)
-            except (RuntimeError, TypeError, ValueError) as error:
+            except (RuntimeError, TypeError, ValueError, AssertionError) as error:
                 where = f'{part} of {type(model).__name__} on an image of {height} x {width}'
                 raise UserError(f'cannot count {where}: {message(error).splitlines()[0]}') from error
         macs[part] = macs.get(part, 0) + counter.get_total_flops() // 2
         return result
 
-    image = torch.empty(1, 3, height, width, device='meta')
+    channels = getattr(model.backbone, 'in_channels', 3)
+    image = torch.empty(1, channels, height, width, device='meta')
     maps = count('backbone', model.backbone, image)
     if hasattr(model, 'head'):
         pooled = maps[-1].mean((2, 3))
         count('head', model.head, model.norm(pooled))
     elif hasattr(model, 'roi_head'):
+        known = {f'{part}_{kind}' for part in ('bbox', 'mask') for kind in ('head', 'roi_extractor')}
+        other = {name.split('.')[0] for name, _ in model.roi_head.named_parameters()} - known
+        if other or not (model.with_neck and model.with_rpn):
+            what = f'its {", ".join(sorted(other))}' if other else 'a detector without neck or RPN'
+            raise UserError(f'{type(model).__name__}: {what} cannot be counted')
         maps = count('neck', model.neck, maps)
         count('rpn_head', model.rpn_head, maps)
         for part, rois in (('bbox', PROPOSALS), ('mask', MASK_ROIS)):
@@ -126,11 +134,12 @@ def default_size(cfg: Config) -> tuple[int, int]:
         return DETECTOR_INPUT
     if 'decode_head' in cfg.model:
         crop = (cfg.model.get('data_preprocessor') or {}).get('size')
-        if crop:
+        if isinstance(crop, (list, tuple)):
             return crop[0], 4 * crop[0]
     else:
         loader = cfg.get('val_dataloader') or cfg.get('train_dataloader') or {}
-        if side := loader.get('dataset', {}).get('transform', {}).get('input_size'):
+        side = loader.get('dataset', {}).get('transform', {}).get('input_size')
+        if isinstance(side, int):
             return side, side
     raise UserError('the config does not say the size of its images: give --shape HEIGHT WIDTH')
 

@@ -1,8 +1,13 @@
 """Reading images, with words when a file is none."""
 
-import cv2
-from mmcv.transforms import LoadImageFromFile
+import os
+import zlib
 
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform, LoadImageFromFile
+
+from .classification.robustness import corrupt
 from .errors import SKIPPED, UnreadableImage
 from .registry import TRANSFORMS
 
@@ -39,3 +44,22 @@ class LoadImage(LoadImageFromFile):
             )
         self._skipped.add(file, reason)
         return None
+
+
+@TRANSFORMS.register_module()
+class Corrupt(BaseTransform):
+    """One of the corruptions of ImageNet-C, on the image as it was loaded (BGR); the noise by file name.
+
+    Args:
+        corruption: one of :data:`convnext_backbone.classification.robustness.CORRUPTIONS`.
+        severity: 1 to 5.
+    """
+
+    def __init__(self, corruption: str, severity: int):
+        self.corruption, self.severity = corruption, severity
+
+    def transform(self, results: dict) -> dict:
+        seed = zlib.crc32(os.path.basename(results['img_path']).encode())
+        image = np.ascontiguousarray(results['img'][..., ::-1])
+        results['img'] = np.ascontiguousarray(corrupt(image, self.corruption, self.severity, seed)[..., ::-1])
+        return results

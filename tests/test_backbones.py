@@ -226,7 +226,14 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_samples():
         (dict(arch='v2_atto', layer_scale_init_value=1.0), 'v2_atto has no layer scale'),
         (dict(arch='v2_small'), "got 'v2_small'; did you mean"),
         (dict(kind=IsotropicConvNeXt, arch='tiny'), 'arch must be one of small, base, large'),
-        (dict(kind=IsotropicConvNeXt, dim=30), 'dim a multiple of 4, got 18 and 30'),
+        (dict(dims=(True, 16, 24, 32)), 'dims must be 4 positive integers'),
+        (dict(depths=3), 'depths must be 4 positive integers, got 3'),
+        (dict(out_indices=3), 'out_indices must be ascending stage numbers from 0 to 3, got 3'),
+        (dict(in_channels=0), 'in_channels must be 1 positive integers, got [0]'),
+        (dict(drop_path_rate='0.1'), 'drop_path_rate must lie in [0, 1), got 0.1'),
+        (dict(output_stride=16.0), 'output_stride must be 8, 16 or 32, got 16.0'),
+        (dict(kind=IsotropicConvNeXt, dim=30), 'dim must be a multiple of 4, got 30'),
+        (dict(kind=IsotropicConvNeXt, depth=0), 'depth and dim must be 2 positive integers, got [0, 384]'),
         (dict(kind=IsotropicConvNeXt, depth=4, frozen_stages=5), 'frozen_stages must lie between -1'),
         (dict(kind=Roadmap, start='resnet50', step='stage_ration'), "did you mean 'stage_ratio'?"),
         (dict(kind=Roadmap, start='resnet101', step='resnet'), 'start must be one of resnet50, resnet200'),
@@ -261,6 +268,35 @@ def test_isotropic_pyramid_has_the_strides_of_a_backbone_and_leaves_the_middle_m
     alone = IsotropicConvNeXt(depth=4, dim=16, out_indices=(2,)).eval()
     alone.load_state_dict({k: v for k, v in model.state_dict().items() if k in alone.state_dict()})
     torch.testing.assert_close(alone(torch.ones(1, 3, 64, 64))[0], model(torch.ones(1, 3, 64, 64))[2])
+
+
+def test_isotropic_coarsest_map_is_the_maximum_of_the_middle_one():
+    *_, middle, coarse = IsotropicConvNeXt(depth=1, dim=8, output_norm=False)(torch.randn(1, 3, 64, 64))
+    torch.testing.assert_close(coarse, middle.unflatten(2, (2, 2)).unflatten(4, (2, 2)).amax((3, 5)))
+
+
+def test_stochastic_depth_grows_linearly_from_zero_over_all_blocks():
+    isotropic = IsotropicConvNeXt(depth=5, dim=8, drop_path_rate=0.4)
+    assert [block.drop_path.rate for block in isotropic.blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    with torch.device('meta'):
+        staged = [ConvNeXt(**SMALL, drop_path_rate=0.9), Roadmap('resnet50', 'resnet', drop_path_rate=0.75)]
+    for model, last, blocks in zip(staged, (0.9, 0.75), (10, 16)):
+        found = [block.drop_path.rate for stage in model.stages for block in stage]
+        assert found == pytest.approx([last * i / (blocks - 1) for i in range(blocks)])
+
+
+def test_layer_scale_starts_as_published():
+    """Table 5: 1e-6, in isotropic networks only in the large one."""
+    with torch.device('cpu'):
+        large = IsotropicConvNeXt('large', depth=2, dim=8)
+        last = Roadmap('resnet50', 'separate_downsampling', out_indices=(0,))
+    gains = [block.gamma for block in (*ConvNeXt(**SMALL).stages[2], *large.blocks, *last.stages[0])]
+    assert all((gain == 1e-6).all() for gain in gains) and len(gains) == 4 + 2 + 3
+    assert ConvNeXt(**SMALL, layer_scale_init_value=1).stages[0][0].gamma.dtype == torch.float32
+    for model in (IsotropicConvNeXt(depth=2, dim=8), ConvNeXt('v2_atto', **SMALL)):
+        assert not [
+            name for name, _ in model.named_parameters() if name.endswith('.gamma') and 'grn' not in name
+        ]
 
 
 def test_isotropic_frozen_stages_are_blocks():

@@ -1,25 +1,28 @@
 """Weights: all of them or none, named in a report, and never code."""
 
 import http.server
+import json
 import os
 import pickle
+import re
 import struct
 import threading
 
 import numpy as np
 import pytest
 import torch
-from conftest import Bomb
+from conftest import SHARED, Bomb
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
-from convnext_backbone.backbones import ConvNeXt
+from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt
 from convnext_backbone.checkpoint import (
     CheckpointMismatch,
     UnreadableCheckpoint,
     close_unsafe_reader,
     load_checkpoint,
     read_checkpoint,
+    zoo,
 )
 from convnext_backbone.checkpoint.load import inflate
 from convnext_backbone.classification import Classifier
@@ -314,3 +317,61 @@ def test_an_unreachable_url_is_told_with_the_folder_to_put_the_file_in(tmp_path,
         read_checkpoint('http://127.0.0.1:1/convnext_tiny_1k_224.pth')
     assert 'http://127.0.0.1:1/convnext_tiny_1k_224.pth' in str(error.value)
     assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_the_size_in_a_file_is_named_for_every_kind_of_network(tmp_path):
+    for kind, arch, words in (
+        (ConvNeXt, 'v2_pico', "those of arch='v2_pico'."),
+        (ConvNeXt, 'pico', "those of arch='pico'."),
+        (IsotropicConvNeXt, 'small', "those of type='IsotropicConvNeXt', arch='small'."),
+    ):
+        torch.save(dict(model=kind(arch, output_norm=False).state_dict()), tmp_path / 'a.pth')
+        with pytest.raises(CheckpointMismatch) as error:
+            load_checkpoint(ConvNeXt('atto'), tmp_path / 'a.pth')
+        assert words in str(error.value)
+
+
+def test_an_isotropic_classifier_becomes_a_dense_backbone_also_for_one_channel(tmp_path):
+    """The pyramid starts afresh; a dense file fits a backbone that emits fewer maps."""
+    torch.manual_seed(0)
+    trunk = IsotropicConvNeXt(depth=2, dim=16, out_indices=(2,), output_norm=False)
+    names = {**trunk.state_dict(), 'norm.weight': torch.ones(16), 'head.weight': torch.ones(5, 16)}
+    torch.save(dict(model=names), tmp_path / 'classifier.pth')
+    dense = IsotropicConvNeXt(depth=2, dim=16, in_channels=1)
+    report = load_checkpoint(dense, tmp_path / 'classifier.pth')
+    assert report.inflated == ['stem.weight'] and 'pyramid.0.0.weight' in report.fresh
+    torch.testing.assert_close(dense.stem.weight[:, 0], trunk.stem.weight.sum(1))
+    torch.save(dense.state_dict(), tmp_path / 'dense.pth')
+    for out_indices in ((2, 3), (2,), (0,)):
+        fewer = IsotropicConvNeXt(depth=2, dim=16, in_channels=1, out_indices=out_indices)
+        assert load_checkpoint(fewer, tmp_path / 'dense.pth').fresh == []
+
+
+def test_released_names_are_those_of_the_published_list():
+    file = SHARED / 'paper' / 'recipes.json'
+    if not file.is_file():
+        pytest.skip(f'the published names are not here: {file}')
+    weights = json.loads(file.read_text())['weights']
+    listed = set()
+    for entry in weights['names']:
+        names = [entry.split()[0].removesuffix('.pth')]
+        while any('{' in name for name in names):
+            names = [
+                name.replace(match[0], choice, 1)
+                for name in names
+                for match in [re.search(r'\{([^}]*)\}', name)]
+                for choice in match[1].split(',')
+            ]
+        listed.update(names)
+    v1 = {name: url for name, url in zoo.URLS.items() if name.startswith('convnext_')}
+    assert set(v1) == listed
+    assert all(url == f'{weights["base_url"]}{name}.pth' for name, url in v1.items())
+
+
+def test_a_released_name_is_looked_up_in_the_weights_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('CONVNEXT_WEIGHTS', str(tmp_path))
+    model = ConvNeXt('v2_atto', output_norm=False)
+    torch.save(dict(model=model.state_dict()), tmp_path / 'convnextv2_atto_1k_224_ema.pt')
+    assert load_checkpoint(ConvNeXt('v2_atto'), 'convnextv2_atto_1k_224_ema').fits
+    with pytest.raises(UnreadableCheckpoint, match="did you mean the released 'convnext_tiny_1k_224'"):
+        load_checkpoint(model, 'convnext_tiny_1k_22')

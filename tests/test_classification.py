@@ -1,11 +1,26 @@
-"""The classifier's data and metrics."""
+"""Classification: data from folders, tar files and shards, metrics, training on one and two processes."""
 
+import io
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT, log_of, tool
+from mmengine.config import Config
 
-from convnext_backbone.classification import Accuracy, Classifier, ImageDataset
+from convnext_backbone.backbones import ConvNeXt
+from convnext_backbone.checkpoint import load_checkpoint
+from convnext_backbone.classification import Accuracy, Classifier, ImageDataset, ImageStream, collate_images
+from convnext_backbone.engine import prepare
 from convnext_backbone.errors import UnreadableImage, UserError
 from convnext_backbone.shapes import CLASSES
 
@@ -57,3 +72,410 @@ def test_head_init_scale_scales_the_head_and_nothing_else():
         models.append(Classifier(backbone, 5, head_init_scale=scale).state_dict())
     torch.testing.assert_close(models[0]['head.weight'] * 0.001, models[1]['head.weight'])
     assert all(torch.equal(models[0][k], models[1][k]) for k in models[0] if k != 'head.weight')
+
+
+def test_accuracy_of_each_class_and_the_confusion_are_written(tmp_path):
+    """Labels a a b c; predicted a b b b."""
+    metric = Accuracy(topk=(1,), out_dir=str(tmp_path))
+    metric.dataset_meta = dict(classes=('a', 'b', 'c', 'd'))
+    for label, predicted in ((0, 0), (0, 1), (1, 1), (2, 1)):
+        metric.process({}, [dict(logits=torch.eye(4)[predicted], label=label)])
+    assert metric.compute_metrics(metric.results) == {'top1': 50.0}
+    assert json.loads((tmp_path / 'per_class.json').read_text()) == {
+        'a': dict(top1=50.0, images=2),
+        'b': dict(top1=100.0, images=1),
+        'c': dict(top1=0.0, images=1),
+        'd': dict(top1=None, images=0),
+    }
+    picture = cv2.imread(str(tmp_path / 'confusion.png'))
+    assert min(picture.shape[:2]) > 200 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def batch_config(**wrapper) -> Config:
+    optimizer = dict(type='AdamW', lr=4e-3)
+    return Config(
+        dict(
+            train_dataloader=dict(batch_size=128),
+            optim_wrapper=dict(optimizer=optimizer, **wrapper),
+            auto_scale_lr=dict(enable=False, base_batch_size=4096),
+            custom_hooks=[dict(type='EMAHook')],
+        )
+    )
+
+
+@pytest.mark.parametrize(('processes', 'counts'), [(1, 32), (8, 4), (32, 1)])
+def test_steps_are_accumulated_to_the_batch_of_the_recipe(monkeypatch, processes, counts):
+    monkeypatch.setenv('WORLD_SIZE', str(processes))
+    cfg = batch_config(accumulative_counts='auto')
+    (note,) = prepare.set_batch(cfg)
+    assert cfg.optim_wrapper.accumulative_counts == cfg.custom_hooks[0].interval == counts
+    assert note.startswith('effective batch: 4096 images per update') and note.endswith('learning rate 0.004')
+
+
+def test_another_batch_than_the_recipes_is_a_warning_with_the_right_numbers(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '6')
+    cfg = batch_config()
+    note, warning = prepare.set_batch(cfg)
+    assert note.startswith('effective batch: 768 images per update (6 x 128)')
+    assert warning.startswith('warning: the recipe has 4096 images per update, this run 768')
+    assert warning.endswith('the learning rate would be 0.00075 (--auto-scale-lr)')  # 4e-3 * 768 / 4096
+    monkeypatch.setenv('WORLD_SIZE', '8')
+    _, warning = prepare.set_batch(batch_config())
+    assert 'train_dataloader.batch_size=128 optim_wrapper.accumulative_counts=4' in warning
+    cfg = batch_config()
+    _, note = prepare.set_batch(cfg, scale_lr=True)
+    assert 'scaled to 0.001' in note and cfg.optim_wrapper.optimizer.lr == pytest.approx(1e-3)
+    cfg.auto_scale_lr = None
+    with pytest.raises(UserError, match='has no auto_scale_lr.base_batch_size'):
+        prepare.set_batch(cfg, scale_lr=True)
+
+
+def small_classifier(classes: int = 5, **kwargs) -> Classifier:
+    torch.manual_seed(0)
+    backbone = dict(type='convnext_backbone.ConvNeXt', depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+    return Classifier(dict(backbone, layer_scale_init_value=1.0), classes, **kwargs).double()
+
+
+def test_mixup_targets_by_hand(monkeypatch):
+    """Smoothing 0.1 over five classes: 0.92 and 0.02, of both images in shares 0.3 and 0.7."""
+    monkeypatch.setattr(np.random, 'beta', lambda a, b: 0.3)
+    model = small_classifier(label_smoothing=0.1, mixup=dict(mixup_alpha=0.8))
+    x, labels = torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.tensor([1, 4])
+    targets = torch.full((2, 5), 0.02, dtype=torch.float64)
+    targets[0, 1], targets[0, 4] = 0.3 * 0.92 + 0.7 * 0.02, 0.7 * 0.92 + 0.3 * 0.02
+    targets[1, 4], targets[1, 1] = targets[0, 1].item(), targets[0, 4].item()
+    logits = model(0.3 * x + 0.7 * x.flip(0))
+    expected = -(targets * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(model(x.clone(), labels, mode='loss')['loss'], expected, rtol=1e-6, atol=0)
+    model.mixup = None  # smoothing alone
+    targets = torch.full((2, 5), 0.02, dtype=torch.float64)
+    targets[0, 1] = targets[1, 4] = 0.92
+    expected = -(targets * model(x).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(model(x, labels, mode='loss')['loss'], expected)
+
+
+def test_a_head_of_22k_classes_trains_and_is_scored():
+    model = small_classifier(21841).float()
+    loss = model(torch.randn(2, 3, 32, 32), torch.tensor([0, 21840]), mode='loss')['loss']
+    loss.backward()
+    assert loss.item() == pytest.approx(np.log(21841), rel=0.05) and model.head.weight.grad.isfinite().all()
+    assert accuracy(model(torch.randn(2, 3, 32, 32)).tolist(), [0, 21840], topk=(1, 5)).keys() == {
+        'top1',
+        'top5',
+    }
+
+
+FOLDERS = """
+_base_ = '{root}/configs/_base_/default_runtime.py'
+model = dict(
+    type='convnext_backbone.Classifier',
+    backbone=dict(type='convnext_backbone.ConvNeXt', depths=(1, 1, 1, 1), dims=(8, 16, 16, 16)),
+    num_classes=5,
+)
+images = dict(type='convnext_backbone.ImageDataset', data_root='{data}', split='train',
+              transform=dict(input_size=32, is_training=False, crop_pct=1.0))
+common = dict(num_workers=0, collate_fn=dict(type='convnext_backbone.collate_images'),
+              sampler=dict(type='DefaultSampler', shuffle=False))
+train_dataloader = dict(batch_size={batch}, dataset=images, **common)
+val_dataloader = dict(batch_size=4, dataset=dict(images, split='val'), **common)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='convnext_backbone.Accuracy')
+test_evaluator = val_evaluator
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), accumulative_counts=2)
+custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+default_scope = 'mmengine'
+visualizer = dict(type='Visualizer',
+                  vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+"""
+
+
+def write_config(folder: Path, data: Path, batch: int = 8, more: str = '') -> str:
+    file = folder / f'folders_{batch}.py'
+    file.write_text(FOLDERS.format(root=ROOT, data=data, batch=batch) + more)
+    return str(file)
+
+
+def train(config: str, work_dir: Path, *options: str) -> Path:
+    tool('train').main([config, '--work-dir', str(work_dir), '--device', 'cpu', '--seed', '0', *options])
+    return work_dir / 'epoch_2.pth'
+
+
+def written_top1(work_dir: Path) -> list[float]:
+    (file,) = work_dir.glob('*/vis_data/scalars.json')
+    return [row['top1'] for row in map(json.loads, file.read_text().splitlines()) if 'top1' in row]
+
+
+@pytest.fixture(scope='module')
+def one_process(shapes, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('one')
+    data = shutil.copytree(shapes / 'classification', folder / 'data')
+    sorted((data / 'val/cross').iterdir())[0].unlink()  # nine images: the last batch is padded
+    return train(write_config(folder, data), folder / 'w')
+
+
+@pytest.mark.xdist_group('classifier')
+def test_two_processes_train_and_score_as_one_with_twice_the_batch(one_process, tmp_path):
+    """Same images in the same order; nine validation images, none counted twice."""
+    folder = one_process.parent.parent
+    config = write_config(folder, folder / 'data', batch=4)
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    subprocess.run(
+        ['tools/dist_train.sh', config, '2', '--work-dir', str(tmp_path), '--device', 'cpu', '--seed', '0'],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': path},
+        cwd=ROOT,
+        check=True,
+        timeout=300,
+    )
+    one, two = (torch.load(file, weights_only=False) for file in (one_process, tmp_path / 'epoch_2.pth'))
+    for key in ('state_dict', 'ema_state_dict'):
+        for name, value in one[key].items():
+            torch.testing.assert_close(two[key][name], value, rtol=1e-4, atol=1e-5)
+    scores = written_top1(one_process.parent)
+    assert scores == written_top1(tmp_path) and len(scores) == 2
+    ninths = [score * 9 / 100 for score in scores]
+    assert ninths == pytest.approx([round(n) for n in ninths])
+
+
+@pytest.mark.xdist_group('classifier')
+def test_losses_can_be_read_in_json_and_tensorboard(one_process):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = one_process.parent.glob('*/vis_data')
+    events = EventAccumulator(str(folder)).Reload().Scalars('top1')
+    assert [event.value for event in events] == pytest.approx(written_top1(one_process.parent))
+
+
+@pytest.mark.xdist_group('classifier')
+def test_hand_over_takes_the_final_weights_or_the_average_as_told(one_process):
+    content = torch.load(one_process, weights_only=False)
+    average, final = content['state_dict'], content['ema_state_dict']  # mmengine swaps them
+    for weights, expected, prefix in (('final', final, 'module.'), ('ema', average, '')):
+        model = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16))
+        report = load_checkpoint(model, one_process, weights=weights)
+        assert f'{weights} weights' in report.file
+        name = 'stages.0.0.pwconv1.weight'
+        assert torch.equal(model.state_dict()[name], expected[f'{prefix}backbone.{name}'])
+    assert not torch.equal(average['head.weight'], final['module.head.weight'])
+    del content['ema_state_dict']
+    torch.save(content, one_process.parent / 'plain.pth')
+    with pytest.raises(UserError, match='holds no moving average'):
+        load_checkpoint(model, one_process.parent / 'plain.pth', weights='ema')
+    with pytest.raises(UserError, match="got 'best'"):
+        load_checkpoint(model, one_process, weights='best')
+
+
+@pytest.mark.xdist_group('classifier')
+def test_the_average_is_taken_at_every_update_and_is_what_is_tested(one_process, monkeypatch):
+    """momentum 0.1, two steps per update: w0, then 0.9 of the average and 0.1 of the new weights."""
+    folder, seen = one_process.parent.parent, []
+    config = write_config(folder, folder / 'data')
+    from mmengine.hooks import EMAHook
+
+    original = EMAHook.after_train_iter
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        original(self, runner, *args, **kwargs)
+        seen.append(self.src_model.head.weight.detach().clone())
+
+    monkeypatch.setattr(EMAHook, 'after_train_iter', after_train_iter)
+    file = train(config, folder / 'again')
+    average = seen[0]
+    for step in range(2, len(seen), 2):  # the weights after the updates
+        average = 0.9 * average + 0.1 * seen[step]
+    content = torch.load(file, weights_only=False)
+    assert len(seen) == 10  # 40 images, batches of 8, twice
+    torch.testing.assert_close(content['state_dict']['head.weight'], average)
+    assert torch.equal(content['ema_state_dict']['module.head.weight'], seen[-1])
+    tested = tool('test').main([config, str(file), '--work-dir', str(folder / 't'), '--device', 'cpu'])
+    assert f'{tested["top1"]:.4f}' in log_of(folder / 'again').splitlines()[-1]
+    assert json.loads((folder / 't/per_class.json').read_text())['cross']['images'] == 1
+
+
+@pytest.mark.xdist_group('classifier')
+def test_a_checkpoint_with_other_classes_is_refused(one_process, tmp_path):
+    folder = one_process.parent.parent
+    data = shutil.copytree(folder / 'data', tmp_path / 'data')
+    for split in ('train', 'val'):
+        (data / split / 'cross').rename(data / split / 'crucifix')
+    with pytest.raises(UserError, match='was trained for 5 classes'):
+        arguments = [write_config(tmp_path, data), str(one_process), '--work-dir', str(tmp_path / 'w')]
+        tool('test').main([*arguments, '--device', 'cpu'])
+    with pytest.raises(
+        UserError, match=r'does not fit Classifier[\s\S]*head.weight: file \(5, 16\), model \(7, 16\)'
+    ):
+        options = [
+            '--cfg-options',
+            'model.num_classes=7',
+            '--device',
+            'cpu',
+            '--work-dir',
+            str(tmp_path / 'w'),
+        ]
+        tool('test').main([write_config(tmp_path, folder / 'data'), str(one_process), *options])
+
+
+@pytest.mark.xdist_group('classifier')
+def test_a_released_classifier_is_tested_as_it_is(one_process, tmp_path):
+    """``{'model': ...}`` with the names of the official files, through a config with a moving average."""
+    folder = one_process.parent.parent
+    state = torch.load(one_process, weights_only=False)['state_dict']
+    torch.save(
+        dict(model={k.removeprefix('backbone.'): v for k, v in state.items()}), tmp_path / 'official.pth'
+    )
+    config, options = write_config(folder, folder / 'data'), ['--work-dir', str(tmp_path), '--device', 'cpu']
+    ours, theirs = (
+        tool('test').main([config, str(f), *options]) for f in (one_process, tmp_path / 'official.pth')
+    )
+    assert ours['top1'] == theirs['top1']
+
+
+def test_what_a_classifier_cannot_take_is_told():
+    with pytest.raises(UserError, match="got type 'mmdet.ResNet'"):
+        Classifier(dict(type='mmdet.ResNet'), 5)
+    with pytest.raises(UserError, match='got type None'):
+        Classifier(dict(), 5)
+    with pytest.raises(UserError, match='mixup needs an even batch, got 3 images'):
+        model = small_classifier(mixup=dict(mixup_alpha=0.8))
+        model(torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2]), mode='loss')
+
+
+@pytest.mark.parametrize('wrong', ['empty class', 'class in val only', 'other number', 'truncated'])
+def test_bad_data_is_told_in_words(shapes, tmp_path, wrong):
+    data = shutil.copytree(shapes / 'classification', tmp_path / 'data')
+    more, words = '', None
+    if wrong == 'empty class':
+        (data / 'train/aardvark').mkdir()
+        words = 'train/aardvark is a class without images'
+    elif wrong == 'class in val only':
+        shutil.copytree(data / 'val/cross', data / 'val/zebra')
+        words = '5 classes, the validation data 6; not in both: zebra'
+    elif wrong == 'other number':
+        more = 'model.update(num_classes=4)\n'
+        words = 'model.num_classes is 4, but the training data has 5 classes'
+    else:
+        victim = sorted((data / 'train/cross').iterdir())[0]
+        victim.write_bytes(victim.read_bytes()[:100])
+        words = victim.name
+    config = write_config(tmp_path, data, more=more)
+    with pytest.raises(UserError) as error:
+        train(config, tmp_path / 'w')
+    assert words in str(error.value)
+    if wrong == 'truncated':
+        config = write_config(tmp_path, data, batch=4)  # another name, for another log
+        train(config, tmp_path / 'skipping', '--skip-corrupt')
+        log = log_of(tmp_path / 'skipping')
+        assert f'skipped unreadable image {victim}' in log and 'times an unreadable image was skipped' in log
+
+
+def test_a_class_index_sets_the_order_and_must_know_every_folder(shapes, tmp_path):
+    data = shutil.copytree(shapes / 'classification', tmp_path / 'data')
+    index = {name: [number, name.upper()] for number, name in enumerate(reversed(CLASSES))}
+    (data / 'index.json').write_text(json.dumps(index))
+    images = ImageDataset(str(data), 'val', dict(input_size=32), class_index='index.json')
+    assert images.metainfo['classes'] == tuple(reversed(CLASSES))
+    assert sorted({images[i]['labels'] for i in range(len(images))}) == [0, 1, 2, 3, 4]
+    assert images[0]['labels'] == 4  # the first folder is the last class
+    for content, words in (
+        (dict.fromkeys(CLASSES, 0), 'are not 0 to 4'),
+        ({'cross': 0}, 'circle is a class that the class index does not have'),
+        ([1], 'is no class index'),
+    ):
+        (data / 'index.json').write_text(json.dumps(content))
+        with pytest.raises(UserError, match=words):
+            ImageDataset(str(data), 'val', dict(input_size=32), class_index='index.json')
+
+
+def test_images_come_from_a_tar_file_in_the_same_order(shapes, tmp_path):
+    with tarfile.open(tmp_path / 'val.tar', 'w') as tar:
+        tar.add(shapes / 'classification/val', arcname='.')
+    transform = dict(input_size=32, is_training=False, crop_pct=1.0)
+    packed = ImageDataset(str(tmp_path), 'val', transform)
+    plain = ImageDataset(str(shapes / 'classification'), 'val', transform)
+    assert packed.metainfo == plain.metainfo and len(packed) == len(plain) == 10
+    for a, b in zip((packed[i] for i in range(10)), (plain[i] for i in range(10))):
+        assert a['labels'] == b['labels'] and torch.equal(a['inputs'], b['inputs'])
+
+
+def test_batches_are_channels_last():
+    samples = [dict(inputs=torch.randn(3, 8, 8), labels=i) for i in range(4)]
+    batch = collate_images(samples)
+    assert batch['inputs'].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch['inputs'][2], samples[2]['inputs']) and batch['labels'].tolist() == [0, 1, 2, 3]
+
+
+@pytest.fixture(scope='module')
+def shards(shapes, tmp_path_factory) -> Path:
+    """40 images in 8 shards; the label of image i is i, so that each can be told."""
+    folder = tmp_path_factory.mktemp('shards')
+    files = sorted((shapes / 'classification/train').glob('*/*'))
+    for shard in range(8):
+        with tarfile.open(folder / f'train-{shard:02d}.tar', 'w') as tar:
+            for number in range(shard * 5, shard * 5 + 5):
+                for suffix, data in (('png', files[number].read_bytes()), ('cls', str(number).encode())):
+                    entry = tarfile.TarInfo(f'{number:04d}.{suffix}')
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+    return folder
+
+
+def stream_loader(shards: Path, training: bool, workers: int):
+    pytest.importorskip('webdataset')
+    dataset = dict(
+        type='convnext_backbone.ImageStream',
+        data_root=str(shards),
+        split='train-{00..07}.tar|40',
+        transform=dict(input_size=32, is_training=training, crop_pct=1.0),
+    )
+    loader = dict(
+        batch_size=5,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        sampler=None,
+        dataset=dataset,
+        collate_fn=dict(type='convnext_backbone.collate_images'),
+    )
+    from convnext_backbone.engine import Runner
+
+    return Runner.build_dataloader(loader)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_shards_give_every_image_once_in_another_order_each_epoch(shards, workers):
+    loader = stream_loader(shards, True, workers)
+    assert isinstance(loader.dataset, ImageStream) and len(loader.dataset) == 40
+    epochs = []
+    for epoch in range(2):
+        loader.dataset.set_epoch(epoch)
+        epochs.append([label for batch in loader for label in batch['labels'].tolist()])
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40)) and epochs[0] != epochs[1]
+    tested = stream_loader(shards, False, workers)
+    assert sorted(label for batch in tested for label in batch['labels'].tolist()) == list(range(40))
+
+
+def test_shards_are_evaluated_by_one_process_only(shards, monkeypatch):
+    monkeypatch.setattr('mmengine.dist.get_world_size', lambda: 2)
+    with pytest.raises(UserError, match='evaluated by one process'):
+        stream_loader(shards, False, 0)
+    with pytest.raises(UserError, match='no images for split'):
+        ImageStream(str(shards), 'nothing', dict(input_size=32, is_training=True))
+
+
+def test_a_slow_data_loader_is_told_once_with_both_speeds(shapes, tmp_path, monkeypatch):
+    """Each image takes 20 ms: at most 50 per second, of which the model could take more."""
+    import time
+
+    original = ImageDataset.__getitem__
+
+    def slow(self, index):
+        time.sleep(0.02)
+        return original(self, index)
+
+    monkeypatch.setattr(ImageDataset, '__getitem__', slow)
+    more = 'default_hooks = dict(data=dict(skip=2, steps=7))\n'
+    train(write_config(tmp_path, shapes / 'classification', more=more), tmp_path / 'w')
+    (line,) = [line for line in log_of(tmp_path / 'w').splitlines() if 'the data loader gives' in line]
+    given, possible = map(float, re.findall(r'\d+\.\d', line))
+    assert given < 50 < possible and 'raise train_dataloader.num_workers, now 0' in line

@@ -245,6 +245,31 @@ def test_pretrained_replaces_only_pretrained_initialisation(tmp_path):
     assert 'checkpoint' not in str(cfg.model)
 
 
+def test_pretrained_of_a_fine_tuned_classifier_replaces_the_whole_networks(tmp_path):
+    (tmp_path / 'w.pth').touch()
+    cfg = prepare.read_config(f'{ROOT}/configs/classification/convnext_b_in22k_in1k.py')
+    prepare.set_pretrained(cfg, str(tmp_path / 'w.pth'), 'ema')
+    given = dict(checkpoint=str(tmp_path / 'w.pth'), weights='ema', skip=['head.*'], fresh=['head.*'])
+    assert (
+        cfg.model.init_cfg == [dict(type=prepare.PRETRAINED, **given)]
+        and 'init_cfg' not in cfg.model.backbone
+    )
+    prepare.set_pretrained(cfg, 'none')
+    assert cfg.model.init_cfg is None
+    prepare.set_pretrained(cfg, 'convnext_base_22k_224')
+    with pytest.raises(UserError, match="did you mean the released 'convnext_base_22k_224'"):
+        prepare.set_pretrained(cfg, 'convnext_base_22k')
+
+
+def test_an_augmented_test_needs_one_list_of_views():
+    cfg = prepare.read_config(f'{ROOT}/configs/segmentation/upernet_convnext_t.py')
+    cfg.tta_pipeline = cfg.tta_pipeline[:1]
+    with pytest.raises(UserError, match='tta_pipeline has 0 steps of type TestTimeAug'):
+        prepare.choose_views(cfg, True)
+    cfg.test_evaluator = None
+    assert prepare.choose_views(cfg, False) == []
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)

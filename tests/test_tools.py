@@ -15,7 +15,7 @@ from conftest import Bomb, command, last_line, log_of, tool
 
 from convnext_backbone.checkpoint import CheckpointMismatch, UnreadableCheckpoint
 from convnext_backbone.cli import message
-from convnext_backbone.errors import UserError
+from convnext_backbone.errors import SKIPPED, UserError
 
 DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
 SEGMENTER = 'configs/demo/upernet_shapes.py'
@@ -161,6 +161,41 @@ def test_flops_tool_prints_the_size_beside_the_numbers_and_writes_json(tmp_path,
     ):
         with pytest.raises(UserError, match=words):
             tool('flops').main(arguments)
+
+
+def test_flops_beside_print_marks_what_disagrees_and_fails_without_a_note(monkeypatch, capsys):
+    """All rows are compared in test_configs.py; here four of them."""
+    flops, found = tool('flops'), []
+    roadmap = 'classification/roadmap/resnet50_1'
+    names = [f'{roadmap}4_fewer_norms', f'{roadmap}5_layer_norm', 'classification/isotropic_s_in1k']
+    rows = list(flops.compare(Path('configs'), names))
+    monkeypatch.setattr(flops, 'compare', lambda configs: rows)
+    flops.main(['--paper'])
+    out = capsys.readouterr().out
+    found = {line.split()[0]: line.split()[4:] for line in out.splitlines() if ' x 224 ' in line}
+    assert found[names[0]] == ['25.83', '-', '4.146', '4.15', '0.9989']
+    assert found[names[1]] == ['25.84', '-', '4.146', '4.46', '0.9295', '[1]'] and '\n[1] printed 4.46' in out
+    assert found[names[2]] == ['22.31', '22', '4.286', '4.3', '0.9968'] and '2 of 3 rows agree' in out
+    rows[0].printed['gflops'] = '4.20'
+    with pytest.raises(UserError, match='1 rows disagree with print without a note'):
+        flops.main(['--paper'])
+
+
+def test_flops_of_what_cannot_be_counted_or_built_is_one_line(tmp_path):
+    base = f"_base_ = '{Path.cwd()}/configs/detection/mask_rcnn_convnext_t.py'\n"
+    for text, words in (
+        ("model = dict(backbone=dict(type='Foo'))", 'Foo'),
+        ('model = dict(neck=dict(in_channels=[1, 2, 3]))', 'AssertionError'),
+        ('model = dict(neck=None)', 'cannot be counted'),
+        ("model = dict(roi_head=dict(mask_head=dict(type='Foo')))", 'Foo'),
+    ):
+        (tmp_path / 'c.py').write_text(base + text + '\n')
+        with pytest.raises(UserError, match=words):
+            tool('flops').main([str(tmp_path / 'c.py')])
+    (tmp_path / 'c.py').write_text(base + 'model = dict(backbone=dict(in_channels=4))\n')
+    tool('flops').main([str(tmp_path / 'c.py')])
+    with pytest.raises(UserError, match='there is no such folder'):
+        tool('flops').main([str(tmp_path / 'c.py'), '--json', str(tmp_path / 'no/x.json')])
 
 
 @pytest.mark.xdist_group('distributed')
@@ -344,18 +379,16 @@ def test_an_image_that_is_none_stops_training_and_is_named(shapes, tmp_path, dam
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_an_image_that_is_none_is_skipped_and_counted_when_told_so(shapes, tmp_path, workers):
-    from convnext_backbone.transforms import LoadImage
-
     victim = broken_copy(shapes, tmp_path / 'd', 'text')
-    before = LoadImage.skipped.value
+    before = SKIPPED.count
     options = ['--data-root', tmp_path / 'd', '--work-dir', tmp_path / 'w', '--pretrained', 'none']
     extra = [f'train_dataloader.num_workers={workers}', 'train_dataloader.batch_size=8']
     arguments = [SEGMENTER, *options, '--skip-corrupt', *short(SEGMENTER, 2), *extra]
     tool('train').main([str(a) for a in arguments])
     log = log_of(tmp_path / 'w')
-    count = LoadImage.skipped.value - before
+    count = SKIPPED.count - before
     assert count >= 2 and f'skipped unreadable image {victim}' in log
-    assert f'{LoadImage.skipped.value} times an unreadable image was skipped' in log
+    assert f'{SKIPPED.count} times an unreadable image was skipped' in log
 
 
 def test_infer_says_what_is_missing(tmp_path):

@@ -117,6 +117,8 @@ def main(argv=None) -> None:
         raise UserError('--paper has the sizes of the paper: leave --shape out')
     if args.shape and min(args.shape) < 1:
         raise UserError(f'--shape must be two positive integers, got {args.shape[0]} {args.shape[1]}')
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UserError(f'--json {args.json}: there is no such folder')
     found = print_paper() if args.paper else print_configs(args.configs, args.shape)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + '\n')

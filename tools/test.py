@@ -26,7 +26,8 @@ def main(argv=None) -> dict:
     notes += prepare.choose_views(cfg, args.tta)
     prepare.name_unreadable_images(cfg)
     prepare.drop_pretrained(cfg)
-    cfg.load_from, cfg.resume = args.checkpoint, False
+    prepare.write_details(cfg)
+    cfg.load_from, cfg.resume, cfg.custom_hooks = args.checkpoint, False, prepare.without_ema(cfg)
     return Runner.from_cfg(cfg).say(notes).test()
 
 

@@ -5,20 +5,9 @@ Expect:  82.9 top-1 (results page of the official code)
 """
 
 _base_ = [
-    '../_base_/models/classifier_convnext_t.py',
+    '../_base_/models/classifier_convnext_t_22k.py',
     '../_base_/datasets/imagenet1k.py',
     '../_base_/schedules/in1k_finetune_30e.py',
 ]
 
-model = dict(
-    backbone=dict(drop_path_rate=0.0),
-    head_init_scale=0.001,
-    mixup=None,
-    init_cfg=dict(  # the head of 22K classes is left out
-        type='convnext_backbone.Pretrained',
-        checkpoint='convnext_tiny_22k_224',
-        skip=['head.*'],
-        fresh=['head.*'],
-    ),
-)
 train_dataloader = dict(batch_size=64)

@@ -66,3 +66,4 @@ default_hooks = dict(
 )
 log_processor = dict(by_epoch=False)
 default_scope = 'mmengine'
+auto_scale_lr = None

@@ -95,3 +95,4 @@ default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(by_epoch=False, interval=320, max_keep_ckpts=1)
 )
 log_processor = dict(by_epoch=False)
+auto_scale_lr = None

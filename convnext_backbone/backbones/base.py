@@ -14,9 +14,17 @@ STRIDES = (4, 8, 16, 32)  # of the four maps
 BLOCKS_PER_GROUP = 3  # for layer-wise decay
 
 
+def positive_integers(name: str, values, length: int) -> tuple[int, ...]:
+    """``values`` as a tuple, if they are as many positive integers as ``length`` says; else a UserError."""
+    given = tuple(values) if isinstance(values, (list, tuple)) else ()
+    if len(given) != length or not all(type(value) is int and value > 0 for value in given):
+        raise UserError(f'{name} must be {length} positive integers, got {values!r}')
+    return given
+
+
 def drop_rates(last: float, blocks: int) -> list[float]:
     """Stochastic depth of each block: linear from 0 to ``last``, which must lie in [0, 1)."""
-    if not 0 <= last < 1:
+    if not isinstance(last, (int, float)) or not 0 <= last < 1:
         raise UserError(f'drop_path_rate must lie in [0, 1), got {last}')
     return torch.linspace(0, last, blocks, device='cpu').tolist()
 
@@ -27,6 +35,7 @@ class DenseBackbone(BaseModule):
     A subclass builds its parts, then calls :meth:`finish`.
 
     Args:
+        in_channels: channels of the image.
         out_indices: maps that are emitted, ascending, counted from 0. What only the others need is
             not built, so that every parameter receives a gradient.
         frozen_stages: -1 freezes nothing, 0 the stem, ``k`` the stem and the first ``k`` stages (with
@@ -60,6 +69,7 @@ class DenseBackbone(BaseModule):
     def __init__(
         self,
         *,
+        in_channels: int,
         out_indices: Sequence[int],
         frozen_stages: int,
         num_stages: int | None = None,
@@ -68,13 +78,14 @@ class DenseBackbone(BaseModule):
         init_cfg: dict | list | None,
     ):
         super().__init__(init_cfg)
-        self.out_indices = tuple(out_indices)
+        self.out_indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else ()
         maps = set(range(len(STRIDES)))
         if not self.out_indices or sorted(maps & set(self.out_indices)) != list(self.out_indices):
             raise UserError(
-                f'out_indices must be ascending stage numbers from 0 to {len(STRIDES) - 1}, '
-                f'got {tuple(out_indices)}'
+                f'out_indices must be ascending stage numbers from 0 to {len(STRIDES) - 1}, got {out_indices}'
             )
+        positive_integers('in_channels', [in_channels], 1)
+        self.in_channels = in_channels
         num_stages = self.out_indices[-1] + 1 if num_stages is None else num_stages
         if frozen_stages not in range(-1, num_stages + 1):
             raise UserError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import MODELS
-from .base import STRIDES, FourStageBackbone
+from .base import STRIDES, FourStageBackbone, positive_integers
 from .layers import DropPath, GlobalResponseNorm, LayerNorm2d
 
 # name: blocks per stage, channels per stage
@@ -70,7 +70,7 @@ class Block(nn.Module):
         self.pwconv1 = nn.Linear(dim, EXPANSION * dim)
         self.grn = GlobalResponseNorm(EXPANSION * dim) if grn else nn.Identity()
         self.pwconv2 = nn.Linear(EXPANSION * dim, dim)
-        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
@@ -143,7 +143,7 @@ class ConvNeXt(FourStageBackbone):
         init_cfg: dict | list | None = None,
     ):
         depths, widths = _sizes(arch, depths, dims)
-        if output_stride not in (8, 16, 32):
+        if type(output_stride) is not int or output_stride not in (8, 16, 32):
             raise UserError(f'output_stride must be 8, 16 or 32, got {output_stride}')
         v2 = arch.startswith('v2_')
         if v2 and layer_scale_init_value not in (LAYER_SCALE, None, 0):
@@ -156,6 +156,7 @@ class ConvNeXt(FourStageBackbone):
             widths,
             drop_path_rate=drop_path_rate,
             output_stride=output_stride,
+            in_channels=in_channels,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             with_cp=with_cp,
@@ -164,7 +165,6 @@ class ConvNeXt(FourStageBackbone):
         )
         self.arch = arch if (depths, widths) == ARCHITECTURES[arch] else 'custom'
         self.dims = widths
-        self.in_channels = in_channels
 
         dilation = 1  # of the stage before, then of the stage at hand
         for i, dim in enumerate(self.dims[: self.num_built]):
@@ -206,11 +206,6 @@ def choose(name: str, value: str, table) -> str:
 
 
 def _sizes(arch: str, depths, dims) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    sizes = []
     table = ARCHITECTURES[choose('arch', arch, ARCHITECTURES)]
-    for name, given, default in zip(('depths', 'dims'), (depths, dims), table):
-        value = tuple(default if given is None else given)
-        if len(value) != len(STRIDES) or not all(isinstance(v, int) and v > 0 for v in value):
-            raise UserError(f'{name} must be {len(STRIDES)} positive integers, got {given!r}')
-        sizes.append(value)
-    return sizes[0], sizes[1]
+    given = [default if value is None else value for value, default in zip((depths, dims), table)]
+    return tuple(positive_integers(n, v, len(STRIDES)) for n, v in zip(('depths', 'dims'), given))

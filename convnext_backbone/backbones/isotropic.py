@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import MODELS
-from .base import BLOCKS_PER_GROUP, STRIDES, DenseBackbone, drop_rates
+from .base import BLOCKS_PER_GROUP, STRIDES, DenseBackbone, drop_rates, positive_integers
 from .convnext import LAYER_SCALE, Block, choose, init_layer
 from .layers import LayerNorm2d
 
@@ -71,10 +71,12 @@ class IsotropicConvNeXt(DenseBackbone):
         init_cfg: dict | list | None = None,
     ):
         *sizes, layer_scale = ARCHITECTURES[choose('arch', arch, ARCHITECTURES)]
-        depth, dim = depth or sizes[0], dim or sizes[1]
-        if depth < 1 or dim < 4 or dim % 4:
-            raise UserError(f'depth must be positive and dim a multiple of 4, got {depth} and {dim}')
+        given = [default if value is None else value for value, default in zip((depth, dim), sizes)]
+        depth, dim = positive_integers('depth and dim', given, 2)
+        if dim % 4:
+            raise UserError(f'dim must be a multiple of 4, got {dim}')
         super().__init__(
+            in_channels=in_channels,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             num_stages=depth,
@@ -83,10 +85,11 @@ class IsotropicConvNeXt(DenseBackbone):
             init_cfg=init_cfg,
         )
         self.arch = arch if [depth, dim] == sizes else 'custom'
-        self.in_channels = in_channels
         channels = (dim // 4, dim // 2, dim, dim)
         self.out_channels = tuple(channels[i] for i in self.out_indices)
         self.out_strides = tuple(STRIDES[i] for i in self.out_indices)
+        others = [i for i in range(len(STRIDES)) if i not in self.out_indices]
+        self.may_skip += tuple(f'pyramid.{i}.*' for i in others)  # a dense checkpoint may have them
         self.num_groups = math.ceil(depth / BLOCKS_PER_GROUP)
 
         self.stem = nn.Conv2d(in_channels, dim, PATCH, stride=PATCH)

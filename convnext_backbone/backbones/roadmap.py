@@ -139,7 +139,8 @@ class Roadmap(FourStageBackbone):
         step: one of resnet, enhanced_recipe, stage_ratio, patchify_stem, depthwise, width, inverted,
             moved_up, kernel_5, kernel_7, kernel_9, kernel_11, gelu, fewer_activations, fewer_norms,
             layer_norm, separate_downsampling.
-        others: see :class:`ConvNeXt`. With gradient checkpointing, a batch norm sees every batch twice.
+        in_channels, out_indices, drop_path_rate, frozen_stages, with_cp, output_norm, init_cfg: see
+            :class:`ConvNeXt`. With gradient checkpointing, a batch norm sees every batch twice.
 
     Raises:
         UserError: an unknown ``start`` or ``step``, or a value out of its range.
@@ -165,6 +166,7 @@ class Roadmap(FourStageBackbone):
             self.design.depths,
             channels,
             drop_path_rate=drop_path_rate,
+            in_channels=in_channels,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             with_cp=with_cp,

@@ -75,7 +75,7 @@ def load_checkpoint(
     *,
     skip: Sequence[str] = (),
     fresh: Sequence[str] = (),
-    weights: str = 'final',
+    weights: str | None = 'final',
 ) -> LoadReport:
     """Load a classification, detection or segmentation checkpoint into a backbone or a classifier.
 
@@ -90,14 +90,14 @@ def load_checkpoint(
         fresh: patterns of tensors that the module has and the file may lack. A name that both
             ``skip`` and ``fresh`` cover may also differ in shape (a head for other classes).
         weights: ``'final'``, or ``'ema'`` for the moving average of a training that kept one. The published
-            detectors and segmenters start from final weights.
+            detectors and segmenters start from final weights. ``None``: what the training evaluated.
 
     Raises:
         CheckpointMismatch: anything else is left over on either side; the module is unchanged.
         UserError: the file cannot be read.
     """
     file = local_file(path)
-    if weights not in ('final', 'ema'):
+    if weights not in ('final', 'ema', None):
         raise UserError(f"weights must be 'final' or 'ema', got {weights!r}")
     tensors = tensors_of(read_checkpoint(file), str(file), weights)
     outside = []
@@ -109,7 +109,7 @@ def load_checkpoint(
     report = load_tensors(
         module,
         tensors,
-        file=f'{file} (sha256 {file_hash(file)}), {weights} weights',
+        file=f'{file} (sha256 {file_hash(file)}){weights and f", {weights} weights" or ""}',
         target=f'{type(module).__name__} {arch}'.strip(),
         skip=(*getattr(module, 'may_skip', ()), *skip),
         fresh=(*getattr(module, 'may_be_fresh', ()), *fresh),

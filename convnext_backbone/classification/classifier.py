@@ -5,7 +5,10 @@ from mmengine.model import BaseModel
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from ..backbones.base import DenseBackbone
 from ..backbones.convnext import init_layer
+from ..checkpoint.formats import released_names
+from ..errors import UserError
 from ..registry import MODELS
 
 
@@ -25,6 +28,8 @@ class Classifier(BaseModel):
             images and labels of every training batch; the batch must be even.
     """
 
+    checkpoint_names = staticmethod(released_names)  # under which a checkpoint has its parameters
+
     def __init__(
         self,
         backbone: dict,
@@ -37,7 +42,14 @@ class Classifier(BaseModel):
         init_cfg: dict | list | None = None,
     ):
         super().__init__(data_preprocessor, init_cfg)
-        index = MODELS.get(backbone['type']).classifier_map
+        name = backbone.get('type')
+        kind = MODELS.get(name) if str(name).startswith('convnext_backbone.') else None
+        if not (isinstance(kind, type) and issubclass(kind, DenseBackbone)):
+            raise UserError(
+                'the backbone of a Classifier is convnext_backbone.ConvNeXt, .IsotropicConvNeXt or .Roadmap, '
+                f'got type {name!r}'
+            )
+        index = kind.classifier_map
         self.backbone = MODELS.build(dict(backbone, out_indices=(index,), output_norm=False))
         (dim,) = self.backbone.out_channels
         self.norm = nn.LayerNorm(dim, eps=1e-6) if self.backbone.classifier_norm else nn.Identity()
@@ -57,6 +69,10 @@ class Classifier(BaseModel):
         """
         smoothing = self.label_smoothing
         if mode == 'loss' and self.mixup:
+            if len(inputs) % 2:
+                raise UserError(
+                    f'mixup needs an even batch, got {len(inputs)} images: drop_last, another size'
+                )
             inputs, labels = self.mixup(inputs, labels)
             smoothing = 0.0  # it is in the labels already
         (x,) = self.backbone(inputs)

@@ -31,8 +31,8 @@ class ImageDataset(Dataset):
         split: name of the split, as timm takes it; for folders ``train`` or ``val``.
         transform: arguments of ``timm.data.create_transform`` (``input_size``, ``is_training``, ...).
         name: kind of dataset in timm's naming (``hfds/...``); empty for folders and tar files.
-        class_index: JSON file below ``data_root``, folder of each class -> its number, or [number, name].
-            By default the folders of the split in alphabetical order.
+        class_index: folder of each class -> its number; or a JSON file below ``data_root`` that says it,
+            perhaps as [number, name]. By default the folders of the split in alphabetical order.
         skip_corrupt: in place of an unreadable image take another, at random; each is named in the log
             and counted.
 
@@ -51,11 +51,13 @@ class ImageDataset(Dataset):
         split: str,
         transform: dict,
         name: str = '',
-        class_index: str | None = None,
+        class_index: str | dict[str, int] | None = None,
         skip_corrupt: bool = False,
     ):
         transform = dict(transform)
-        index = read_class_index(os.path.join(data_root, class_index)) if class_index else None
+        index = class_index or None
+        if isinstance(index, str):
+            index = read_class_index(os.path.join(data_root, index))
         tar = Path(data_root, f'{split}.tar')
         if not name and tar.is_file():
             root = str(tar)
@@ -74,8 +76,9 @@ class ImageDataset(Dataset):
         except (RuntimeError, OSError, AssertionError, ValueError, ImportError) as error:
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
         self._images.transform = create_transform(**transform)
-        index = index or self._images.reader.class_to_idx
-        self.metainfo = dict(classes=tuple(sorted(index, key=index.get)))
+        reader = self._images.reader
+        index = index or getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', {})
+        self.metainfo = dict(classes=tuple(sorted(index, key=index.get))) if index else {}
         self._skipped = SKIPPED if skip_corrupt else None
 
     def __len__(self) -> int:

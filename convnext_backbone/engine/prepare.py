@@ -353,7 +353,10 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
     if tta:
         if not cfg.get('tta_pipeline') or not cfg.get('tta_model'):
             raise UserError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline; test without --tta')
-        (views,) = [node['transforms'] for node in dicts(cfg.tta_pipeline) if 'transforms' in node]
+        steps = [node for node in dicts(cfg.tta_pipeline) if 'TestTimeAug' in node.get('type', '')]
+        if len(steps) != 1:
+            raise UserError(f'--tta: tta_pipeline has {len(steps)} steps of type TestTimeAug, expected one')
+        views = steps[0]['transforms']
         scales = max(sum('Resize' in step['type'] for step in steps) for steps in views)
         flip = any('Flip' in step['type'] and step.get('prob', 1) for steps in views for step in steps)
         name = ('multi_scale' if scales > 1 else name) + '_flip' * flip
@@ -362,8 +365,8 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
         wrapper = dict(cfg.tta_model)
         cfg.merge_from_dict(dict(model=wrapper.pop('module', {})))
         cfg.model = dict(**wrapper, module=cfg.model)
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    named = [evaluator for evaluator in evaluators if evaluator['type'] in ('IoUMetric', 'mmseg.IoUMetric')]
+    kinds = ('IoUMetric', 'mmseg.IoUMetric')
+    named = [evaluator for evaluator in dicts(cfg.get('test_evaluator')) if evaluator.get('type') in kinds]
     for evaluator in named:
         evaluator.setdefault('prefix', name)
     if not (tta or named):
@@ -372,6 +375,18 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
     slide = how.get('mode') == 'slide'
     window = f'sliding window {how.crop_size}, stride {how.stride}' if slide else 'whole image'
     return [f'testing: {name.replace("_", " ")}, {window}']
+
+
+def write_details(cfg: Config) -> None:
+    """A classifier's accuracy of each class and its confusions go into the work dir."""
+    for evaluator in dicts(cfg.test_evaluator):
+        if evaluator.get('type') == 'convnext_backbone.Accuracy':
+            evaluator.setdefault('out_dir', cfg.work_dir)
+
+
+def without_ema(cfg: Config) -> list[dict]:
+    """The custom hooks but for moving averages: a checkpoint's ``state_dict`` is the average already."""
+    return [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'EMAHook']
 
 
 def choose_precision(cfg: Config, amp: bool, device: str) -> list[str]:

@@ -23,7 +23,7 @@ from ..errors import SKIPPED, UserError
 from .prepare import check_classes
 
 
-def _config_errors_in_words(build):
+def config_errors_in_words(build):
     """What goes wrong while something is built from the config is the config's fault: say it in a line."""
 
     @functools.wraps(build)
@@ -59,12 +59,12 @@ class Runner(MMEngineRunner):
         super().__init__(*args, **kwargs)
 
     @classmethod
-    @_config_errors_in_words
+    @config_errors_in_words
     def from_cfg(cls, cfg) -> 'Runner':
         return super().from_cfg(cfg)
 
-    build_optim_wrapper = _config_errors_in_words(MMEngineRunner.build_optim_wrapper)
-    build_param_scheduler = _config_errors_in_words(MMEngineRunner.build_param_scheduler)
+    build_optim_wrapper = config_errors_in_words(MMEngineRunner.build_optim_wrapper)
+    build_param_scheduler = config_errors_in_words(MMEngineRunner.build_param_scheduler)
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
@@ -73,14 +73,14 @@ class Runner(MMEngineRunner):
             loader.dataset.set_workers(loader.num_workers)
         return loader
 
-    @_config_errors_in_words
+    @config_errors_in_words
     def build_train_loop(self, loop):
         loop = super().build_train_loop(loop)
         if classes := _classes(loop):
             check_classes(self.cfg, classes)
         return loop
 
-    @_config_errors_in_words
+    @config_errors_in_words
     def build_val_loop(self, loop):
         loop = super().build_val_loop(loop)
         trained, tested = _classes(self._train_loop), _classes(loop)
@@ -92,7 +92,7 @@ class Runner(MMEngineRunner):
             )
         return loop
 
-    @_config_errors_in_words
+    @config_errors_in_words
     def build_test_loop(self, loop):
         loop = super().build_test_loop(loop)
         self._test_classes = _classes(loop)
@@ -136,11 +136,14 @@ class Runner(MMEngineRunner):
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
+        tensors = tensors_of(checkpoint, str(file))
+        rename = getattr(model, 'checkpoint_names', lambda names: {name: name for name in names})
         report = load_tensors(
             model,
-            tensors_of(checkpoint, str(file)),
+            {new: tensors[old] for old, new in rename(tensors).items()},
             file=f'{file} (sha256 {file_hash(file)})',
             target=type(model).__name__,
+            rename=rename,
             **asked,
         )
         self._has_loaded = True

@@ -84,5 +84,5 @@ val_evaluator = dict(
 test_evaluator = val_evaluator
 
 default_scope = 'mmdet'
-vis_backends = [dict(type='LocalVisBackend')]
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends)

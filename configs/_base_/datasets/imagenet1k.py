@@ -49,3 +49,5 @@ val_evaluator = dict(type='convnext_backbone.Accuracy')
 test_evaluator = val_evaluator
 
 default_scope = 'mmengine'
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+visualizer = dict(type='Visualizer', vis_backends=vis_backends)
