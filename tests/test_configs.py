@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import math
 import re
 from pathlib import Path
 
@@ -465,9 +466,14 @@ def learning_rates(name: str, steps_per_epoch: int, wanted: list[int]) -> list[f
     schedulers = []
     for scheduler in cfg.param_scheduler:
         scheduler = dict(scheduler, optimizer=wrapper)
-        if scheduler['by_epoch']:
-            scheduler.update(convert_to_iter_based=False)
-        schedulers.append((scheduler['by_epoch'], PARAM_SCHEDULERS.build(scheduler)))
+        by_epoch = scheduler.get('by_epoch', True)
+        if scheduler.pop('convert_to_iter_based', False):
+            by_epoch = False
+            kind = PARAM_SCHEDULERS.get(scheduler.pop('type'))
+            built = kind.build_iter_from_epoch(**scheduler, epoch_length=steps_per_epoch)
+        else:
+            built = PARAM_SCHEDULERS.build(scheduler)
+        schedulers.append((by_epoch, built))
     found = {}
     for step in range(max(wanted) + 1):
         found[step] = wrapper.get_lr()['lr'][0]
@@ -492,6 +498,51 @@ def test_segmentation_schedule_falls_linearly_from_the_first_step_and_warms_up_o
     expected = [1e-6, 750 / 1499 * (1 - 750 / 160000), 1 - 3000 / 160000, 0.5]
     found = learning_rates('segmentation/upernet_convnext_t', 10**9, steps)
     assert found == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ('name', 'epochs', 'warm_up', 'last'),
+    [
+        ('convnext_t_in1k', 300, 20, 1e-6 / 4e-3),
+        ('convnext_t_in22k', 90, 5, 1e-6 / 4e-3),
+        ('isotropic_s_in1k', 300, 50, 1e-6 / 4e-3),
+        ('convnext_t_in22k_in1k', 30, 0, 1e-6 / 5e-5),
+    ],
+)
+def test_classification_schedules_warm_up_linearly_then_follow_the_cosine(name, epochs, warm_up, last):
+    """Tables 5 and 6; half a cosine from 1 to ``last`` after the warm-up."""
+    epoch, span = 40, epochs - warm_up
+
+    def cosine(share: float) -> float:
+        return last + (1 - last) * (1 + math.cos(math.pi * share)) / 2
+
+    expected = {(warm_up + span // 4) * epoch: cosine((span // 4) / span), epochs * epoch - 1: last}
+    expected |= {(warm_up + span // 2) * epoch: cosine((span // 2) / span), warm_up * epoch: 1.0}
+    if warm_up:
+        expected |= {0: 1e-6, warm_up * epoch // 2: 0.5}
+    found = learning_rates(f'classification/{name}', epoch, list(expected))
+    assert found == pytest.approx(list(expected.values()), rel=0.02, abs=1e-5)
+
+
+@every_config
+def test_every_config_gives_each_depth_one_rate_and_every_parameter_a_group(name):
+    """As many rates as depth groups, stem and head included (a stage-wise decay has five and the head)."""
+    cfg = read(name)
+    prepare.set_batch(cfg)
+    model = complexity.build_on_meta(cfg)
+    wrapper = ConfigDict(cfg.optim_wrapper, type='OptimWrapper')
+    optimizer = build_optim_wrapper(model, wrapper).optimizer
+    grouped = [id(p) for group in optimizer.param_groups for p in group['params']]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    decay = wrapper.get('paramwise_cfg') or dict(decay_rate=1.0)
+    rates = {group['lr'] / wrapper.optimizer.lr for group in optimizer.param_groups}
+    if decay['decay_rate'] == 1.0:
+        assert rates == {1.0}
+    else:
+        top = model.backbone.num_groups + 1
+        depths = [0, 1, 2, 3, 4] if 'stage_wise' in decay.values() else range(top)
+        expected = {decay['decay_rate'] ** (top - depth) for depth in depths} | {1.0}
+        assert sorted(rates) == pytest.approx(sorted(expected))
 
 
 def test_backbone_goes_into_mmdets_own_config_as_the_readme_says():

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, log_of, tool
 from mmengine.registry import MODELS, init_default_scope
 
+from convnext_backbone.classification import Classifier
 from convnext_backbone.engine import prepare
 
 COCO_IMAGES = 4
@@ -209,3 +210,27 @@ def test_both_published_test_protocols_run_on_ade20k(real_data, tmp_path):
         found = tool('test').main([config, str(tmp_path / 'w.pth'), *extra, *options])
         assert set(found) == {f'{name}/{key}' for key in ('aAcc', 'mIoU', 'mAcc')}
         assert f'testing: {name.replace("_", " ")}, {words}' in log_of(tmp_path / 'w')
+
+
+@pytest.mark.xdist_group('real views')
+def test_a_thousand_classes_in_the_order_of_their_index(real_data, tmp_path):
+    """The published config on one image per class of ImageNet, small images, random weights."""
+    root = folder_or_skip(real_data / 'imagenet_mini')
+    torch.manual_seed(0)
+    backbone = dict(type='convnext_backbone.ConvNeXt', arch='atto')
+    torch.save({'state_dict': Classifier(backbone, 1000).state_dict()}, tmp_path / 'w.pth')
+    options = ['model.backbone.arch=atto', 'test_dataloader.num_workers=0']
+    options += [
+        f'test_dataloader.dataset.{o}' for o in ('class_index=class_index.json', 'transform.input_size=32')
+    ]
+    options += ['test_dataloader.persistent_workers=False']
+    config = str(ROOT / 'configs/classification/convnext_t_in1k.py')
+    arguments = ['--data-root', str(root), '--work-dir', str(tmp_path / 'w'), '--device', 'cpu']
+    found = tool('test').main([config, str(tmp_path / 'w.pth'), *arguments, '--cfg-options', *options])
+    assert set(found) == {'top1', 'top5'} and found['top5'] < 5  # random weights
+    index = json.loads((root / 'class_index.json').read_text())
+    per_class = json.loads((tmp_path / 'w/per_class.json').read_text())
+    assert list(per_class) == sorted(index, key=lambda wnid: index[wnid][0])
+    assert all(entry['images'] == 1 for entry in per_class.values())
+    right = sum(entry['top1'] for entry in per_class.values()) / 1000
+    assert right == pytest.approx(found['top1'])
