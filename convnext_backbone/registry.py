@@ -22,6 +22,10 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
     locations=[f'{SCOPE}.engine'],
 )
+LOOPS = Registry('loop', scope=SCOPE, parent=root.LOOPS, locations=[f'{SCOPE}.engine'])
+DATA_SAMPLERS = Registry(
+    'data sampler', scope=SCOPE, parent=root.DATA_SAMPLERS, locations=[f'{SCOPE}.engine']
+)
 HOOKS = Registry('hook', scope=SCOPE, parent=root.HOOKS, locations=[f'{SCOPE}.engine'])
 DATASETS = Registry('dataset', scope=SCOPE, parent=root.DATASETS, locations=[f'{SCOPE}.classification'])
 FUNCTIONS = Registry('function', scope=SCOPE, parent=root.FUNCTIONS, locations=[f'{SCOPE}.classification'])

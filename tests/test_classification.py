@@ -16,10 +16,12 @@ import pytest
 import torch
 from conftest import ROOT, log_of, tool
 from mmengine.config import Config
+from PIL import Image
 
 from convnext_backbone.backbones import ConvNeXt
 from convnext_backbone.checkpoint import load_checkpoint
 from convnext_backbone.classification import Accuracy, Classifier, ImageDataset, ImageStream, collate_images
+from convnext_backbone.classification.data import image_transform
 from convnext_backbone.engine import prepare
 from convnext_backbone.errors import UnreadableImage, UserError
 from convnext_backbone.shapes import CLASSES
@@ -294,6 +296,42 @@ def test_the_average_is_taken_at_every_update_and_is_what_is_tested(one_process,
     assert json.loads((folder / 't/per_class.json').read_text())['cross']['images'] == 1
 
 
+def with_checkpoints(folder: Path, data: Path, batch: int) -> str:
+    """Shuffled, and a checkpoint every second step."""
+    more = 'default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2, max_keep_ckpts=-1))\n'
+    return write_config(folder, data, batch, more + "train_dataloader['sampler']['shuffle'] = True\n")
+
+
+@pytest.mark.xdist_group('classifier')
+def test_a_training_goes_on_in_the_middle_of_an_epoch(shapes, tmp_path, monkeypatch):
+    """Five steps an epoch, stopped after six: the rest sees the images that were left, and ends the same."""
+    seen, original = [], Classifier.forward
+
+    def forward(self, inputs, labels=None, mode='tensor'):
+        if mode == 'loss':
+            seen.append(inputs.sum((1, 2, 3)).tolist())
+        return original(self, inputs, labels, mode)
+
+    monkeypatch.setattr(Classifier, 'forward', forward)
+    config = with_checkpoints(tmp_path, shapes / 'classification', 8)
+    train(config, tmp_path / 'whole')
+    whole, stop = seen[:], tmp_path / 'whole/iter_6.pth'
+    assert len(whole) == 10 and whole[:5] != whole[5:]
+    seen.clear()
+    train(config, tmp_path / 'rest', '--resume', str(stop))
+    assert seen == whole[6:]
+    log = log_of(tmp_path / 'rest')
+    assert 'epoch 2 goes on at batch 2 of 5' in log and 'Epoch(train) [2][5/5]' in log
+    a, b = (torch.load(tmp_path / name / 'iter_10.pth', weights_only=False) for name in ('whole', 'rest'))
+    for key in ('state_dict', 'ema_state_dict'):
+        assert all(torch.equal(value, b[key][name]) for name, value in a[key].items()), key
+    seen.clear()  # with smaller batches, at the same share of the epoch
+    train(
+        with_checkpoints(tmp_path, shapes / 'classification', 4), tmp_path / 'smaller', '--resume', str(stop)
+    )
+    assert len(seen) == 8 and 'epoch 2 goes on at batch 3 of 10' in log_of(tmp_path / 'smaller')
+
+
 @pytest.mark.xdist_group('classifier')
 def test_a_checkpoint_with_other_classes_is_refused(one_process, tmp_path):
     folder = one_process.parent.parent
@@ -397,6 +435,21 @@ def test_images_come_from_a_tar_file_in_the_same_order(shapes, tmp_path):
     assert packed.metainfo == plain.metainfo and len(packed) == len(plain) == 10
     for a, b in zip((packed[i] for i in range(10)), (plain[i] for i in range(10))):
         assert a['labels'] == b['labels'] and torch.equal(a['inputs'], b['inputs'])
+
+
+def test_random_augmentation_of_every_kind_and_strength_runs():
+    """rand-m9 posterises to no bit at all now and then, which Pillow 13 refuses."""
+    transform = image_transform(input_size=32, is_training=True, auto_augment='rand-m9-mstd0.5-inc1')
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    (augment,) = [step for step in transform.transforms if hasattr(step, 'ops')]
+    for op in augment.ops:
+        op.prob = 1.0
+        for magnitude in (0, 5, 10):
+            op.magnitude, op.magnitude_std = magnitude, 0
+            assert op(image).size == image.size, op
+    (posterize,) = [op for op in augment.ops if 'osterize' in op.name]
+    posterize.magnitude = 10
+    assert not np.asarray(posterize(image)).any()  # as Pillow did before: black
 
 
 def test_batches_are_channels_last():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_transform
+from timm.data import auto_augment, create_dataset, create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import SKIPPED, UnreadableImage, UserError
@@ -75,7 +75,7 @@ class ImageDataset(Dataset):
             )
         except (RuntimeError, OSError, AssertionError, ValueError, ImportError) as error:
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
-        self._images.transform = create_transform(**transform)
+        self._images.transform = image_transform(**transform)
         reader = self._images.reader
         index = index or getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', {})
         self.metainfo = dict(classes=tuple(sorted(index, key=index.get))) if index else {}
@@ -139,7 +139,7 @@ class ImageStream(IterableDataset):
             )
         except (RuntimeError, OSError, AssertionError, ValueError, ImportError) as error:
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
-        self._images.transform = create_transform(**transform)
+        self._images.transform = image_transform(**transform)
         self.metainfo = dict(classes=tuple(class_names)) if class_names else {}
 
     def __len__(self) -> int:
@@ -157,6 +157,25 @@ class ImageStream(IterableDataset):
     def set_workers(self, number: int) -> None:
         """How many processes of the data loader will read."""
         self._images.set_loader_cfg(num_workers=number)
+
+
+def image_transform(**options):
+    """``timm.data.create_transform``, whose RandAugment also runs with Pillow 13.
+
+    At its strongest it keeps no bit of a colour, which Pillow made black before and refuses now.
+    """
+    transform = create_transform(**options)
+    for step in transform.transforms:
+        for op in getattr(step, 'ops', ()):
+            if getattr(op, 'aug_fn', None) is auto_augment.posterize:
+                op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep)
 
 
 def read_class_index(file: str) -> dict[str, int]:

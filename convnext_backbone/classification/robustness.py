@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
-from .data import ImageDataset
+from .data import ImageDataset, image_transform
 
 # AlexNet's error on each corruption of ImageNet-C, percent, and on the clean images: from the authors'
 # code (github.com/hendrycks/robustness)
@@ -73,7 +72,7 @@ class Corrupted(Dataset):
     """
 
     def __init__(self, images: ImageDataset, transform: dict, corruption: str, severity: int):
-        steps = create_transform(**transform).transforms
+        steps = image_transform(**transform).transforms
         cut = next(i for i, step in enumerate(steps) if 'Tensor' in type(step).__name__)
         self._images, self._before, self._after = images, steps[:cut], steps[cut:]
         self.corruption, self.severity = corruption, severity

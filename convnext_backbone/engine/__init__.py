@@ -2,6 +2,7 @@
 
 from .hooks import DataHook
 from .layer_decay import LayerDecayConstructor
+from .loops import EpochLoop, ResumableBatchSampler
 from .runner import Runner
 
-__all__ = ['DataHook', 'LayerDecayConstructor', 'Runner']
+__all__ = ['DataHook', 'EpochLoop', 'LayerDecayConstructor', 'ResumableBatchSampler', 'Runner']

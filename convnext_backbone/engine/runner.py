@@ -1,5 +1,6 @@
 """mmengine's Runner, with checkpoints that are read safely and fit completely."""
 
+import copy
 import functools
 import logging
 import os
@@ -75,6 +76,9 @@ class Runner(MMEngineRunner):
 
     @config_errors_in_words
     def build_train_loop(self, loop):
+        if isinstance(loop, dict) and loop.get('type') == 'EpochBasedTrainLoop' and 'by_epoch' not in loop:
+            loop = dict(loop, type='convnext_backbone.EpochLoop')
+            self._train_dataloader = _resumable(self._train_dataloader)
         loop = super().build_train_loop(loop)
         if classes := _classes(loop):
             check_classes(self.cfg, classes)
@@ -130,6 +134,7 @@ class Runner(MMEngineRunner):
         checkpoint = read_checkpoint(file, map_location)
         if self._resume:
             _check_resumable(file, checkpoint)
+            self.train_loop.steps_before = checkpoint['meta'].get('steps_per_epoch')
         self._compare_classes(file, checkpoint)
         checkpoint.setdefault('state_dict', tensors_of(checkpoint, str(file)))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -150,6 +155,11 @@ class Runner(MMEngineRunner):
         self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
         return checkpoint
 
+    def save_checkpoint(self, *args, meta: dict | None = None, **kwargs) -> None:
+        """As in mmengine; the length of an epoch is noted, for a resume within it."""
+        meta = {**(meta or {}), 'steps_per_epoch': len(self.train_dataloader)}
+        super().save_checkpoint(*args, meta=meta, **kwargs)
+
     def _compare_classes(self, file, checkpoint: dict) -> None:
         """Metrics of a model that was trained for other classes mean nothing."""
         tested = getattr(self, '_test_classes', None)
@@ -160,6 +170,18 @@ class Runner(MMEngineRunner):
                 f'{file} was trained for {len(trained)} classes ({", ".join(trained[:5])} ...), the config '
                 f'tests {len(tested)} ({", ".join(tested[:5])} ...): use the config of the training'
             )
+
+
+def _resumable(loader):
+    """The config of a data loader whose batches can be left out without being read; streams cannot."""
+    if not isinstance(loader, dict) or not loader.get('sampler'):
+        return loader
+    loader = copy.deepcopy(loader)
+    drop_last, inner = loader.pop('drop_last', False), loader.pop('batch_sampler', None)
+    loader['batch_sampler'] = dict(
+        type='convnext_backbone.ResumableBatchSampler', inner=inner, drop_last=drop_last
+    )
+    return loader
 
 
 def _check_resumable(file: os.PathLike, checkpoint: dict) -> None:
