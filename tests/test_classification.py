@@ -318,7 +318,8 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(shapes, tmp_path, monkeypa
     whole, stop = seen[:], tmp_path / 'whole/iter_6.pth'
     assert len(whole) == 10 and whole[:5] != whole[5:]
     seen.clear()
-    train(config, tmp_path / 'rest', '--resume', str(stop))
+    again = shutil.copy(config, tmp_path / 'again.py')  # another name, for another log
+    train(str(again), tmp_path / 'rest', '--resume', str(stop))
     assert seen == whole[6:]
     log = log_of(tmp_path / 'rest')
     assert 'epoch 2 goes on at batch 2 of 5' in log and 'Epoch(train) [2][5/5]' in log
