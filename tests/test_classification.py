@@ -23,7 +23,7 @@ from convnext_backbone.checkpoint import load_checkpoint
 from convnext_backbone.classification import Accuracy, Classifier, ImageDataset, ImageStream, collate_images
 from convnext_backbone.classification.data import image_transform
 from convnext_backbone.engine import prepare
-from convnext_backbone.errors import UnreadableImage, UserError
+from convnext_backbone.errors import SKIPPED, UnreadableImage, UserError
 from convnext_backbone.shapes import CLASSES
 
 
@@ -507,6 +507,20 @@ def test_shards_give_every_image_once_in_another_order_each_epoch(shards, worker
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40)) and epochs[0] != epochs[1]
     tested = stream_loader(shards, False, workers)
     assert sorted(label for batch in tested for label in batch['labels'].tolist()) == list(range(40))
+
+
+def test_an_image_in_a_shard_that_is_none_is_named(shards, tmp_path):
+    pytest.importorskip('webdataset')
+    shutil.copytree(shards, tmp_path / 's')
+    content = (tmp_path / 's/train-03.tar').read_bytes()
+    start = content.index(b'PNG')  # of the first image in it, number 15
+    (tmp_path / 's/train-03.tar').write_bytes(content[:start] + b'JUNK' * 10 + content[start + 40 :])
+    options = dict(split='train-{00..07}.tar|40', transform=dict(input_size=32, crop_pct=1.0))
+    with pytest.raises(UnreadableImage, match=r'train-03.tar: 0015 cannot be read .*--skip-corrupt'):
+        list(ImageStream(str(tmp_path / 's'), **options))
+    before = SKIPPED.count
+    left = [item['labels'] for item in ImageStream(str(tmp_path / 's'), skip_corrupt=True, **options)]
+    assert left == [n for n in range(40) if n != 15] and SKIPPED.count == before + 1
 
 
 def test_shards_are_evaluated_by_one_process_only(shards, monkeypatch):

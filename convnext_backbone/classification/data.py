@@ -1,13 +1,16 @@
 """timm's image datasets for mmengine's data loaders: folders, tar files, Hugging Face, WebDataset shards."""
 
+import functools
 import json
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import auto_augment, create_dataset, create_transform
+from timm.data import IterableImageDataset, auto_augment, create_dataset, create_transform
+from timm.data.readers import reader_wds
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import SKIPPED, UnreadableImage, UserError
@@ -105,7 +108,7 @@ class ImageStream(IterableDataset):
     """Images and labels in the order in which timm reads them from shards, which are never listed whole.
 
     In a data loader: ``sampler=None``. Every process and worker reads shards of its own, shuffled anew
-    in each epoch. An unreadable image is logged by timm and left out.
+    in each epoch.
 
     Args:
         data_root: folder or URL of the shards; with an ``_info.json`` that says their names and lengths,
@@ -116,14 +119,23 @@ class ImageStream(IterableDataset):
         name: kind of dataset in timm's naming: ``wds/`` or ``hfids/...``.
         class_names: the classes in the order of the labels, if they are to be known.
         seed: of the order of the shards.
+        skip_corrupt: leave out unreadable images of WebDataset shards; each is named in the log and counted.
 
     Raises:
         UserError: no such shards, their number of images unknown, or several processes that are to
             evaluate, which would count some images twice.
+        UnreadableImage: on meeting an image of a WebDataset shard that is none, unless ``skip_corrupt``.
     """
 
     def __init__(
-        self, data_root: str, split: str, transform: dict, name: str = 'wds/', class_names=None, seed: int = 0
+        self,
+        data_root: str,
+        split: str,
+        transform: dict,
+        name: str = 'wds/',
+        class_names: Sequence[str] | None = None,
+        seed: int = 0,
+        skip_corrupt: bool = False,
     ):
         from mmengine.dist import get_world_size
 
@@ -133,10 +145,13 @@ class ImageStream(IterableDataset):
             raise UserError(
                 f'{data_root} ({split}): shards are evaluated by one process; start one, or unpack'
             )
+        options = dict(root=data_root, split=split, is_training=training, seed=seed, batch_size=1)
         try:
-            self._images = create_dataset(
-                name, root=data_root, split=split, is_training=training, seed=seed, batch_size=1
-            )
+            if name.startswith('wds'):
+                reader = _Shards(skip_corrupt, **options)
+                self._images = IterableImageDataset(data_root, reader=reader)
+            else:
+                self._images = create_dataset(name, **options)
         except (RuntimeError, OSError, AssertionError, ValueError, ImportError) as error:
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
         self._images.transform = image_transform(**transform)
@@ -157,6 +172,39 @@ class ImageStream(IterableDataset):
     def set_workers(self, number: int) -> None:
         """How many processes of the data loader will read."""
         self._images.set_loader_cfg(num_workers=number)
+
+
+class _UnreadableInShard(UnreadableImage, TypeError):
+    """timm's reader of shards logs every error and goes on, except for a TypeError."""
+
+
+class _Shards(reader_wds.ReaderWds):
+    """timm's reader of WebDataset shards, with the name of an image that cannot be read."""
+
+    def __init__(self, skip_corrupt: bool, **kwargs):
+        super().__init__(**kwargs)
+        self._skipped = SKIPPED if skip_corrupt else None
+
+    def _lazy_init(self) -> None:
+        original = reader_wds._decode
+        reader_wds._decode = functools.partial(_decode_or_name, original, self._skipped)
+        try:
+            super()._lazy_init()
+        finally:
+            reader_wds._decode = original
+
+
+def _decode_or_name(decode, skipped, sample: dict, **kwargs):
+    try:
+        return decode(sample, **kwargs)
+    except (OSError, SyntaxError, ValueError) as error:
+        file = f'{sample.get("__url__")}: {sample.get("__key__")}'
+        if skipped is None:
+            raise _UnreadableInShard(
+                f'{file} cannot be read ({error}): replace it, or train without it by --skip-corrupt'
+            ) from error
+        skipped.add(file, str(error))
+        return None
 
 
 def image_transform(**options):

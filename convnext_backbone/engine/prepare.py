@@ -434,7 +434,7 @@ def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
         for node in dicts(cfg.get(key)):
             if node.get('type') in ('LoadImageFromFile', 'mmcv.LoadImageFromFile'):
                 node['type'] = 'convnext_backbone.LoadImage'
-            elif node.get('type') != 'convnext_backbone.ImageDataset':
+            elif node.get('type') not in ('convnext_backbone.ImageDataset', 'convnext_backbone.ImageStream'):
                 continue
             if skip_corrupt and key == 'train_dataloader':
                 node['skip_corrupt'] = True
