@@ -1,10 +1,15 @@
-"""From the content of a checkpoint to tensors under the names of the released ConvNeXt.
+"""From the content of a checkpoint to tensors under the names of the released ConvNeXt, and back.
 
-Recognised now: the official files (``{'model': ...}``), bare dicts of tensors, and what a training of
-ours or of mmengine writes (``{'state_dict': ...}``, with the network below ``backbone.``).
+Recognised by the keys alone: the official files of V1 (classifiers, isotropic networks) and V2, the latter's
+FCMAE pretraining, timm (also its CLIP and DINOv3 networks), torchvision, Hugging Face transformers
+(ConvNeXt, ConvNeXt V2, DINOv3), mmpretrain, and what a training of ours or of mmengine writes, with the
+network below ``backbone.``.
 """
 
+import math
 import re
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -12,16 +17,141 @@ from ..backbones.convnext import ARCHITECTURES
 from ..backbones.isotropic import ARCHITECTURES as ISOTROPIC
 from ..errors import UserError
 
-# Where a checkpoint keeps its tensors; the first that is there counts.
-WRAPPERS = ('state_dict', 'model')
+# Where a checkpoint keeps its tensors: the first that is there counts, and again inside it. ``module.``,
+# which torch's wrapper for several GPUs puts in front of every name, is taken off afterwards.
+WRAPPERS = ('state_dict', 'model', 'teacher', 'model_ema')
 # Where one that holds both keeps the last weights of the training and their moving average. mmengine puts
 # the average into state_dict, and the last weights into what it calls ema_state_dict.
 BOTH = {'ema_state_dict': dict(final='ema_state_dict', ema='state_dict')}
 BOTH['model_ema'] = dict(final='model', ema='model_ema')  # the official training script
 
+MOST_BLOCKS = 36  # in a stage, of any network that is read
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one library names the tensors.
+
+    Attributes:
+        pairs: the released name and theirs. ``{i}`` is a stage, ``{d}`` one but the first, ``{j}`` a block,
+            ``{k}`` 0 or 1 (the parts of a downsampling layer), ``{p}`` weight or bias; ``{odd}`` is
+            ``2 i + 1`` and ``{even}`` ``2 d``.
+        optional: prefix that their names may lack.
+        shapes: end of a released name -> shape in their files, where it is another (-1: the channels).
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    optional: str = ''
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def theirs(self) -> dict[str, str]:
+        """Released name -> their name."""
+        names = {}
+        for ours, theirs in self.pairs:
+            for i in range(4) if '{i}' in ours else range(1, 4) if '{d}' in ours else (0,):
+                for j in range(MOST_BLOCKS) if '{j}' in ours else (0,):
+                    for k in (0, 1) if '{k}' in ours else (0,):
+                        for p in ('weight', 'bias') if '{p}' in ours else ('',):
+                            values = dict(i=i, d=i, j=j, k=k, p=p, odd=2 * i + 1, even=2 * i)
+                            names[ours.format(**values)] = theirs.format(**values)
+        return names
+
+    @cached_property
+    def ours(self) -> dict[str, str]:
+        """Their name, with the optional prefix or without -> released name."""
+        names = {theirs: ours for ours, theirs in self.theirs.items()}
+        return names | {theirs.removeprefix(self.optional): ours for theirs, ours in names.items()}
+
+
+def _family(stem: tuple, down: str, block: str, names: tuple, norm: str, head: str, **kwargs) -> Family:
+    """``names`` are those of dwconv, norm, pwconv1, pwconv2, gamma, grn.gamma and grn.beta in a block."""
+    parts = ('dwconv.{p}', 'norm.{p}', 'pwconv1.{p}', 'pwconv2.{p}', 'gamma', 'grn.gamma', 'grn.beta')
+    pairs = [(f'downsample_layers.0.{k}.{{p}}', f'{name}.{{p}}') for k, name in enumerate(stem)]
+    pairs.append(('downsample_layers.{d}.{k}.{p}', down + '.{k}.{p}'))
+    pairs += [('stages.{i}.{j}.' + ours, f'{block}.{theirs}') for ours, theirs in zip(parts, names) if theirs]
+    pairs += [('norm.{p}', norm + '.{p}'), ('head.{p}', head + '.{p}')]
+    return Family(tuple(pairs), **kwargs)
+
+
+def _hugging_face(prefix: str, gain: str, grn: tuple) -> Family:
+    return _family(
+        (f'{prefix}embeddings.patch_embeddings', f'{prefix}embeddings.layernorm'),
+        prefix + 'encoder.stages.{d}.downsampling_layer',
+        prefix + 'encoder.stages.{i}.layers.{j}',
+        ('dwconv.{p}', 'layernorm.{p}', 'pwconv1.{p}', 'pwconv2.{p}', gain, *grn),
+        f'{prefix}layernorm',
+        'classifier',
+        optional=prefix,
+    )
+
+
+FLAT_GRN = {'grn.gamma': (-1,), 'grn.beta': (-1,)}
+FAMILIES = {
+    'official': _family(
+        ('downsample_layers.0.0', 'downsample_layers.0.1'),
+        'downsample_layers.{d}',
+        'stages.{i}.{j}',
+        ('dwconv.{p}', 'norm.{p}', 'pwconv1.{p}', 'pwconv2.{p}', 'gamma', 'grn.gamma', 'grn.beta'),
+        'norm',
+        'head',
+    ),
+    'timm': _family(
+        ('stem.0', 'stem.1'),
+        'stages.{d}.downsample',
+        'stages.{i}.blocks.{j}',
+        (
+            *('conv_dw.{p}', 'norm.{p}', 'mlp.fc1.{p}', 'mlp.fc2.{p}'),
+            *('gamma', 'mlp.grn.weight', 'mlp.grn.bias'),
+        ),
+        'head.norm',
+        'head.fc',
+        shapes=FLAT_GRN,
+    ),
+    'torchvision': _family(
+        ('features.0.0', 'features.0.1'),
+        'features.{even}',
+        'features.{odd}.{j}',
+        ('block.0.{p}', 'block.2.{p}', 'block.3.{p}', 'block.5.{p}', 'layer_scale', '', ''),
+        'classifier.0',
+        'classifier.2',
+        shapes={'gamma': (-1, 1, 1)},
+    ),
+    'hf': _hugging_face('convnext.', 'layer_scale_parameter', ('', '')),
+    'hf_v2': _hugging_face('convnextv2.', '', ('grn.weight', 'grn.bias')),
+    'hf_dinov3': _family(
+        ('model.stages.0.downsample_layers.0', 'model.stages.0.downsample_layers.1'),
+        'model.stages.{d}.downsample_layers',
+        'model.stages.{i}.layers.{j}',
+        (
+            *('depthwise_conv.{p}', 'layer_norm.{p}', 'pointwise_conv1.{p}', 'pointwise_conv2.{p}'),
+            *('gamma', '', ''),
+        ),
+        'layer_norm',
+        'classifier',
+        optional='model.',
+    ),
+    'mmpretrain': _family(
+        ('backbone.downsample_layers.0.0', 'backbone.downsample_layers.0.1'),
+        'backbone.downsample_layers.{d}',
+        'backbone.stages.{i}.{j}',
+        (
+            *('depthwise_conv.{p}', 'norm.{p}', 'pointwise_conv1.{p}', 'pointwise_conv2.{p}'),
+            *('gamma', 'grn.gamma', 'grn.beta'),
+        ),
+        'backbone.norm3',
+        'head.fc',
+        optional='backbone.',
+        shapes=FLAT_GRN,
+    ),
+}
+ISOTROPIC_NAMES = r'stem\.|blocks\.\d+\.(dwconv|norm|pwconv[12])\.|norm\.|head\.|blocks\.\d+\.gamma'
+# In front of the network in a larger one: CLIP's image tower, a detector, a classifier of ours or mmpretrain.
+PREFIXES = ('visual.trunk.', 'backbone.')
+
 
 def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str, Tensor]:
-    """The named tensors in a checkpoint, out of their wrapper and without ``module.``.
+    """The named tensors in a checkpoint, out of their wrappers and without ``module.``.
 
     Args:
         weights: ``'final'`` or ``'ema'``, of a training with a moving average; without one, final is what
@@ -31,10 +161,13 @@ def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str
         UserError: there are none, or ``'ema'`` where there is no average.
     """
     choices = next((BOTH[key] for key in BOTH if isinstance(content.get(key), dict)), {})
+    if not all(isinstance(content.get(key), dict) for key in choices.values()):
+        choices = {}
     if weights == 'ema' and not choices:
         raise UserError(f'{file} holds no moving average (EMA): take its final weights')
-    keys = (choices[weights],) if choices and weights else WRAPPERS
-    found = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
+    found = content[choices[weights]] if choices and weights else content
+    while key := next((key for key in WRAPPERS if isinstance(found.get(key), dict)), None):
+        found = found[key]
     tensors = {name.removeprefix('module.'): t for name, t in found.items() if isinstance(t, Tensor)}
     if choices:
         tensors.pop('steps', None)  # mmengine's counter
@@ -47,11 +180,69 @@ def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str
 
 
 def released_names(names) -> dict[str, str]:
-    """Name in the file or module -> name in the released checkpoints.
-
-    Ours differ in nothing but the ``backbone.`` in front of what lies in the backbone.
-    """
+    """Name in a module of ours -> name in the released checkpoints: without ``backbone.``."""
     return {name: name.removeprefix('backbone.') for name in names}
+
+
+def to_released(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The family whose names most of the tensors have, and the tensors under the released names.
+
+    What the family does not name keeps its name. Shapes stay as they are in the file, but for those of
+    FCMAE's sparse layers, which become dense ones.
+    """
+    if any(name.endswith('.kernel') for name in tensors):
+        return 'official FCMAE', _dense_fcmae(tensors)
+    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), '')
+    stripped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+    def known(family: Family) -> int:
+        return sum(name in family.ours for name in stripped)
+
+    best = max(FAMILIES, key=lambda name: known(FAMILIES[name]))
+    isotropic = sum(re.match(ISOTROPIC_NAMES, name) is not None for name in stripped)
+    if isotropic > known(FAMILIES[best]):
+        return 'official isotropic', stripped
+    names = FAMILIES[best].ours
+    if best == 'mmpretrain' and 'norm0.weight' in stripped:  # a dense backbone: norm3 is an output norm
+        names = {theirs: ours for theirs, ours in names.items() if not ours.startswith('norm.')}
+    return best, {names.get(name, name): tensor for name, tensor in stripped.items()}
+
+
+def _dense_fcmae(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sparse layers of V2's pretraining as dense ones; its decoder, whose names stay, is of no use here."""
+    found = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix('encoder.')
+        if name.endswith('.kernel'):  # (taps, in, out), or depthwise (taps, channels), taps column by column
+            name = name.removesuffix('kernel') + 'weight'
+            side = math.isqrt(tensor.shape[0])
+            tensor = tensor if tensor.ndim == 3 else tensor.unsqueeze(1)
+            tensor = tensor.unflatten(0, (side, side)).permute(3, 2, 1, 0)
+        name = re.sub(r'\.(ln|linear)\.', '.', name)
+        if name.endswith('.bias') and tensor.ndim > 1:
+            tensor = tensor.flatten()
+        found[name] = tensor
+    return found
+
+
+def from_released(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Tensors under the released names -> as ``family`` names and shapes them.
+
+    Raises:
+        UserError: the family cannot express one of them, or has no such name.
+    """
+    if family not in FAMILIES:
+        raise UserError(f'the format must be one of {", ".join(FAMILIES)}, got {family!r}')
+    table = FAMILIES[family]
+    if other := sorted(name for name in tensors if name not in table.theirs):
+        raise UserError(
+            f'{family} has no name for {len(other)} of the {len(tensors)} tensors: {", ".join(other[:4])}'
+        )
+    found = {}
+    for name, tensor in tensors.items():
+        shape = next((shape for end, shape in table.shapes.items() if name.endswith('.' + end)), tensor.shape)
+        found[table.theirs[name]] = tensor.reshape(shape)
+    return found
 
 
 def infer_arch(tensors: dict[str, Tensor]) -> str | None:

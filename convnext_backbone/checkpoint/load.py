@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import WEIGHT_INITIALIZERS
-from .formats import infer_arch, released_names, tensors_of
+from .formats import PREFIXES, infer_arch, released_names, tensors_of, to_released
 from .read import file_hash, local_file, read_checkpoint
 
 STEMS = ('downsample_layers.0.0.weight', 'stem.weight')  # by the names of the released files
@@ -100,16 +100,16 @@ def load_checkpoint(
     if weights not in ('final', 'ema', None):
         raise UserError(f"weights must be 'final' or 'ema', got {weights!r}")
     tensors = tensors_of(read_checkpoint(file), str(file), weights)
-    outside = []
-    if any(name.startswith('backbone.') for name in tensors):
-        kept = ('backbone.', 'norm.', 'head.')
-        outside = [name for name in tensors if not name.startswith(kept)]
-    tensors = {new: tensors[old] for old, new in released_names(tensors).items() if old not in outside}
+    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), '')
+    outside = [name for name in tensors if not name.startswith((prefix, 'norm.', 'head.'))]
+    family, tensors = to_released({name: t for name, t in tensors.items() if name not in outside})
+    if family == 'official FCMAE':
+        skip = (*skip, 'decoder.*', 'proj.*', 'pred.*', 'mask_token')  # only the pretraining has these
     arch = getattr(module, 'arch', None) or getattr(getattr(module, 'backbone', None), 'arch', '')
     report = load_tensors(
         module,
         tensors,
-        file=f'{file} (sha256 {file_hash(file)}){weights and f", {weights} weights" or ""}',
+        file=f'{file} (sha256 {file_hash(file)}, {family}){weights and f", {weights} weights" or ""}',
         target=f'{type(module).__name__} {arch}'.strip(),
         skip=(*getattr(module, 'may_skip', ()), *skip),
         fresh=(*getattr(module, 'may_be_fresh', ()), *fresh),
@@ -117,7 +117,7 @@ def load_checkpoint(
     )
     if outside:
         report.skipped += outside
-        report.skip += ('outside backbone.',)
+        report.skip += (f'outside {prefix}',)
     return report
 
 
@@ -151,6 +151,8 @@ def load_tensors(
         if name in STEMS and given.shape != mine.shape:
             given = inflate(given, mine.shape[1])
             report.inflated.append(name)
+        if _squeezed(given) == _squeezed(mine):  # layer scale (C, 1, 1), response norm (D,), ...
+            given = given.reshape(mine.shape)
         if given.shape == mine.shape:
             chosen[own_name] = given
             report.loaded.append(name)
@@ -171,12 +173,22 @@ def load_tensors(
             report.hint += '\n  No tensor of the file has a name of the model.'
             report.missing = report.missing or list(own)
         raise CheckpointMismatch(str(report))
+    infinite = [name for name, t in chosen.items() if t.is_floating_point() and not t.isfinite().all()]
+    if infinite:
+        raise CheckpointMismatch(
+            f'{file} holds NaN or infinity in {len(infinite)} of {len(chosen)} tensors: '
+            f'{", ".join(infinite[:4])}; take an earlier checkpoint'
+        )
     module.load_state_dict(chosen, strict=False)
     return report
 
 
 def _zip_names(state: dict[str, Tensor], rename) -> Iterable[tuple[tuple[str, str], Tensor]]:
     return ((names, state[names[0]]) for names in rename(state).items())
+
+
+def _squeezed(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -1,0 +1,281 @@
+"""Weights of other libraries: recognised by their keys, equal outputs, and back again bit by bit."""
+
+import re
+
+import pytest
+import torch
+import torchvision
+from conftest import tool
+from torchvision.models.convnext import CNBlockConfig
+
+from convnext_backbone.backbones import ConvNeXt
+from convnext_backbone.checkpoint import CheckpointMismatch, load_checkpoint, read_checkpoint
+from convnext_backbone.checkpoint.formats import FAMILIES, from_released, tensors_of, to_released
+from convnext_backbone.classification import Classifier
+from convnext_backbone.errors import UserError
+
+DEPTHS, DIMS = (1, 2, 3, 1), (8, 16, 24, 32)
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights of order one everywhere, so that no part is without effect; float64."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.3)
+    return model.double().eval()
+
+
+def timm_v1(**kwargs):
+    import timm
+
+    return timm.create_model('convnext_tiny', depths=DEPTHS, dims=DIMS, num_classes=5, **kwargs)
+
+
+def timm_v2():
+    import timm
+
+    return timm.create_model('convnextv2_tiny', depths=DEPTHS, dims=DIMS, num_classes=5)
+
+
+def torchvision_v1():
+    widths = (*DIMS, None)
+    blocks = [CNBlockConfig(dim, after, depth) for dim, after, depth in zip(DIMS, widths[1:], DEPTHS)]
+    return torchvision.models.ConvNeXt(blocks, num_classes=5)
+
+
+def hugging_face(kind: str):
+    transformers = pytest.importorskip('transformers')
+    if kind == 'DINOv3ConvNext':
+        config = transformers.DINOv3ConvNextConfig(depths=list(DEPTHS), hidden_sizes=list(DIMS))
+        return transformers.DINOv3ConvNextModel(config)
+    config = getattr(transformers, f'{kind}Config')(
+        depths=list(DEPTHS), hidden_sizes=list(DIMS), num_labels=5, layer_norm_eps=1e-6
+    )
+    return getattr(transformers, f'{kind}ForImageClassification')(config)
+
+
+# name: network, family, V2, how its logits and its stage maps are asked for
+def call(model, x):
+    return model(x)
+
+
+LIBRARIES = {
+    'timm': (timm_v1, 'timm', False, call),
+    'timm with convolutions in place of linear layers': (lambda: timm_v1(conv_mlp=True), 'timm', False, call),
+    'timm V2': (timm_v2, 'timm', True, call),
+    'torchvision': (torchvision_v1, 'torchvision', False, call),
+    'Hugging Face': (lambda: hugging_face('ConvNext'), 'hf', False, lambda m, x: m(x).logits),
+    'Hugging Face V2': (lambda: hugging_face('ConvNextV2'), 'hf_v2', True, lambda m, x: m(x).logits),
+}
+
+
+def ours(v2: bool, **kwargs) -> dict:
+    return dict(
+        type='convnext_backbone.ConvNeXt',
+        arch='v2_tiny' if v2 else 'tiny',
+        depths=DEPTHS,
+        dims=DIMS,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_logits_are_those_of_the_library_the_weights_are_from(library, tmp_path):
+    build, family, v2, logits = LIBRARIES[library]
+    theirs = randomise(build())
+    torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
+    model = Classifier(ours(v2), 5).double().eval()
+    report = load_checkpoint(model, tmp_path / 'theirs.pth')
+    assert f', {family})' in report.file and report.skipped == report.fresh == []
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        expected = logits(theirs, x)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def maps_of(library: str, model, x) -> list[torch.Tensor]:
+    if library.startswith('timm'):
+        return model.forward_intermediates(x, intermediates_only=True)
+    if library == 'torchvision':
+        found = []
+        for i, part in enumerate(model.features):
+            x = part(x)
+            found += [x] if i % 2 else []
+        return found
+    network = model if library == 'DINOv3' else getattr(model, 'convnextv2', None) or model.convnext
+    return network(x, output_hidden_states=True).hidden_states[1:]
+
+
+@pytest.mark.parametrize('library', [*LIBRARIES, 'DINOv3'])
+def test_stage_maps_are_those_of_the_library(library, tmp_path):
+    v2, build = False, lambda: hugging_face('DINOv3ConvNext')
+    if library != 'DINOv3':
+        build, _, v2, _ = LIBRARIES[library]
+    theirs = randomise(build())
+    torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
+    model = ConvNeXt(**{k: v for k, v in ours(v2).items() if k != 'type'}, output_norm=False).double().eval()
+    load_checkpoint(model, tmp_path / 'theirs.pth')
+    x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        for found, expected in zip(model(x), maps_of(library, theirs, x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_a_round_trip_changes_no_bit_of_names_shapes_and_values(library):
+    build, family, _, _ = LIBRARIES[library]
+    theirs = randomise(build()).state_dict()
+    if 'convolutions' in library:  # written as linear layers, which is what timm's own files have
+        theirs = {n: t.flatten(1) if 'mlp.fc' in n and t.ndim == 4 else t for n, t in theirs.items()}
+    found, released = to_released(theirs)
+    assert found == family
+    back = from_released(released, family)
+    assert list(back) == list(theirs)
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.parametrize('v2', [False, True])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_ours_come_back_from_every_format_that_can_express_them(family, v2, tmp_path):
+    model = randomise(Classifier(ours(v2), 5))
+    released = {name.removeprefix('backbone.'): t for name, t in model.state_dict().items()}
+    if v2 and family in ('torchvision', 'hf', 'hf_dinov3') or not v2 and family == 'hf_v2':
+        with pytest.raises(UserError, match=f'{family} has no name for'):
+            from_released(released, family)
+        return
+    torch.save(from_released(released, family), tmp_path / 'a.pth')
+    again = Classifier(ours(v2), 5).double()
+    assert f', {family})' in load_checkpoint(again, tmp_path / 'a.pth').file
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
+
+
+def test_mmpretrain_final_norm_and_output_norms_are_told_apart(tmp_path):
+    """Its classifier calls the final norm norm3; in a detector norm0 ... norm3 belong to the maps."""
+    released = {
+        n.removeprefix('backbone.'): t for n, t in randomise(Classifier(ours(False), 5)).state_dict().items()
+    }
+    names = from_released(released, 'mmpretrain')
+    assert 'backbone.norm3.weight' in names and 'backbone.stages.0.0.depthwise_conv.weight' in names
+    dense = randomise(ConvNeXt(depths=DEPTHS, dims=DIMS))
+    detector = {'neck.x': torch.ones(1)}
+    for name, tensor in dense.state_dict().items():
+        name = name.replace('dwconv', 'depthwise_conv').replace('pwconv', 'pointwise_conv')
+        detector[f'backbone.{name}'] = tensor
+    torch.save(dict(state_dict=detector, meta={}), tmp_path / 'detector.pth')
+    fresh = ConvNeXt(depths=DEPTHS, dims=DIMS).double()
+    report = load_checkpoint(fresh, tmp_path / 'detector.pth')
+    assert report.fresh == [] and report.skipped == ['neck.x']
+    assert all(torch.equal(t, fresh.state_dict()[name]) for name, t in dense.state_dict().items())
+
+
+def test_fcmae_sparse_layers_become_dense():
+    """(taps, channels), taps column by column, as MinkowskiEngine keeps them; by hand on a 2x2 kernel."""
+    kernel = torch.arange(4.0 * 3 * 2).view(4, 3, 2)  # (taps, in, out)
+    depthwise = torch.arange(49.0 * 8).view(49, 8)
+    file = {
+        'encoder.downsample_layers.1.1.kernel': kernel,
+        'encoder.downsample_layers.1.1.bias': torch.ones(1, 2),
+        'encoder.downsample_layers.1.0.ln.weight': torch.ones(3),
+        'encoder.stages.0.0.dwconv.kernel': depthwise,
+        'encoder.stages.0.0.pwconv1.linear.weight': torch.ones(32, 8),
+        'encoder.stages.0.0.grn.gamma': torch.ones(1, 32),
+        'decoder.0.dwconv.weight': torch.ones(1),
+    }
+    family, found = to_released(file)
+    assert family == 'official FCMAE'
+    weight = found['downsample_layers.1.1.weight']
+    assert weight.shape == (2, 3, 2, 2)
+    # tap 1 lies below tap 0, tap 2 to the right of it
+    assert weight[1, 2, 1, 0] == kernel[1, 2, 1] and weight[1, 2, 0, 1] == kernel[2, 2, 1]
+    dense = found['stages.0.0.dwconv.weight']
+    assert dense.shape == (8, 1, 7, 7) and dense[5, 0, 3, 2] == depthwise[2 * 7 + 3, 5]
+    assert found['downsample_layers.1.1.bias'].shape == (2,) and 'decoder.0.dwconv.weight' in found
+    assert {'downsample_layers.1.0.weight', 'stages.0.0.pwconv1.weight', 'stages.0.0.grn.gamma'} < set(found)
+
+
+def test_clip_image_towers_and_wrappers_are_unwrapped(tmp_path):
+    theirs = randomise(timm_v1()).state_dict()
+    tower = {f'visual.trunk.{n}': t for n, t in theirs.items() if not n.startswith('head.fc')}
+    tower |= {
+        'visual.head.proj.weight': torch.ones(2),
+        'transformer.x': torch.ones(2),
+        'logit_scale': torch.ones(()),
+    }
+    wrapped = {f'module.{name}': tensor for name, tensor in tower.items()}
+    torch.save(dict(epoch=3, state_dict=wrapped), tmp_path / 'clip.pth')
+    model = ConvNeXt(depths=DEPTHS, dims=DIMS).double()
+    report = load_checkpoint(model, tmp_path / 'clip.pth')
+    assert set(report.skipped) >= {'visual.head.proj.weight', 'transformer.x', 'logit_scale'}
+    assert torch.equal(model.stages[2][1].dwconv.weight, theirs['stages.2.blocks.1.conv_dw.weight'])
+    nested = dict(teacher=dict(model={'a': torch.ones(1)}), model_ema={'a': torch.zeros(1)})
+    assert tensors_of(nested, 'f')['a'] == 1  # teacher before model_ema, and what is in it
+
+
+def test_a_network_that_is_none_of_these_is_listed_as_unexpected(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / 'r.pth')
+    with pytest.raises(CheckpointMismatch, match='unexpected'):
+        load_checkpoint(ConvNeXt(depths=DEPTHS, dims=DIMS), tmp_path / 'r.pth')
+    with pytest.raises(UserError, match="got 'jax'"):
+        from_released({}, 'jax')
+
+
+def test_the_size_is_named_whatever_the_format(tmp_path):
+    import timm
+
+    torch.save(timm.create_model('convnext_nano').state_dict(), tmp_path / 'nano.pth')
+    with pytest.raises(CheckpointMismatch) as error:
+        load_checkpoint(ConvNeXt('pico'), tmp_path / 'nano.pth')
+    assert re.search(r"those of arch='nano'\.", str(error.value))
+    assert read_checkpoint(tmp_path / 'nano.pth')
+
+
+@pytest.mark.parametrize('target', ['official', 'timm', 'torchvision', 'hf', 'mmpretrain', 'safetensors'])
+def test_the_converter_writes_files_that_the_library_loads(target, tmp_path, capsys):
+    model = randomise(Classifier(ours(False), 5))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'ours.pth')
+    arguments = [str(tmp_path / 'ours.pth'), '--to', target, '--out', str(tmp_path / f'{target}.pth')]
+    out = tool('convert').main(arguments)
+    assert 'ours.pth (official, a size of its own) ->' in capsys.readouterr().out
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    builders = {'timm': timm_v1, 'torchvision': torchvision_v1, 'hf': lambda: hugging_face('ConvNext')}
+    if target in builders:
+        theirs = builders[target]().double().eval()
+        theirs.load_state_dict(torch.load(out), strict=True)
+        with torch.no_grad():
+            logits = theirs(x).logits if target == 'hf' else theirs(x)
+            torch.testing.assert_close(logits, model(x), rtol=1e-9, atol=1e-9)
+    else:
+        again = Classifier(ours(False), 5).double()
+        load_checkpoint(again, out)
+        assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
+    with pytest.raises(UserError, match='exists: remove it'):
+        tool('convert').main(arguments)
+
+
+def test_the_converter_refuses_what_cannot_be_expressed_and_leaves_nothing(tmp_path):
+    torch.save(randomise(Classifier(ours(True), 5)).state_dict(), tmp_path / 'v2.pth')
+    for arguments, words in (
+        (['--to', 'torchvision'], 'torchvision has no name for 14 of the 90 tensors'),
+        (['--to', 'timm', '--out', 'a.bin'], 'must end in .pth or .safetensors'),
+        (['--to', 'timm', '--out', str(tmp_path / 'no/a.pth')], 'cannot write'),
+        (['--to', 'timm', '--weights', 'ema'], 'holds no moving average'),
+    ):
+        with pytest.raises(UserError, match=words):
+            tool('convert').main([str(tmp_path / 'v2.pth'), *arguments])
+    assert [file.name for file in tmp_path.iterdir()] == ['v2.pth']
+
+
+def test_tensors_that_are_no_numbers_are_named(tmp_path):
+    state = ConvNeXt(depths=DEPTHS, dims=DIMS, output_norm=False).state_dict()
+    state['stages.1.0.gamma'][2] = float('nan')
+    state['stages.2.1.dwconv.weight'][0] = float('inf')
+    torch.save(state, tmp_path / 'a.pth')
+    model = ConvNeXt(depths=DEPTHS, dims=DIMS)
+    before = model.stages[0][0].gamma.clone()
+    with pytest.raises(
+        CheckpointMismatch, match=r'2 of \d+ tensors: stages.1.0.gamma, stages.2.1.dwconv.weight'
+    ):
+        load_checkpoint(model, tmp_path / 'a.pth')
+    assert torch.equal(before, model.stages[0][0].gamma)
