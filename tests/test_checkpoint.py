@@ -24,6 +24,7 @@ from convnext_backbone.checkpoint import (
     read_checkpoint,
     zoo,
 )
+from convnext_backbone.checkpoint import read as reading
 from convnext_backbone.checkpoint.load import inflate
 from convnext_backbone.classification import Classifier
 
@@ -372,6 +373,9 @@ def test_a_released_name_is_looked_up_in_the_weights_folder(tmp_path, monkeypatc
     monkeypatch.setenv('CONVNEXT_WEIGHTS', str(tmp_path))
     model = ConvNeXt('v2_atto', output_norm=False)
     torch.save(dict(model=model.state_dict()), tmp_path / 'convnextv2_atto_1k_224_ema.pt')
+    said = []
+    monkeypatch.setattr(reading, 'print_log', lambda text, *_: said.append(text))
     assert load_checkpoint(ConvNeXt('v2_atto'), 'convnextv2_atto_1k_224_ema').fits
+    assert said == ['convnextv2_atto_1k_224_ema has the licence CC-BY-NC 4.0: no commercial use']
     with pytest.raises(UnreadableCheckpoint, match="did you mean the released 'convnext_tiny_1k_224'"):
         load_checkpoint(model, 'convnext_tiny_1k_22')

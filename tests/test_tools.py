@@ -86,6 +86,7 @@ def test_training_resumes_from_its_own_checkpoint_and_goes_on_counting(detector,
 def test_a_detector_is_evaluated_with_coco_metrics(detector, shapes):
     options = ['--data-root', str(shapes), '--work-dir', str(detector / 'test'), '--device', 'cpu']
     found = tool('test').main([DETECTOR, str(detector / 'iter_3.pth'), *options])
+    assert {key for _, task, key, _ in tool('demo').ROWS if task == 'detector'} <= set(found)
     assert {'coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP'} <= set(found)
 
 
@@ -120,6 +121,7 @@ def test_segmenter_trains_evaluates_resumes_and_predicts(shapes, pretrained, tmp
     assert validated['aAcc'] > 1  # percent: not the zero that anything could equal
     assert tested == pytest.approx({f'single_scale/{k}': v for k, v in validated.items()}, abs=1e-3)
     assert 'testing: single scale, whole image' in log_of(tmp_path / 'test')
+    assert {key for _, task, key, _ in tool('demo').ROWS if task == 'segmenter'} <= set(tested)
     options[3] = str(tmp_path / 'tta')
     views = tool('test').main([SEGMENTER, checkpoint, '--tta', *options])
     assert set(views) == {f'multi_scale_flip/{key}' for key in validated}

@@ -34,6 +34,15 @@ GOALS = {
     'detector': ('coco/bbox_mAP_50', 0.5, 1),
     'segmenter': ('single_scale/mIoU', 0.6, 100),
 }  # metric, least, unit
+# of the table: label, task, metric, unit
+ROWS = [
+    ('box AP50', 'detector', 'coco/bbox_mAP_50', 1),
+    ('box AP', 'detector', 'coco/bbox_mAP', 1),
+    ('mask AP50', 'detector', 'coco/segm_mAP_50', 1),
+    ('mask AP', 'detector', 'coco/segm_mAP', 1),
+    ('mIoU', 'segmenter', 'single_scale/mIoU', 100),
+    ('pixel accuracy', 'segmenter', 'single_scale/aAcc', 100),
+]
 PICTURES = 6
 SCORE = 0.5  # least score of an object that is drawn
 
@@ -318,17 +327,9 @@ def main(argv=None) -> None:
     found = {
         (task, start): metrics(out, task, start) for task in GOALS for start in ('scratch', 'pretrained')
     }
-    rows = [
-        ('box AP50', 'detector', 'coco/bbox_mAP_50', 1),
-        ('box AP', 'detector', 'coco/bbox_mAP', 1),
-        ('mask AP50', 'detector', 'coco/segm_mAP_50', 1),
-        ('mask AP', 'detector', 'coco/segm_mAP', 1),
-        ('mIoU', 'segmenter', 'single_scale/mIoU', 100),
-        ('pixel accuracy', 'segmenter', 'aAcc', 100),
-    ]
     table = [
         (label, found[task, 'scratch'][key] / unit, found[task, 'pretrained'][key] / unit)
-        for label, task, key, unit in rows
+        for label, task, key, unit in ROWS
     ]
     top1 = curve(out / 'classifier', 'top1')[1][-1]
     page = write_page(out, dict(table=table, top1=top1), time.time() - begin)

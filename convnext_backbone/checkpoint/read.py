@@ -8,6 +8,7 @@ else is refused. mmengine's own reader goes on with an unsafe load where the saf
 
 import argparse
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -135,6 +136,8 @@ def local_file(path: str | os.PathLike) -> Path:
     and is renamed when complete.
     """
     url = zoo.URLS.get(str(path), str(path))
+    if licence := zoo.RESTRICTED.get(str(path)):
+        print_log(f'{path} has the licence {licence}', 'current', logging.WARNING)
     if not url.startswith(('http://', 'https://')):
         file = Path(path).expanduser()
         if not file.is_file():

@@ -1,4 +1,4 @@
-"""Released weights by name: where they come from."""
+"""Released weights by name: where they come from, and under which licence."""
 
 import difflib
 
@@ -25,6 +25,10 @@ _V2_NAMES = {
 }
 URLS = {name: _V1.format(name) for name in _V1_NAMES}
 URLS |= {name: _V2.format(folder, name) for folder, names in _V2_NAMES.items() for name in names}
+
+
+# That of V1 (MIT) permits everything; that of V2 does not.
+RESTRICTED = {name: 'CC-BY-NC 4.0: no commercial use' for names in _V2_NAMES.values() for name in names}
 
 
 def nearest(name: str) -> str:
