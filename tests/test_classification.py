@@ -409,6 +409,12 @@ def test_bad_data_is_told_in_words(shapes, tmp_path, wrong):
         assert f'skipped unreadable image {victim}' in log and 'times an unreadable image was skipped' in log
 
 
+def test_data_that_fills_no_batch_is_told(shapes, tmp_path):
+    more = 'train_dataloader.update(drop_last=True)\n'
+    with pytest.raises(UserError, match='has 40 images, fewer than a batch'):
+        train(write_config(tmp_path, shapes / 'classification', batch=64, more=more), tmp_path / 'w')
+
+
 def test_a_class_index_sets_the_order_and_must_know_every_folder(shapes, tmp_path):
     data = shutil.copytree(shapes / 'classification', tmp_path / 'data')
     index = {name: [number, name.upper()] for number, name in enumerate(reversed(CLASSES))}

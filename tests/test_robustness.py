@@ -174,7 +174,7 @@ def test_unknown_classes_and_missing_folders_are_told(imagenet):
     with pytest.raises(UserError, match='zebra is a class that the class index does not have'):
         run(imagenet)
     shutil.rmtree(imagenet / 'data')
-    with pytest.raises(UserError, match='--data-root: the folder of the datasets'):
+    with pytest.raises(UserError, match='--data-root must be the folder of the datasets'):
         run(imagenet)
 
 

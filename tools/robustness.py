@@ -70,7 +70,8 @@ def main(argv=None) -> dict:
 def classifier(args, cfg, **which) -> dict:
     device = prepare.choose_device(args.device)
     if not args.data_root or not Path(args.data_root).is_dir():
-        raise UserError(f'--data-root: the folder of the datasets, got {args.data_root}')
+        given = args.data_root or 'nothing'
+        raise UserError(f'--data-root must be the folder of the datasets (val, imagenet-a, ...), got {given}')
     prepare.drop_pretrained(cfg)
     model = MODELS.build(cfg.model)
     print(load_checkpoint(model, args.checkpoint, weights=None))

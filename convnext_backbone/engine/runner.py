@@ -80,6 +80,11 @@ class Runner(MMEngineRunner):
             loop = dict(loop, type='convnext_backbone.EpochLoop')
             self._train_dataloader = _resumable(self._train_dataloader)
         loop = super().build_train_loop(loop)
+        if not len(loop.dataloader):
+            raise UserError(
+                f'the training data has {len(loop.dataloader.dataset)} images, fewer than a batch, and '
+                'drop_last leaves them out: choose a smaller train_dataloader.batch_size'
+            )
         if classes := _classes(loop):
             check_classes(self.cfg, classes)
         return loop
