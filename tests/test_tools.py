@@ -1,5 +1,6 @@
 """The tools as a user types them, on a few drawn images; and what they say when something is wrong."""
 
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from conftest import Bomb, command, last_line, log_of, tool
 from convnext_backbone.checkpoint import CheckpointMismatch, UnreadableCheckpoint
 from convnext_backbone.cli import message
 from convnext_backbone.errors import SKIPPED, UserError
+from convnext_backbone.shapes import CLASSES
 
 DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
 SEGMENTER = 'configs/demo/upernet_shapes.py'
@@ -134,6 +136,31 @@ def test_segmenter_trains_evaluates_resumes_and_predicts(shapes, pretrained, tmp
     tool('infer').main([*arguments, '--device', 'cpu'])
     shares = json.loads((tmp_path / f'out/{image.name}.json').read_text())['share_of_pixels']
     assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.xdist_group('detector')
+def test_a_published_checkpoint_is_small_says_what_it_is_and_tests_the_same(detector, shapes, tmp_path):
+    checkpoint = detector / 'iter_3.pth'
+    out = tool('publish').main([DETECTOR, str(checkpoint), '--out', str(tmp_path / 'p')])
+    assert re.fullmatch(r'mask_rcnn_shapes-[0-9a-f]{8}\.pth', out.name)
+    assert hashlib.sha256(out.read_bytes()).hexdigest()[:8] == out.stem.split('-')[1]
+    assert out.stat().st_size < 0.5 * checkpoint.stat().st_size  # no optimizer
+    content = torch.load(out, weights_only=True)
+    assert set(content) == {'state_dict', 'meta'} and content['meta']['mean'] == [123.675, 116.28, 103.53]
+    assert content['meta']['arch'] == 'custom' and "type='MaskRCNN'" in content['meta']['cfg']
+    assert list(content['meta']['dataset_meta']['classes']) == [
+        'circle',
+        'cross',
+        'square',
+        'star',
+        'triangle',
+    ]
+    options = ['--data-root', str(shapes), '--work-dir', str(tmp_path), '--device', 'cpu']
+    found = [tool('test').main([DETECTOR, str(file), *options]) for file in (checkpoint, out)]
+    assert found[0] == found[1]
+    with pytest.raises(UserError, match='does not fit'):
+        tool('publish').main([SEGMENTER, str(checkpoint), '--out', str(tmp_path / 'p')])
+    assert [file.name for file in (tmp_path / 'p').iterdir()] == [out.name]
 
 
 @pytest.mark.xdist_group('detector')
