@@ -481,7 +481,7 @@ def shards(shapes, tmp_path_factory) -> Path:
     return folder
 
 
-def stream_loader(shards: Path, training: bool, workers: int):
+def stream_loader(shards: Path, training: bool, workers: int, **options):
     pytest.importorskip('webdataset')
     dataset = dict(
         type='convnext_backbone.ImageStream',
@@ -497,6 +497,7 @@ def stream_loader(shards: Path, training: bool, workers: int):
         dataset=dataset,
         collate_fn=dict(type='convnext_backbone.collate_images'),
     )
+    loader.update(options)
     from convnext_backbone.engine import Runner
 
     return Runner.build_dataloader(loader)
@@ -513,6 +514,13 @@ def test_shards_give_every_image_once_in_another_order_each_epoch(shards, worker
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40)) and epochs[0] != epochs[1]
     tested = stream_loader(shards, False, workers)
     assert sorted(label for batch in tested for label in batch['labels'].tolist()) == list(range(40))
+
+
+def test_an_epoch_of_shards_has_as_many_steps_as_it_says(shards):
+    """Two workers with 20 images each, batches of 3: each reads 21 for 7 whole batches."""
+    loader = stream_loader(shards, True, 2, batch_size=3, drop_last=True)
+    assert len(loader) == 14
+    assert [len(batch['labels']) for batch in loader] == [3] * 14
 
 
 def test_an_image_in_a_shard_that_is_none_is_named(shards, tmp_path):

@@ -169,9 +169,10 @@ class ImageStream(IterableDataset):
         """Another order of the shards in each epoch; reaches workers that are running already."""
         self._images.set_epoch(epoch)
 
-    def set_workers(self, number: int) -> None:
-        """How many processes of the data loader will read."""
-        self._images.set_loader_cfg(num_workers=number)
+    def set_loader(self, num_workers: int, batch_size: int) -> None:
+        """How many processes of the data loader will read; each reads whole batches."""
+        self._images.reader.batch_size = batch_size
+        self._images.set_loader_cfg(num_workers=num_workers)
 
 
 class _UnreadableInShard(UnreadableImage, TypeError):

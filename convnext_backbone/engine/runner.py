@@ -70,8 +70,8 @@ class Runner(MMEngineRunner):
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
-        if hasattr(loader.dataset, 'set_workers'):
-            loader.dataset.set_workers(loader.num_workers)
+        if hasattr(loader.dataset, 'set_loader'):
+            loader.dataset.set_loader(loader.num_workers, loader.batch_size)
         return loader
 
     @config_errors_in_words
