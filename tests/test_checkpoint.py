@@ -1,11 +1,13 @@
 """Weights: all of them or none, named in a report, and never code."""
 
 import http.server
+import io
 import json
 import os
 import pickle
 import re
 import struct
+import tarfile
 import threading
 
 import numpy as np
@@ -169,13 +171,22 @@ def test_a_classifiers_init_cfg_is_not_undone_by_that_of_its_backbone(tmp_path):
     assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
 
 
-@pytest.mark.parametrize('kind', ['top', 'in state_dict', 'in optimizer', 'legacy', 'bare pickle', 'getattr'])
+@pytest.mark.parametrize(
+    'kind', ['top', 'in state_dict', 'in optimizer', 'nested', 'legacy', 'tar', 'bare pickle', 'getattr']
+)
 def test_code_in_a_file_is_refused_and_never_run(tmp_path, kind):
     ran, file = tmp_path / 'ran', tmp_path / 'evil.pth'
     bomb = Bomb(ran)
     weights = ConvNeXt(**SMALL).state_dict()
     if kind == 'bare pickle':
         file.write_bytes(pickle.dumps(bomb))
+    elif kind == 'tar':  # torch's format before 2017
+        with tarfile.open(file, 'w') as tar:
+            for name, content in (('sys_info', {}), ('storages', 0), ('tensors', 0), ('pickle', bomb)):
+                data = pickle.dumps(content)
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
     elif kind == 'getattr':
         file.write_bytes(b'\x80\x02cbuiltins\ngetattr\ncbuiltins\ndict\nX\x03\x00\x00\x00pop\x86R.')
     else:
@@ -183,6 +194,7 @@ def test_code_in_a_file_is_refused_and_never_run(tmp_path, kind):
             'top': bomb,
             'in state_dict': {'state_dict': {**weights, 'x': bomb}},
             'in optimizer': {'state_dict': weights, 'optimizer': {'state': {0: bomb}}},
+            'nested': {'state_dict': weights, 'meta': {'a': [({'b': {bomb: 1}},)]}},
             'legacy': {'state_dict': weights, 'meta': bomb},
         }[kind]
         torch.save(content, file, _use_new_zipfile_serialization=kind != 'legacy')

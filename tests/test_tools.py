@@ -321,7 +321,9 @@ def test_a_work_dir_that_is_not_writable(tmp_path, shapes):
 
 
 @pytest.mark.xdist_group('detector')
-@pytest.mark.parametrize('way', ['test', 'resume', 'infer', 'pretrained', 'load_from'])
+@pytest.mark.parametrize(
+    'way', ['test', 'resume', 'infer', 'pretrained', 'load_from', 'convert', 'publish', 'robustness']
+)
 @pytest.mark.parametrize('damage', ['truncated', 'code'])
 def test_a_damaged_or_malicious_checkpoint_is_refused_everywhere(detector, shapes, tmp_path, way, damage):
     file, ran = tmp_path / 'c.pth', tmp_path / 'ran'
@@ -333,8 +335,12 @@ def test_a_damaged_or_malicious_checkpoint_is_refused_everywhere(detector, shape
         torch.save({**content, 'meta': {**content['meta'], 'bomb': Bomb(ran)}}, file)
     data = ['--data-root', shapes, '--work-dir', tmp_path / 'w']
     with pytest.raises(UnreadableCheckpoint, match='c.pth'):
-        if way == 'test':
-            tool('test').main([str(a) for a in (DETECTOR, file, *data)])
+        if way in ('test', 'robustness'):
+            tool(way).main([str(a) for a in (DETECTOR, file, *data, *['--corrupt'] * (way != 'test'))])
+        elif way == 'convert':
+            tool(way).main([str(file), '--to', 'timm', '--out', str(tmp_path / 'o.pth')])
+        elif way == 'publish':
+            tool(way).main([DETECTOR, str(file), '--out', str(tmp_path / 'o')])
         elif way == 'infer':
             image = next((shapes / 'images/val').iterdir())
             tool('infer').main([str(a) for a in (DETECTOR, file, image, '--out', tmp_path / 'o')])
