@@ -22,7 +22,7 @@ from convnext_backbone.backbones import ConvNeXt
 from convnext_backbone.checkpoint import load_checkpoint
 from convnext_backbone.classification import Accuracy, Classifier, ImageDataset, ImageStream, collate_images
 from convnext_backbone.classification.data import image_transform
-from convnext_backbone.engine import prepare
+from convnext_backbone.engine import DataHook, prepare
 from convnext_backbone.errors import SKIPPED, UnreadableImage, UserError
 from convnext_backbone.shapes import CLASSES
 
@@ -97,6 +97,7 @@ def batch_config(**wrapper) -> Config:
     optimizer = dict(type='AdamW', lr=4e-3)
     return Config(
         dict(
+            launcher='pytorch',
             train_dataloader=dict(batch_size=128),
             optim_wrapper=dict(optimizer=optimizer, **wrapper),
             auto_scale_lr=dict(enable=False, base_batch_size=4096),
@@ -130,6 +131,29 @@ def test_another_batch_than_the_recipes_is_a_warning_with_the_right_numbers(monk
     cfg.auto_scale_lr = None
     with pytest.raises(UserError, match='has no auto_scale_lr.base_batch_size'):
         prepare.set_batch(cfg, scale_lr=True)
+
+
+def test_one_process_in_a_slurm_shell_is_one_process(monkeypatch):
+    monkeypatch.setenv('SLURM_NTASKS', '8')
+    cfg = batch_config(accumulative_counts='auto')
+    cfg.launcher = 'none'
+    assert '(1 x 128 x 32 accumulated)' in prepare.set_batch(cfg)[0]
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(UserError, match='2 processes were started, but --launcher is none'):
+        prepare.start_processes(cfg, 'none', 'cpu')
+
+
+def test_each_process_draws_random_numbers_of_its_own(monkeypatch):
+    draws = []
+    for rank in (0, 1):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        monkeypatch.setattr('convnext_backbone.engine.hooks.get_rank', lambda rank=rank: rank)
+        DataHook().before_train(None)
+        draws.append((torch.rand(1).item(), np.random.rand()))  # noqa: NPY002
+    torch.manual_seed(0)
+    assert draws[0][0] == torch.rand(1).item()  # the first process is as one alone
+    assert draws[0][0] != draws[1][0] and draws[0][1] != draws[1][1]
 
 
 def small_classifier(classes: int = 5, **kwargs) -> Classifier:
@@ -326,11 +350,9 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(shapes, tmp_path, monkeypa
     a, b = (torch.load(tmp_path / name / 'iter_10.pth', weights_only=False) for name in ('whole', 'rest'))
     for key in ('state_dict', 'ema_state_dict'):
         assert all(torch.equal(value, b[key][name]) for name, value in a[key].items()), key
-    seen.clear()  # with smaller batches, at the same share of the epoch
-    train(
-        with_checkpoints(tmp_path, shapes / 'classification', 4), tmp_path / 'smaller', '--resume', str(stop)
-    )
-    assert len(seen) == 8 and 'epoch 2 goes on at batch 3 of 10' in log_of(tmp_path / 'smaller')
+    config = with_checkpoints(tmp_path, shapes / 'classification', 4)
+    with pytest.raises(UserError, match='had 5 steps per epoch, this one has 10'):
+        train(config, tmp_path / 'smaller', '--resume', str(stop))
 
 
 @pytest.mark.xdist_group('classifier')
@@ -379,6 +401,21 @@ def test_what_a_classifier_cannot_take_is_told():
     with pytest.raises(UserError, match='mixup needs an even batch, got 3 images'):
         model = small_classifier(mixup=dict(mixup_alpha=0.8))
         model(torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2]), mode='loss')
+
+
+def test_an_image_that_cannot_be_opened_is_named_or_skipped_and_other_files_are_none(shapes, tmp_path):
+    data = shutil.copytree(shapes / 'classification', tmp_path / 'data')
+    victim = sorted((data / 'val/circle').iterdir())[0]
+    victim.unlink()
+    victim.symlink_to('nowhere.png')
+    transform = dict(input_size=32, is_training=False)
+    with pytest.raises(UnreadableImage, match=victim.name):
+        ImageDataset(str(data), 'val', transform)[0]
+    assert ImageDataset(str(data), 'val', transform, skip_corrupt=True)[0]['inputs'].shape == (3, 32, 32)
+    (data / 'val/aardvark').mkdir()
+    (data / 'val/aardvark/notes.txt').write_text('no image')
+    with pytest.raises(UserError, match='aardvark is a class without images'):
+        ImageDataset(str(data), 'val', transform)
 
 
 @pytest.mark.parametrize('wrong', ['empty class', 'class in val only', 'other number', 'truncated'])
@@ -439,6 +476,12 @@ def test_images_come_from_a_tar_file_in_the_same_order(shapes, tmp_path):
     transform = dict(input_size=32, is_training=False, crop_pct=1.0)
     packed = ImageDataset(str(tmp_path), 'val', transform)
     plain = ImageDataset(str(shapes / 'classification'), 'val', transform)
+    shutil.copytree(shapes / 'classification/val', tmp_path / 'both/val')
+    shutil.copy(tmp_path / 'val.tar', tmp_path / 'both')
+    sorted((tmp_path / 'both/val/cross').iterdir())[0].unlink()
+    assert len(ImageDataset(str(tmp_path / 'both'), 'val', transform)) == 9  # the folder counts
+    with pytest.raises(UserError, match='circle is a class that the class index does not have'):
+        ImageDataset(str(tmp_path), 'val', transform, class_index={'cross': 0})
     assert packed.metainfo == plain.metainfo and len(packed) == len(plain) == 10
     for a, b in zip((packed[i] for i in range(10)), (plain[i] for i in range(10))):
         assert a['labels'] == b['labels'] and torch.equal(a['inputs'], b['inputs'])

@@ -248,6 +248,11 @@ def test_pretrained_replaces_only_pretrained_initialisation(tmp_path):
 def test_pretrained_of_a_fine_tuned_classifier_replaces_the_whole_networks(tmp_path):
     (tmp_path / 'w.pth').touch()
     cfg = prepare.read_config(f'{ROOT}/configs/classification/convnext_b_in22k_in1k.py')
+    prepare.set_pretrained(cfg, None, 'ema')
+    assert cfg.model.init_cfg.weights == 'ema'
+    scratch = prepare.read_config(f'{ROOT}/configs/classification/convnext_t_in1k.py')
+    with pytest.raises(UserError, match='the config loads no pretrained weights'):
+        prepare.set_pretrained(scratch, None, 'ema')
     prepare.set_pretrained(cfg, str(tmp_path / 'w.pth'), 'ema')
     given = dict(checkpoint=str(tmp_path / 'w.pth'), weights='ema', skip=['head.*'], fresh=['head.*'])
     assert (

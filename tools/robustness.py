@@ -53,14 +53,16 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     scoring_options = dict(corruptions=tuple(args.corruptions), severities=tuple(args.severities))
     cfg = prepare.read_config(args.config, args.cfg_options)
+    out = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
+    prepare.check_work_dir(str(out))
+    if not cfg.get('test_dataloader'):
+        raise UserError(f'{args.config} has no test_dataloader, which says how images are tested')
     if 'roi_head' in cfg.model or 'bbox_head' in cfg.model or 'decode_head' in cfg.model:
         if not args.corrupt:
             raise UserError('a detector or a segmenter is evaluated with --corrupt')
         found = dense(args, **scoring_options)
     else:
         found = classifier(args, cfg, **scoring_options)
-    out = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
-    prepare.check_work_dir(str(out))
     (out / 'robustness.json').write_text(json.dumps(found, indent=1) + '\n')
     scoring.draw(found['results'], f'{Path(args.config).stem}, {found["metric"]}', out / 'robustness.png')
     print(f'written: {out / "robustness.json"} and robustness.png')

@@ -21,8 +21,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--pretrained-weights',
         choices=('final', 'ema'),
-        default='final',
-        help='which, of a training that kept a moving average; the published recipes take the final ones',
+        help='which, of a training that kept a moving average; default: final, as the published recipes',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
     parser.add_argument(

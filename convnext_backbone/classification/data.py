@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from timm.data import IterableImageDataset, auto_augment, create_dataset, create_transform
 from timm.data.readers import reader_wds
+from timm.data.readers.img_extensions import IMG_EXTENSIONS
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import SKIPPED, UnreadableImage, UserError
@@ -61,13 +63,12 @@ class ImageDataset(Dataset):
         index = class_index or None
         if isinstance(index, str):
             index = read_class_index(os.path.join(data_root, index))
-        tar = Path(data_root, f'{split}.tar')
-        if not name and tar.is_file():
+        root, tar = data_root, Path(data_root, f'{split}.tar')
+        if not name and tar.is_file() and not Path(data_root, split).is_dir():
             root = str(tar)
-        else:
-            root = data_root
-            if not name:
-                _check_folders(data_root, split, index)
+            _check_classes(root, ReaderImageInTar(root).class_name_to_idx, index)
+        elif not name:
+            _check_folders(data_root, split, index)
         try:
             self._images = create_dataset(
                 name,
@@ -88,8 +89,8 @@ class ImageDataset(Dataset):
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict:
-        stream, label = self._images.reader[index]
         try:
+            stream, label = self._images.reader[index]
             image = Image.open(stream).convert('RGB')
         except (OSError, SyntaxError, ValueError) as error:  # timm would silently take the next one
             name = self._images.filename(index, absolute=True)
@@ -245,13 +246,17 @@ def read_class_index(file: str) -> dict[str, int]:
     return index
 
 
+def _check_classes(root: str, names, index: dict[str, int] | None) -> None:
+    if index is not None and (other := sorted(name for name in names if name not in index)):
+        raise UserError(f'{root}/{other[0]} is a class that the class index does not have')
+
+
 def _check_folders(data_root: str, split: str, index: dict[str, int] | None) -> None:
     """timm leaves out folders without images, shifting the labels behind, and those without a number."""
     root = Path(data_root, split)
     root = root if root.is_dir() else Path(data_root)
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    _check_classes(str(root), [folder.name for folder in folders], index)
     for folder in folders:
-        if index is not None and folder.name not in index:
-            raise UserError(f'{folder} is a class that the class index does not have')
-        if not any(path.is_file() for path in folder.rglob('*')):
+        if not any(path.suffix.lower() in IMG_EXTENSIONS for path in folder.rglob('*')):
             raise UserError(f'{folder} is a class without images: fill it, or remove it from every split')

@@ -2,6 +2,9 @@
 
 import time
 
+import numpy as np
+import torch
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 
 from ..registry import HOOKS
@@ -10,6 +13,9 @@ from ..registry import HOOKS
 @HOOKS.register_module()
 class DataHook(Hook):
     """Tells streams which epoch it is, and the user when the data loader is slower than the model.
+
+    Gives each process but the first random numbers of its own, for Mixup and stochastic depth; the order of
+    the images and the starting weights are the same for all.
 
     The speed is measured once, over the steps after the first ones of this process.
 
@@ -24,6 +30,12 @@ class DataHook(Hook):
     def __init__(self, skip: int = 20, steps: int = 100, share: float = 0.1):
         self.skip, self.steps, self.share = skip, steps, share
         self._step, self._images, self._waited, self._ready = 0, 0, 0.0, None
+
+    def before_train(self, runner) -> None:
+        if rank := get_rank():
+            seed = (torch.initial_seed() + rank) % 2**32
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  timm's Mixup draws from it
 
     def before_train_epoch(self, runner) -> None:
         dataset = runner.train_loop.dataloader.dataset

@@ -1,11 +1,13 @@
 """Epochs that go on at the batch where a training stopped."""
 
+import itertools
 from collections.abc import Iterator
 
 from mmengine.registry import DATA_SAMPLERS as ALL_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, Sampler
 
+from ..errors import UserError
 from ..registry import DATA_SAMPLERS, LOOPS
 
 
@@ -44,11 +46,14 @@ class ResumableBatchSampler(Sampler):
 class EpochLoop(EpochBasedTrainLoop):
     """mmengine's, which can also resume from a checkpoint written within an epoch.
 
-    Our Runner puts it in the place of ``EpochBasedTrainLoop``. A checkpoint that was written with epochs of
-    another length (another batch, another number of processes) is resumed at the same share of the epoch.
+    Our Runner puts it in the place of ``EpochBasedTrainLoop``. A stream, whose place is not kept, gives the
+    rest of such an epoch from its beginning.
 
     Attributes:
         steps_before: length of an epoch in the training that is resumed; set on resume.
+
+    Raises:
+        UserError: the epochs of the training that is resumed had another length.
     """
 
     steps_before: int | None = None
@@ -56,21 +61,28 @@ class EpochLoop(EpochBasedTrainLoop):
     def run_epoch(self) -> None:
         """As in mmengine; the first one begins where the training stopped."""
         length = len(self.dataloader)
-        done, self._first = self._first_batch(length), False
+        done, self.steps_before = self._first_batch(length), None
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
+        sampler = self.dataloader.batch_sampler
         if done:
-            self.runner.logger.info(f'epoch {self._epoch + 1} goes on at batch {done + 1} of {length}')
-            self.dataloader.batch_sampler.start = done
-        for number, batch in enumerate(self.dataloader, done):
+            kept = isinstance(sampler, ResumableBatchSampler)
+            how = '' if kept else ', with images from the beginning of the stream'
+            self.runner.logger.info(f'epoch {self._epoch + 1} goes on at batch {done + 1} of {length}{how}')
+            if kept:
+                sampler.start = done
+        for number, batch in enumerate(itertools.islice(self.dataloader, length - done), done):
             self.run_iter(number, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
-    _first = True
-
     def _first_batch(self, length: int) -> int:
-        if not self._first or not self.steps_before:
+        if self.steps_before is None:
             return 0
-        share = (self._iter - self._epoch * self.steps_before) / self.steps_before
-        return round(min(max(share, 0), 1) * length)
+        if self.steps_before != length:
+            raise UserError(
+                f'the training that is resumed had {self.steps_before} steps per epoch, this one has '
+                f'{length}: its learning rates would end elsewhere; resume with the same batch size, data '
+                'and number of processes, or start from its weights with load_from'
+            )
+        return self._iter - self._epoch * length

@@ -206,13 +206,18 @@ def _num_classes(node, path: str) -> Iterator[tuple[str, int]]:
             yield from _num_classes(value, f'{path}.{index}')
 
 
-def set_pretrained(cfg: Config, choice: str | None, weights: str = 'final') -> list[str]:
+def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) -> list[str]:
     """``--pretrained``: path, URL or released name of the backbone's weights; ``none``: from scratch.
 
     Args:
         weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_checkpoint`.
     """
     if choice is None:
+        given = [init for node in dicts(cfg.model) for init in _inits(node) if init.get('type') == PRETRAINED]
+        if weights and not given:
+            raise UserError(f'--pretrained-weights {weights}: the config loads no pretrained weights')
+        for init in given:
+            init['weights'] = weights or init.get('weights', 'final')
         return []
     model = cfg.model
     own = any(init['type'] == PRETRAINED for init in _inits(model))  # a classifier is loaded as a whole
@@ -226,7 +231,8 @@ def set_pretrained(cfg: Config, choice: str | None, weights: str = 'final') -> l
     if not remote and not Path(choice).is_file():
         raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
     kept = next((init for init in given if init['type'] == PRETRAINED), {})
-    node.init_cfg = [*others, {**kept, 'type': PRETRAINED, 'checkpoint': choice, 'weights': weights}]
+    chosen = {**kept, 'type': PRETRAINED, 'checkpoint': choice, 'weights': weights or 'final'}
+    node.init_cfg = [*others, chosen]
     return []
 
 
@@ -236,7 +242,9 @@ def _inits(node: dict) -> list[dict]:
     return [given] if isinstance(given, dict) else list(given)
 
 
-def start_from(cfg: Config, resume: str | None, pretrained: str | None, weights: str = 'final') -> list[str]:
+def start_from(
+    cfg: Config, resume: str | None, pretrained: str | None, weights: str | None = None
+) -> list[str]:
     """Where the weights come from: ``--resume``, ``load_from`` of the config, or ``--pretrained``.
 
     A checkpoint that is resumed or named by ``load_from`` has every weight: pretrained ones are not
@@ -266,6 +274,8 @@ def start_from(cfg: Config, resume: str | None, pretrained: str | None, weights:
         raise UserError(f'--pretrained {pretrained} would be overwritten by load_from {source}: give one')
     if not going_on and (not source or isinstance(source, dict)):
         return notes + set_pretrained(cfg, pretrained, weights)  # a dict names parts that start afresh
+    if weights:
+        raise UserError(f'--pretrained-weights {weights}: another checkpoint has all the weights')
     drop_pretrained(cfg)
     return notes
 
@@ -302,7 +312,8 @@ def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
     wrapper, scaling = cfg.optim_wrapper, cfg.get('auto_scale_lr') or {}
     recipe, optimizer = scaling.get('base_batch_size'), wrapper.get('optimizer') or {}
     scale_lr = scale_lr or scaling.get('enable', False)
-    processes = int(os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_NTASKS') or 1)
+    counted_by = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS'}.get(cfg.get('launcher', 'none'), '')
+    processes = int(os.environ.get(counted_by, 1))
     step = cfg.train_dataloader.get('batch_size', 1) * processes  # images
     if (scale_lr or wrapper.get('accumulative_counts') == 'auto') and not recipe:
         raise UserError('the config has no auto_scale_lr.base_batch_size, the batch its recipe was made for')
@@ -476,6 +487,12 @@ def choose_device(wanted: str | None) -> str:
 
 def start_processes(cfg: Config, launcher: str, device: str) -> None:
     """Set the launcher; on a CPU join the process group here, since mmengine can with GPUs only."""
+    started = int(os.environ.get('WORLD_SIZE', 1))
+    if launcher == 'none' and started > 1:
+        raise UserError(
+            f'{started} processes were started, but --launcher is none, and each would train alone: use '
+            'tools/dist_train.sh, or add --launcher pytorch'
+        )
     cfg.launcher = launcher
     if device == 'cpu' and launcher == 'pytorch':
         cfg.setdefault(
