@@ -1,5 +1,6 @@
 """The one kind of error that is the user's to put right, and images that are left out of a training."""
 
+import difflib
 import multiprocessing
 
 from mmengine.logging import print_log
@@ -14,6 +15,12 @@ class UserError(Exception):
 
 class UnreadableImage(UserError):
     """A file of the dataset is missing, cut off or no image."""
+
+
+def suggest(name: str, names, cutoff: float = 0.75, kind: str = '') -> str:
+    """The end of an error that proposes the nearest of ``names``; empty if none is near."""
+    near = difflib.get_close_matches(name, [str(n) for n in names], 1, cutoff)
+    return f'; did you mean {kind}{near[0]!r}?' if near else ''
 
 
 class SkippedImages:

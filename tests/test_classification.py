@@ -476,6 +476,10 @@ def test_images_come_from_a_tar_file_in_the_same_order(shapes, tmp_path):
     transform = dict(input_size=32, is_training=False, crop_pct=1.0)
     packed = ImageDataset(str(tmp_path), 'val', transform)
     plain = ImageDataset(str(shapes / 'classification'), 'val', transform)
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken/val.tar').write_bytes(b'no tar at all' * 100)
+    with pytest.raises(UserError, match="no images for split 'val' at .*/broken"):
+        ImageDataset(str(tmp_path / 'broken'), 'val', transform)
     shutil.copytree(shapes / 'classification/val', tmp_path / 'both/val')
     shutil.copy(tmp_path / 'val.tar', tmp_path / 'both')
     sorted((tmp_path / 'both/val/cross').iterdir())[0].unlink()
@@ -581,7 +585,7 @@ def test_an_image_in_a_shard_that_is_none_is_named(shards, tmp_path):
 
 
 def test_shards_are_evaluated_by_one_process_only(shards, monkeypatch):
-    monkeypatch.setattr('mmengine.dist.get_world_size', lambda: 2)
+    monkeypatch.setattr('convnext_backbone.classification.data.get_world_size', lambda: 2)
     with pytest.raises(UserError, match='evaluated by one process'):
         stream_loader(shards, False, 0)
     with pytest.raises(UserError, match='no images for split'):

@@ -116,16 +116,13 @@ def dense(args, corruptions, severities) -> dict:
             for _, dataset in prepare.datasets(cfg, ('test_dataloader',)):
                 step = dict(type='convnext_backbone.Corrupt', corruption=corruption, severity=severity)
                 dataset['pipeline'] = [dataset['pipeline'][0], step, *dataset['pipeline'][1:]]
-        prepare.name_unreadable_images(cfg)
-        prepare.drop_pretrained(cfg)
-        cfg.load_from, cfg.resume, cfg.custom_hooks = args.checkpoint, False, prepare.without_ema(cfg)
+        prepare.for_testing(cfg, args.checkpoint)
         found = Runner.from_cfg(cfg).say(notes).test()
         return {name: float(found[key]) for name in METRICS for key in found if key.endswith(name)}
 
     work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}/robustness'
     clean = test(None, 0)
     levels = {c: {s: test(c, s) for s in severities} for c in corruptions}
-    args.work_dir = work_dir
     row = {}
     for name, value in clean.items():
         values = torch.tensor([[levels[c][s][name] for s in severities] for c in corruptions]).double()

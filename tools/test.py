@@ -24,10 +24,8 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     cfg, notes = prepare.run_config(args, ('test_dataloader',))
     notes += prepare.choose_views(cfg, args.tta)
-    prepare.name_unreadable_images(cfg)
-    prepare.drop_pretrained(cfg)
     prepare.write_details(cfg)
-    cfg.load_from, cfg.resume, cfg.custom_hooks = args.checkpoint, False, prepare.without_ema(cfg)
+    prepare.for_testing(cfg, args.checkpoint)
     return Runner.from_cfg(cfg).say(notes).test()
 
 

@@ -5,14 +5,13 @@ App. A has the sizes atto ... nano, which V1 networks were trained with too. Att
 of the released checkpoints of both, so those load without renaming.
 """
 
-import difflib
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, suggest
 from ..registry import MODELS
 from .base import STRIDES, FourStageBackbone, positive_integers
 from .layers import DropPath, GlobalResponseNorm, LayerNorm2d
@@ -198,10 +197,8 @@ def choose(name: str, value: str, table) -> str:
     """``value``, if it is in ``table``; else a :class:`UserError` with the nearest that is."""
     if value in table:
         return value
-    near = difflib.get_close_matches(str(value), table, 1)
     raise UserError(
-        f'{name} must be one of {", ".join(table)}, got {value!r}'
-        + (f'; did you mean {near[0]!r}?' if near else '')
+        f'{name} must be one of {", ".join(table)}, got {value!r}{suggest(str(value), table, 0.6)}'
     )
 
 

@@ -1,6 +1,6 @@
 """Released weights by name: where they come from, and under which licence."""
 
-import difflib
+from ..errors import suggest
 
 _V1 = 'https://dl.fbaipublicfiles.com/convnext/{}.pth'
 # Without _ema: the final weights of the training, which the published detectors and segmenters start from.
@@ -25,13 +25,10 @@ _V2_NAMES = {
 }
 URLS = {name: _V1.format(name) for name in _V1_NAMES}
 URLS |= {name: _V2.format(folder, name) for folder, names in _V2_NAMES.items() for name in names}
-
-
 # That of V1 (MIT) permits everything; that of V2 does not.
 RESTRICTED = {name: 'CC-BY-NC 4.0: no commercial use' for names in _V2_NAMES.values() for name in names}
 
 
 def nearest(name: str) -> str:
     """Words that suggest the released name nearest to ``name``; empty if none is near."""
-    near = difflib.get_close_matches(name, URLS, 1, 0.8)
-    return f'; did you mean the released {near[0]!r}?' if near else ''
+    return suggest(name, URLS, 0.8, 'the released ')

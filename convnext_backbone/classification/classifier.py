@@ -71,7 +71,7 @@ class Classifier(BaseModel):
         if mode == 'loss' and self.mixup:
             if len(inputs) % 2:
                 raise UserError(
-                    f'mixup needs an even batch, got {len(inputs)} images: drop_last, another size'
+                    f'mixup needs an even batch, got {len(inputs)} images: choose another batch_size'
                 )
             inputs, labels = self.mixup(inputs, labels)
             smoothing = 0.0  # it is in the labels already

@@ -4,10 +4,12 @@ import functools
 import json
 import os
 import random
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from mmengine.dist import get_world_size
 from PIL import Image
 from timm.data import IterableImageDataset, auto_augment, create_dataset, create_transform
 from timm.data.readers import reader_wds
@@ -66,10 +68,11 @@ class ImageDataset(Dataset):
         root, tar = data_root, Path(data_root, f'{split}.tar')
         if not name and tar.is_file() and not Path(data_root, split).is_dir():
             root = str(tar)
-            _check_classes(root, ReaderImageInTar(root).class_name_to_idx, index)
         elif not name:
             _check_folders(data_root, split, index)
         try:
+            if root == str(tar) and index is not None:
+                _check_classes(root, ReaderImageInTar(root).class_name_to_idx, index)
             self._images = create_dataset(
                 name,
                 root=root,
@@ -77,7 +80,7 @@ class ImageDataset(Dataset):
                 is_training=transform.get('is_training', False),
                 class_map=index or '',
             )
-        except (RuntimeError, OSError, AssertionError, ValueError, ImportError) as error:
+        except (RuntimeError, OSError, AssertionError, ValueError, ImportError, tarfile.TarError) as error:
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
         self._images.transform = image_transform(**transform)
         reader = self._images.reader
@@ -138,8 +141,6 @@ class ImageStream(IterableDataset):
         seed: int = 0,
         skip_corrupt: bool = False,
     ):
-        from mmengine.dist import get_world_size
-
         transform = dict(transform)
         training = transform.get('is_training', False)
         if not training and get_world_size() > 1:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from mmengine.dist import master_only
 from mmengine.evaluator import BaseMetric
 
 from ..registry import METRICS
@@ -46,7 +45,6 @@ class Accuracy(BaseMetric):
             if k <= classes
         }
 
-    @master_only
     def _write(self, classes: int, pairs: list[tuple[int, int]]) -> None:
         names = (self.dataset_meta or {}).get('classes') or [str(number) for number in range(classes)]
         counts = confusion(pairs, classes)

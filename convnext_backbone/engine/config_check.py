@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..errors import UserError
+from ..errors import UserError, suggest
 
 # Top-level keys that mmengine's Runner, this package's tools or mmdet's and mmseg's tools read.
 READ = {
@@ -48,7 +48,7 @@ def apply_options(cfg: Config, options: dict) -> None:
                 break
             raise UserError(
                 f'--cfg-options {key}: the config has no {".".join(parts[: depth + 1])}'
-                + _suggest(part, [*names, *(READ if depth == 0 else ())])
+                + suggest(part, [*names, *(READ if depth == 0 else ())])
             )
     variables = {key.split('.')[0] for key in options} - READ
     if variables:
@@ -89,7 +89,7 @@ def check_keys(cfg: Config) -> None:
         if a_variable:
             advice = ': what a base file made of it stays as it was; set that, or remove it'
         else:
-            advice = _suggest(key, READ) or ': remove it'
+            advice = suggest(key, READ) or ': remove it'
         raise UserError(f'{file} sets {key!r}, and nothing reads it{advice}')
     _check_untyped(cfg._cfg_dict, cfg.filename, '')
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
@@ -127,11 +127,6 @@ def _check_hook(hook: dict, file: str) -> None:
     for name in hook:
         if name not in known and (near := difflib.get_close_matches(name, known, 1, 0.85)):
             raise UserError(f'{file}: {kind} does not know {name}; did you mean {near[0]!r}?')
-
-
-def _suggest(name: str, names) -> str:
-    near = difflib.get_close_matches(name, [str(n) for n in names], 1, 0.75)
-    return f'; did you mean {near[0]!r}?' if near else ''
 
 
 def nodes(value) -> Iterator:

@@ -395,9 +395,12 @@ def write_details(cfg: Config) -> None:
             evaluator.setdefault('out_dir', cfg.work_dir)
 
 
-def without_ema(cfg: Config) -> list[dict]:
-    """The custom hooks but for moving averages: a checkpoint's ``state_dict`` is the average already."""
-    return [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'EMAHook']
+def for_testing(cfg: Config, checkpoint: str) -> None:
+    """Test the weights of ``checkpoint`` as they are: its ``state_dict`` is the moving average already."""
+    name_unreadable_images(cfg)
+    drop_pretrained(cfg)
+    cfg.load_from, cfg.resume = checkpoint, False
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'EMAHook']
 
 
 def choose_precision(cfg: Config, amp: bool, device: str) -> list[str]:

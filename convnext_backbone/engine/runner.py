@@ -141,7 +141,8 @@ class Runner(MMEngineRunner):
             _check_resumable(file, checkpoint)
             self.train_loop.steps_before = checkpoint['meta'].get('steps_per_epoch')
         self._compare_classes(file, checkpoint)
-        checkpoint.setdefault('state_dict', tensors_of(checkpoint, str(file)))  # where hooks look for it
+        if 'state_dict' not in checkpoint:
+            checkpoint['state_dict'] = tensors_of(checkpoint, str(file))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
