@@ -1,5 +1,6 @@
 """Weights: all of them or none, named in a report, and never code."""
 
+import hashlib
 import http.server
 import io
 import json
@@ -9,6 +10,8 @@ import re
 import struct
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt
+from convnext_backbone.backbones.convnext import ARCHITECTURES as V1_AND_V2
+from convnext_backbone.backbones.isotropic import ARCHITECTURES as ISOTROPIC
 from convnext_backbone.checkpoint import (
     CheckpointMismatch,
     UnreadableCheckpoint,
@@ -312,7 +317,7 @@ def test_a_url_is_downloaded_once_into_the_weights_folder(server, tmp_path):
     for _ in range(2):
         assert torch.equal(read_checkpoint(server)['model']['w'], torch.ones(3))
     assert _Server.requests == 1
-    assert sorted(os.listdir(tmp_path / 'weights')) == ['w.pth', 'w.pth.url']
+    assert sorted(os.listdir(tmp_path / 'weights')) == ['w.pth', 'w.pth.lock', 'w.pth.url']
     with pytest.raises(UnreadableCheckpoint, match='was downloaded from'):
         read_checkpoint(server.replace('/w.pth', '/other/w.pth'))
 
@@ -321,7 +326,7 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(server, tmp_path):
     _Server.announced += 100
     with pytest.raises(UnreadableCheckpoint, match='cannot download'):
         read_checkpoint(server)
-    assert os.listdir(tmp_path / 'weights') == []
+    assert os.listdir(tmp_path / 'weights') == ['w.pth.lock']
 
 
 def test_an_unreachable_url_is_told_with_the_folder_to_put_the_file_in(tmp_path, monkeypatch):
@@ -376,7 +381,7 @@ def test_released_names_are_those_of_the_published_list():
                 for choice in match[1].split(',')
             ]
         listed.update(names)
-    v1 = {name: url for name, url in zoo.URLS.items() if name.startswith('convnext_')}
+    v1 = {name: w.url for name, w in zoo.RELEASED.items() if name.startswith('convnext_')}
     assert set(v1) == listed
     assert all(url == f'{weights["base_url"]}{name}.pth' for name, url in v1.items())
 
@@ -388,6 +393,79 @@ def test_a_released_name_is_looked_up_in_the_weights_folder(tmp_path, monkeypatc
     said = []
     monkeypatch.setattr(reading, 'print_log', lambda text, *_: said.append(text))
     assert load_checkpoint(ConvNeXt('v2_atto'), 'convnextv2_atto_1k_224_ema').fits
-    assert said == ['convnextv2_atto_1k_224_ema has the licence CC-BY-NC 4.0: no commercial use']
+    assert len(said) == 1 and said[0].startswith('convnextv2_atto_1k_224_ema: v2_atto, 1000 classes')
+    assert 'top-1 76.7 published at 224 x 224' in said[0] and said[0].endswith(': no commercial use')
     with pytest.raises(UnreadableCheckpoint, match="did you mean the released 'convnext_tiny_1k_224'"):
         load_checkpoint(model, 'convnext_tiny_1k_22')
+
+
+def test_released_weights_are_described_as_timm_and_torchvision_describe_them():
+    from timm.models import get_pretrained_cfg, list_pretrained
+    from torchvision import models
+
+    theirs = [get_pretrained_cfg(name) for name in list_pretrained('convnext*')]
+    theirs = {cfg.url: cfg for cfg in theirs if 'fbaipublicfiles' in (cfg.url or '')}
+    both = [w for w in zoo.RELEASED.values() if w.url in theirs]
+    assert len(both) == len(theirs) >= 36
+    for weights in both:
+        cfg = theirs[weights.url]
+        assert cfg.num_classes == weights.num_classes, weights.url
+        assert cfg.input_size == (3, weights.input_size, weights.input_size), weights.url
+        assert (cfg.mean, cfg.std) == (zoo.MEAN, zoo.STD)
+        assert (cfg.license == 'cc-by-nc-4.0') == (weights.licence == zoo.RESTRICTED)
+        assert (cfg.crop_mode == 'squash') == (weights.resize == weights.input_size), weights.url
+        assert cfg.crop_mode == 'squash' or int(224 / cfg.crop_pct) == weights.resize
+    for arch in ('tiny', 'small', 'base', 'large'):
+        official = getattr(models, f'ConvNeXt_{arch.capitalize()}_Weights').IMAGENET1K_V1
+        weights = zoo.RELEASED[f'torchvision_convnext_{arch}']
+        assert official.url == weights.url and weights.sha256 in official.url and weights.sha256
+        assert official.meta['_metrics']['ImageNet-1K']['acc@1'] == weights.top1
+        assert abs(official.meta['_file_size'] - weights.mebibytes) < 0.1
+        preset = official.transforms()
+        assert (preset.crop_size, preset.resize_size) == ([weights.input_size], [weights.resize])
+
+
+def test_released_accuracies_are_those_the_paper_prints():
+    file = SHARED / 'paper' / 'tables.json'
+    if not file.is_file():
+        pytest.skip(f'the published tables are not here: {file}')
+    tables = json.loads(file.read_text())
+    printed = {}
+    for arch, data, size, *_, top1 in tables['table1_imagenet']['rows']:
+        printed[f'convnext_{arch}_{"22k_1k" if data == "22k" else "1k"}_{size}'] = top1
+    released = {name.removesuffix('_ema'): w.top1 for name, w in zoo.RELEASED.items() if w.top1}
+    assert len(printed) == 12 and printed.items() <= released.items()
+
+
+def test_each_released_name_has_an_architecture_of_ours():
+    for name, weights in zoo.RELEASED.items():
+        kind, table = weights.arch.removeprefix('isotropic_'), V1_AND_V2
+        if weights.arch.startswith('isotropic_'):
+            table = ISOTROPIC
+        assert kind in table, name
+        assert kind.removeprefix('v2_') in name
+
+
+def test_a_download_must_have_the_hash_that_its_name_says(server, tmp_path):
+    digits = hashlib.sha256(_Server.content).hexdigest()[:8]
+    good, bad = (server.replace('w.pth', f'w-{start}.pth') for start in (digits, '00000000'))
+    assert torch.equal(read_checkpoint(good)['model']['w'], torch.ones(3))
+    with pytest.raises(UnreadableCheckpoint, match=f'SHA-256 begins with {digits}, not 00000000'):
+        read_checkpoint(bad)
+    kept = tmp_path / 'weights'
+    assert [name for name in sorted(os.listdir(kept)) if not name.endswith('.lock')] == [
+        f'w-{digits}.pth',
+        f'w-{digits}.pth.url',
+    ]
+    with (kept / f'w-{digits}.pth').open('ab') as file:  # damaged afterwards
+        file.write(b'0')
+    with pytest.raises(UnreadableCheckpoint, match=f'not {digits}; remove it and download it again'):
+        read_checkpoint(good)
+
+
+def test_several_processes_download_a_file_once(server, monkeypatch):
+    download = reading._download
+    monkeypatch.setattr(reading, '_download', lambda *args: (time.sleep(0.3), download(*args)))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_checkpoint, [server] * 4))
+    assert _Server.requests == 1

@@ -101,7 +101,7 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
         source = '22k' if 'in22k' in stem else '1k'
     ema = '_ema' * (stem == 'convnext_l_in1k_384')  # of large, only the average is published
     assert weights == ([f'convnext_{backbone.arch}_{source}_224{ema}'] if source else [])
-    assert all(name in zoo.URLS for name in weights)
+    assert all(name in zoo.RELEASED for name in weights)
     if folder == 'detection':
         assert cfg.train_cfg.max_epochs == (12 if stem.endswith('_1x') else 36)
         assert cfg.model.type == ('MaskRCNN' if stem.startswith('mask_rcnn') else 'CascadeRCNN')

@@ -4,6 +4,10 @@ python tools/convert.py convnext_tiny_1k_224 --to timm
 python tools/convert.py work_dirs/convnext_t_in1k/epoch_300.pth --to hf --weights ema --out model.safetensors
 
 official and torchvision write .pth, the others .safetensors; safetensors has the official names.
+
+python tools/convert.py --list
+
+prints the released names with size, published accuracy, image size and licence.
 """
 
 import os
@@ -16,6 +20,7 @@ from safetensors.torch import save_file
 from convnext_backbone.checkpoint import read_checkpoint
 from convnext_backbone.checkpoint.formats import from_released, infer_arch, tensors_of, to_released
 from convnext_backbone.checkpoint.read import file_hash, local_file
+from convnext_backbone.checkpoint.zoo import RELEASED
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.errors import UserError
 
@@ -24,17 +29,25 @@ FORMATS = ('official', 'timm', 'torchvision', 'hf', 'mmpretrain', 'safetensors')
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument('file', help='path, URL or released name')
-    parser.add_argument('--to', required=True, choices=FORMATS)
+    parser.add_argument('file', nargs='?', help='path, URL or released name')
+    parser.add_argument('--to', choices=FORMATS)
     parser.add_argument('--out', metavar='FILE', help='default: NAME.FORMAT.pth or .safetensors')
     parser.add_argument(
         '--weights', choices=('final', 'ema'), default='final', help='of a training with a moving average'
     )
-    return parser.parse_args(argv)
+    parser.add_argument('--list', action='store_true', help='the released names')
+    args = parser.parse_args(argv)
+    if not args.list and not (args.file and args.to):
+        parser.error('FILE and --to FORMAT, or --list')
+    return args
 
 
-def main(argv=None) -> Path:
+def main(argv=None) -> Path | None:
     args = parse_args(argv)
+    if args.list:
+        for name, released in RELEASED.items():
+            print(f'{name:34s} {released.mebibytes:6.0f} MiB  {released}')
+        return None
     file = local_file(args.file)
     source, tensors = to_released(tensors_of(read_checkpoint(file), str(file), args.weights))
     v2 = any('.grn.' in name for name in tensors)

@@ -15,14 +15,15 @@ import tempfile
 import urllib.request
 from pathlib import Path
 from pickle import UnpicklingError
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from filelock import FileLock
 from mmengine.logging import HistoryBuffer, print_log
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
+from tqdm import tqdm
 
 from ..errors import UserError
 from . import zoo
@@ -133,11 +134,13 @@ def local_file(path: str | os.PathLike) -> Path:
 
     The latter two are looked up in the weights folder, then downloaded. The folder is
     ``$CONVNEXT_WEIGHTS``, by default ``~/.cache/convnext_backbone``. A download goes to a temporary name
-    and is renamed when complete.
+    and is renamed when it is complete and has the SHA-256 that its name says, if it says one. Of several
+    processes one downloads, the others wait.
     """
-    url = zoo.URLS.get(str(path), str(path))
-    if licence := zoo.RESTRICTED.get(str(path)):
-        print_log(f'{path} has the licence {licence}', 'current', logging.WARNING)
+    if released := zoo.RELEASED.get(str(path)):
+        level = logging.WARNING if released.licence == zoo.RESTRICTED else logging.INFO
+        print_log(f'{path}: {released}', 'current', level)
+    url = released.url if released else str(path)
     if not url.startswith(('http://', 'https://')):
         file = Path(path).expanduser()
         if not file.is_file():
@@ -146,23 +149,29 @@ def local_file(path: str | os.PathLike) -> Path:
     folder = Path(os.environ.get(WEIGHTS_FOLDER, '~/.cache/convnext_backbone')).expanduser()
     file = folder / Path(urlparse(url).path).name
     source = file.with_name(f'{file.name}.url')  # where a downloaded file came from
-    if file.is_file():
-        known = source.read_text().strip() if source.is_file() else url
-        if known != url:
-            raise UnreadableCheckpoint(
-                f'{file} was downloaded from {known}, not from {url}: move it away, or give its path'
-            )
-        return file
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _download(url, file)
-        source.write_text(url)
-    except (URLError, OSError) as error:
+        if not file.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f'{file}.lock'):
+                if not file.is_file():
+                    _download(url, file)
+                    source.write_text(url)
+    except OSError as error:
         reason = getattr(error, 'reason', error)
         raise UnreadableCheckpoint(
             f'cannot download {url} ({reason}); fetch it on another machine and put it into {folder} '
             f'(or the folder that ${WEIGHTS_FOLDER} names), or train from scratch with --pretrained none'
         ) from error
+    known = source.read_text().strip() if source.is_file() else url
+    if known != url:
+        raise UnreadableCheckpoint(
+            f'{file} was downloaded from {known}, not from {url}: move it away, or give its path'
+        )
+    if not sha256(file).startswith(expected := zoo.published_hash(url)):
+        raise UnreadableCheckpoint(
+            f'{file} is not the file that {url} stands for: its SHA-256 begins with '
+            f'{sha256(file)[: len(expected)]}, not {expected}; remove it and download it again'
+        )
     return file
 
 
@@ -172,19 +181,31 @@ def _download(url: str, file: Path) -> None:
         urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
         tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.name, delete=False) as part,
     ):
+        size = int(answer.headers.get('Content-Length') or 0)
+        bar = tqdm(total=size or None, unit='B', unit_scale=True, desc=file.name, disable=None)
         try:
             while block := answer.read(1 << 20):
                 part.write(block)
-            size = answer.headers.get('Content-Length')
-            if size and part.tell() != int(size):
+                bar.update(len(block))
+            if size and part.tell() != size:
                 raise OSError(f'the connection ended after {part.tell()} of {size} bytes')
+            part.flush()
+            if not (found := sha256(part.name)).startswith(expected := zoo.published_hash(url)):
+                raise OSError(f'its SHA-256 begins with {found[: len(expected)]}, not {expected}')
         except BaseException:
             os.unlink(part.name)
             raise
+        finally:
+            bar.close()
     os.replace(part.name, file)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Of the file, in hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def file_hash(path: str | os.PathLike) -> str:
     """The first 16 hexadecimal digits of the file's SHA-256."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+    return sha256(path)[:16]

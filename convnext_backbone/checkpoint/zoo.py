@@ -1,34 +1,132 @@
-"""Released weights by name: where they come from, and under which licence."""
+"""Released weights by name: where they come from, what they are, and under which licence.
+
+Sources of the accuracies: the READMEs of the official code of V1 and V2, and torchvision's list of weights.
+Only where these print one for a file is there one here.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import torch
 
 from ..errors import suggest
 
-_V1 = 'https://dl.fbaipublicfiles.com/convnext/{}.pth'
-# Without _ema: the final weights of the training, which the published detectors and segmenters start from.
-_V1_NAMES = [
-    *(f'convnext_{size}_1k_224' for size in ('tiny', 'small', 'base')),
-    *(f'convnext_{size}_1k_224_ema' for size in ('tiny', 'small', 'base', 'large')),
-    *(f'convnext_{size}_1k_384' for size in ('base', 'large')),
-    *(f'convnext_{size}_22k_224' for size in ('tiny', 'small', 'base', 'large', 'xlarge')),
-    *(f'convnext_{size}_22k_1k_{n}' for size in ('tiny', 'small', 'base', 'large') for n in (224, 384)),
-    *(f'convnext_xlarge_22k_1k_{n}_ema' for n in (224, 384)),
-    *(f'convnext_iso_{size}_1k_224_ema' for size in ('small', 'base', 'large')),
-]
-_V2 = 'https://dl.fbaipublicfiles.com/convnext/convnextv2/{}/{}.pt'
-_V2_SIZES = ('atto', 'femto', 'pico', 'nano', 'tiny', 'base', 'large', 'huge')
-_V2_NAMES = {
-    'pt_only': [f'convnextv2_{size}_1k_224_fcmae' for size in _V2_SIZES],
-    'im1k': [f'convnextv2_{size}_1k_224_ema' for size in _V2_SIZES],
-    'im22k': [
-        *(f'convnextv2_{size}_22k_{n}_ema' for size in ('nano', 'tiny', 'base', 'large') for n in (224, 384)),
-        *(f'convnextv2_huge_22k_{n}_ema' for n in (384, 512)),
-    ],
-}
-URLS = {name: _V1.format(name) for name in _V1_NAMES}
-URLS |= {name: _V2.format(folder, name) for folder, names in _V2_NAMES.items() for name in names}
-# That of V1 (MIT) permits everything; that of V2 does not.
-RESTRICTED = {name: 'CC-BY-NC 4.0: no commercial use' for names in _V2_NAMES.values() for name in names}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of all of them: RGB, 0 to 1
+MIT, BSD = 'MIT', 'BSD-3-Clause'
+RESTRICTED = 'CC-BY-NC 4.0: no commercial use'
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One released file.
+
+    Attributes:
+        arch: as said in a config; ``isotropic_…`` is an :class:`IsotropicConvNeXt`.
+        num_classes: 0 where there is no classifier (self-supervised pretraining).
+        input_size: height and width in pixels, of the training and of the evaluation of ``top1``.
+        resize: short side before the centre crop; the image is squeezed to a square where the two are equal.
+        top1: published accuracy on ImageNet-1K in percent, ``None`` where none is.
+    """
+
+    url: str
+    arch: str
+    num_classes: int
+    input_size: int
+    resize: int
+    top1: float | None
+    licence: str
+
+    @property
+    def sha256(self) -> str:
+        """The first digits of the SHA-256, empty where none is published."""
+        return published_hash(self.url)
+
+    @property
+    def mebibytes(self) -> float:
+        """Size of the network's weights in float32; a file may hold more (the decoder of FCMAE)."""
+        from ..classification import Classifier
+
+        kind, arch = 'ConvNeXt', self.arch
+        if arch.startswith('isotropic_'):
+            kind, arch = 'IsotropicConvNeXt', arch.removeprefix('isotropic_')
+        with torch.device('meta'):
+            model = Classifier(dict(type=f'convnext_backbone.{kind}', arch=arch), self.num_classes or 1)
+        return sum(p.numel() for p in model.parameters()) * 4 / 2**20
+
+    def __str__(self) -> str:
+        what = f'{self.num_classes} classes' if self.num_classes else 'no classifier'
+        accuracy = f', top-1 {self.top1} published' if self.top1 else ''
+        shape = f'{self.input_size} x {self.input_size}, short side {self.resize} before the crop'
+        return f'{self.arch}, {what}{accuracy} at {shape}, licence {self.licence}'
+
+
+def published_hash(url: str) -> str:
+    """The start of the SHA-256 that a file's name says (``name-983f1562.pth``), empty if it says none."""
+    found = re.search(r'-([0-9a-f]{8,64})\.[a-z]+$', PurePosixPath(url).name)
+    return found[1] if found else ''
+
+
+def _entries():
+    url = 'https://dl.fbaipublicfiles.com/convnext/{}'
+
+    def v1(name, arch, size, top1, classes=1000):
+        resize = 256 if size == 224 else size
+        return name, Weights(url.format(f'{name}.pth'), arch, classes, size, resize, top1, MIT)
+
+    # With _ema: the moving average, whose accuracy is printed. Without: the final weights of the training,
+    # which the published detectors and segmenters start from.
+    for arch, top1 in dict(tiny=82.1, small=83.1, base=83.8, large=84.3).items():
+        if arch != 'large':
+            yield v1(f'convnext_{arch}_1k_224', arch, 224, None)
+        yield v1(f'convnext_{arch}_1k_224_ema', arch, 224, top1)
+    for arch, top1 in dict(base=85.1, large=85.5).items():
+        yield v1(f'convnext_{arch}_1k_384', arch, 384, top1)
+    fine_tuned = dict(
+        tiny=(82.9, 84.1), small=(84.6, 85.8), base=(85.8, 86.8), large=(86.6, 87.5), xlarge=(87.0, 87.8)
+    )
+    for arch, accuracies in fine_tuned.items():
+        yield v1(f'convnext_{arch}_22k_224', arch, 224, None, 21841)
+        for size, top1 in zip((224, 384), accuracies):
+            yield v1(f'convnext_{arch}_22k_1k_{size}' + '_ema' * (arch == 'xlarge'), arch, size, top1)
+    for arch, top1 in dict(small=78.7, base=82.0, large=82.6).items():
+        yield v1(f'convnext_iso_{arch}_1k_224_ema', f'isotropic_{arch}', 224, top1)
+
+    def v2(folder, name, arch, size, top1, classes=1000):
+        file = url.format(f'convnextv2/{folder}/{name}.pt')
+        resize = 256 if size == 224 else size
+        return name, Weights(file, f'v2_{arch}', classes, size, resize, top1, RESTRICTED)
+
+    from_1k = dict(atto=76.7, femto=78.5, pico=80.3, nano=81.9, tiny=83.0, base=84.9, large=85.8, huge=86.3)
+    for arch, top1 in from_1k.items():
+        yield v2('pt_only', f'convnextv2_{arch}_1k_224_fcmae', arch, 224, None, 0)
+        yield v2('im1k', f'convnextv2_{arch}_1k_224_ema', arch, 224, top1)
+    from_22k = dict(
+        nano={224: 82.1, 384: 83.4},
+        tiny={224: 83.9, 384: 85.1},
+        base={224: 86.8, 384: 87.7},
+        large={224: 87.3, 384: 88.2},
+        huge={384: 88.7, 512: 88.9},
+    )
+    for arch, accuracies in from_22k.items():
+        for size, top1 in accuracies.items():
+            yield v2('im22k', f'convnextv2_{arch}_22k_{size}_ema', arch, size, top1)
+
+    # Trained by torchvision's own recipe.
+    released = dict(
+        tiny=('983f1562', 236, 82.52),
+        small=('0c510722', 230, 83.616),
+        base=('6075fbad', 232, 84.062),
+        large=('ea097f82', 232, 84.414),
+    )
+    for arch, (sha, resize, top1) in released.items():
+        file = f'https://download.pytorch.org/models/convnext_{arch}-{sha}.pth'
+        yield f'torchvision_convnext_{arch}', Weights(file, arch, 1000, 224, resize, top1, BSD)
+
+
+RELEASED: dict[str, Weights] = dict(_entries())
 
 
 def nearest(name: str) -> str:
     """Words that suggest the released name nearest to ``name``; empty if none is near."""
-    return suggest(name, URLS, 0.8, 'the released ')
+    return suggest(name, RELEASED, 0.8, 'the released ')

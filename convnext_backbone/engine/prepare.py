@@ -227,7 +227,7 @@ def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) 
     if choice.lower() == 'none':
         node.init_cfg = others or None
         return ['no pretrained weights: --pretrained none']
-    remote = choice in zoo.URLS or choice.startswith(('http://', 'https://'))
+    remote = choice in zoo.RELEASED or choice.startswith(('http://', 'https://'))
     if not remote and not Path(choice).is_file():
         raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
     kept = next((init for init in given if init['type'] == PRETRAINED), {})
