@@ -5,16 +5,40 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
 
-from .checkpoint.formats import tensors_of
-from .checkpoint.load import load_tensors
-from .checkpoint.read import read_checkpoint
+from .checkpoint import load_trained, read_checkpoint
+from .checkpoint.read import local_file
 from .engine import prepare
+from .engine.runner import config_errors_in_words
 from .errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
+    """The model of a config, filled completely from a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        checkpoint: path, URL or released name.
+        weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_trained`.
+
+    Returns:
+        The model, the content of the file, and the report of what was loaded.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    cfg = cfg.copy()
+    prepare.use_plain_batch_norm(cfg)
+    prepare.drop_pretrained(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    file = local_file(checkpoint)
+    content = read_checkpoint(file)
+    model = config_errors_in_words(MODELS.build)(cfg.model)
+    return model.eval(), content, load_trained(model, content, file, weights=weights)
 
 
 class Predictor:
@@ -33,18 +57,11 @@ class Predictor:
     def __init__(self, config: str, checkpoint: str, device: str | None = None):
         self.device = prepare.choose_device(device)
         cfg = prepare.read_config(config)
-        prepare.use_plain_batch_norm(cfg)
-        prepare.drop_pretrained(cfg)
-        prepare.name_unreadable_images(cfg)
         if cfg.get('test_dataloader') is None or not cfg.get('visualizer'):
             raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
-        content = read_checkpoint(checkpoint)
-        self.model = MODELS.build(cfg.model)
-        load_tensors(
-            self.model, tensors_of(content, checkpoint), file=checkpoint, target=type(self.model).__name__
-        )
-        self.model.to(self.device).eval()
+        self.model, content, _ = trained_model(cfg, checkpoint)
+        self.model.to(self.device)
+        prepare.name_unreadable_images(cfg)
         self.meta = (content.get('meta') or {}).get('dataset_meta') or self._meta_of(cfg)
         steps = [
             step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in step['type']

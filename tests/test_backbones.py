@@ -7,8 +7,8 @@ import torch
 from conftest import command, largest_difference, last_line, reference_input, reference_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, Roadmap
-from convnext_backbone.backbones.convnext import ARCHITECTURES
+from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, Roadmap, fuse_for_inference
+from convnext_backbone.backbones.convnext import ARCHITECTURES, Block
 from convnext_backbone.backbones.layers import DropPath, GlobalResponseNorm
 from convnext_backbone.classification import Classifier
 from convnext_backbone.errors import UserError
@@ -325,3 +325,36 @@ def test_backbone_is_found_from_any_scope_without_custom_imports(scope):
         'print("built", b.out_channels)'
     )
     assert last_line(command('-c', code)) == 'built (40, 80, 160, 320)'
+
+
+@every_network
+def test_folded_weights_give_the_same_maps_and_are_undone(network):
+    """In float64 to the last digits; parameters, state_dict and gradients as if nothing had been folded."""
+    torch.manual_seed(0)
+    model = network().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # affine norms, layer scale and GRN that matter
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    x = torch.randn(2, 3, 64, 96, dtype=torch.double)
+    names = list(model.state_dict())
+    with torch.no_grad():
+        plain = model(x)
+        assert fuse_for_inference(model) == sum(isinstance(m, Block) for m in model.modules()) > 0
+        folded = model(x)
+    for a, b in zip(plain, folded):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        assert not torch.equal(a, b)  # another order of rounding: the folded path was taken
+    assert list(model.state_dict()) == names
+    sum(m.sum() for m in model(x)).backward()  # with gradients, the parameters themselves are used
+    assert all(p.grad is not None for p in model.parameters())
+    weights = {name: tensor * 2 for name, tensor in model.state_dict().items()}
+    for undo in (lambda: model.train(), lambda: model.load_state_dict(weights)):
+        model.eval()
+        fuse_for_inference(model)
+        undo()
+        assert all(m.folded_w1 is None for m in model.modules() if isinstance(m, Block))
+
+
+def test_folding_is_refused_in_training_mode():
+    with pytest.raises(UserError, match='call eval'):
+        fuse_for_inference(ConvNeXt(**SMALL).train())

@@ -593,7 +593,7 @@ def test_shards_are_evaluated_by_one_process_only(shards, monkeypatch):
 
 
 def test_a_slow_data_loader_is_told_once_with_both_speeds(shapes, tmp_path, monkeypatch):
-    """Each image takes 20 ms: at most 50 per second, of which the model could take more."""
+    """Each image takes 20 ms: at most 50 per second; the model could take more."""
     import time
 
     original = ImageDataset.__getitem__
@@ -607,4 +607,4 @@ def test_a_slow_data_loader_is_told_once_with_both_speeds(shapes, tmp_path, monk
     train(write_config(tmp_path, shapes / 'classification', more=more), tmp_path / 'w')
     (line,) = [line for line in log_of(tmp_path / 'w').splitlines() if 'the data loader gives' in line]
     given, possible = map(float, re.findall(r'\d+\.\d', line))
-    assert given < 50 < possible and 'raise train_dataloader.num_workers, now 0' in line
+    assert given < 50 and given < possible and 'raise train_dataloader.num_workers, now 0' in line

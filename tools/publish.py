@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from convnext_backbone import __version__
-from convnext_backbone.checkpoint import load_tensors, read_checkpoint
+from convnext_backbone.checkpoint import load_trained, read_checkpoint
 from convnext_backbone.checkpoint.formats import tensors_of
-from convnext_backbone.checkpoint.read import file_hash
+from convnext_backbone.checkpoint.read import file_hash, local_file
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.complexity import build_on_meta
 from convnext_backbone.engine import prepare
@@ -34,18 +34,19 @@ def main(argv=None) -> Path:
     args = parse_args(argv)
     cfg = prepare.read_config(args.config)
     prepare.check_work_dir(args.out)
-    content = read_checkpoint(args.checkpoint)
+    file = local_file(args.checkpoint)
+    content = read_checkpoint(file)
     if 'ema_state_dict' in content and args.weights is None:
         raise UserError(f'{args.checkpoint} holds final weights and their average: choose with --weights')
     tensors = tensors_of(content, args.checkpoint, args.weights)
     model = build_on_meta(cfg)
     model.to_empty(device='cpu')
-    print(load_tensors(model, tensors, file=args.checkpoint, target=type(model).__name__))
+    print(load_trained(model, content, file, weights=args.weights))
     meta = content.get('meta') or {}
     published = dict(
         arch=getattr(model.backbone, 'arch', None),
         dataset_meta=meta.get('dataset_meta'),
-        **mean_and_std(cfg),
+        **prepare.image_format(cfg),
         cfg=cfg.pretty_text,  # mmengine never runs what stands under this name
         config_name=Path(args.config).stem,
         convnext_backbone=__version__,
@@ -56,15 +57,6 @@ def main(argv=None) -> Path:
     os.replace(part, out)
     print(f'written: {out}, {out.stat().st_size / 2**20:.1f} MiB')
     return out
-
-
-def mean_and_std(cfg) -> dict:
-    """Of the channels in RGB order: 0 to 255 for a detector or segmenter, 0 to 1 for a classifier."""
-    source = cfg.model.get('data_preprocessor') or {}
-    if 'mean' not in source:
-        loader = cfg.get('test_dataloader') or cfg.get('train_dataloader') or {}
-        source = loader.get('dataset', {}).get('transform') or {}
-    return dict(mean=source.get('mean'), std=source.get('std'))
 
 
 if __name__ == '__main__':

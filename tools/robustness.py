@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from timm.data import ImageNetInfo
 
-from convnext_backbone.checkpoint import load_checkpoint, read_checkpoint
 from convnext_backbone.classification import ImageDataset
 from convnext_backbone.classification import robustness as scoring
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.engine import Runner, prepare
 from convnext_backbone.errors import UserError
-from convnext_backbone.registry import MODELS
+from convnext_backbone.inference import trained_model
 
 # columns of Table 8: which number, heading
 COLUMNS = {
@@ -74,13 +73,11 @@ def classifier(args, cfg, **which) -> dict:
     if not args.data_root or not Path(args.data_root).is_dir():
         given = args.data_root or 'nothing'
         raise UserError(f'--data-root must be the folder of the datasets (val, imagenet-a, ...), got {given}')
-    prepare.drop_pretrained(cfg)
-    model = MODELS.build(cfg.model)
-    print(load_checkpoint(model, args.checkpoint, weights=None))
-    model.to(device).eval()
+    model, content, report = trained_model(cfg, args.checkpoint)
+    print(report)
+    model.to(device)
     wnids = ImageNetInfo('imagenet-1k').label_names()
-    meta = read_checkpoint(args.checkpoint).get('meta') or {}
-    classes = (meta.get('dataset_meta') or {}).get('classes')
+    classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
     classes = classes or (wnids if cfg.model.num_classes == len(wnids) else None)
     index = classes and {name: number for number, name in enumerate(classes)}
     loader = cfg.test_dataloader

@@ -1,8 +1,8 @@
 """Networks that emit multi-scale feature maps."""
 
 from .base import DenseBackbone
-from .convnext import ConvNeXt
+from .convnext import ConvNeXt, fuse_for_inference
 from .isotropic import IsotropicConvNeXt
 from .roadmap import Roadmap
 
-__all__ = ['ConvNeXt', 'DenseBackbone', 'IsotropicConvNeXt', 'Roadmap']
+__all__ = ['ConvNeXt', 'DenseBackbone', 'IsotropicConvNeXt', 'Roadmap', 'fuse_for_inference']

@@ -71,12 +71,48 @@ class Block(nn.Module):
         self.pwconv2 = nn.Linear(EXPANSION * dim, dim)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
         self.drop_path = DropPath(drop_path)
+        self.unfold()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, H, W, C)
+        if self.folded_w1 is not None and not torch.is_grad_enabled():
+            y = F.layer_norm(y, self.norm.normalized_shape, eps=self.norm.eps)
+            y = F.gelu(F.linear(y, self.folded_w1, self.folded_b1))
+            y = y if isinstance(self.grn, nn.Identity) else self.grn.without_shift(y)
+            return x + F.linear(y, self.folded_w2, self.folded_b2).permute(0, 3, 1, 2)
         y = self.pwconv2(self.grn(F.gelu(self.pwconv1(self.norm(y)))))
         y = y if self.gamma is None else self.gamma * y
         return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiply what is linear into the two linear layers: see :func:`fuse_for_inference`."""
+        wide = torch.promote_types(self.pwconv1.weight.dtype, torch.float32)
+        w1, b1 = self.pwconv1.weight.to(wide), self.pwconv1.bias.to(wide)
+        w2, b2 = self.pwconv2.weight.to(wide), self.pwconv2.bias.to(wide)
+        b1 = b1 + w1 @ self.norm.bias.to(wide)
+        w1 = w1 * self.norm.weight.to(wide)
+        if not isinstance(self.grn, nn.Identity):
+            b2 = b2 + w2 @ self.grn.beta.to(wide).flatten()
+        if self.gamma is not None:
+            w2, b2 = w2 * self.gamma.to(wide)[:, None], b2 * self.gamma.to(wide)
+        for name, tensor in dict(w1=w1, b1=b1, w2=w2, b2=b2).items():
+            own = tensor.detach().to(self.pwconv1.weight.dtype, copy=True)
+            self.register_buffer(f'folded_{name}', own, persistent=False)
+
+    def unfold(self) -> None:
+        """Compute with the parameters themselves again."""
+        for name in ('w1', 'b1', 'w2', 'b2'):
+            self.register_buffer(f'folded_{name}', None, persistent=False)
+
+    def train(self, mode: bool = True) -> 'Block':
+        if mode:  # the parameters are about to change
+            self.unfold()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args) -> None:
+        self.unfold()
+        super()._load_from_state_dict(*args)
 
 
 class Downsample(nn.Conv2d):
@@ -183,6 +219,30 @@ class ConvNeXt(FourStageBackbone):
             self.stages.append(nn.Sequential(*stage))
         self.apply(init_layer)
         self.finish(LayerNorm2d)
+
+
+def fuse_for_inference(module: nn.Module) -> int:
+    """Fold norm affine, layer scale and response-norm shift into the linear layers of every block.
+
+    The folded weights stand beside the parameters and work only without gradients (``torch.no_grad()``,
+    ``torch.inference_mode()``); parameters and ``state_dict()`` stay as they are. ``train()`` and loading
+    weights undo it, :meth:`Block.unfold` too. Call it again after changing a parameter by hand.
+
+    Args:
+        module: a backbone, or a classifier, detector or segmenter around one, in evaluation mode.
+
+    Returns:
+        How many blocks were folded.
+
+    Raises:
+        UserError: ``module`` is in training mode.
+    """
+    if module.training:
+        raise UserError('fuse_for_inference: the module is in training mode, call eval() first')
+    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    for block in blocks:
+        block.fold()
+    return len(blocks)
 
 
 def init_layer(module: nn.Module) -> None:

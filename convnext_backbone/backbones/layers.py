@@ -33,10 +33,16 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C) -> same
+        return torch.addcmul(self.beta + x, self.gamma, x * self._share(x))
+
+    def without_shift(self, x: Tensor) -> Tensor:
+        """What :meth:`forward` gives without ``beta``, which the next layer can take into its bias."""
+        return x * (1 + self.gamma * self._share(x))
+
+    def _share(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)  # (N, 1, 1, C)
-        share = norms / (norms.mean(-1, keepdim=True) + 1e-6)
-        return torch.addcmul(self.beta + x, self.gamma, x * share.to(x.dtype))
+        return (norms / (norms.mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
 class DropPath(nn.Module):

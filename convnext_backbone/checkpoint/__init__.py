@@ -1,6 +1,6 @@
 """Weights: reading files safely, recognising them, loading them completely."""
 
-from .load import CheckpointMismatch, LoadReport, Pretrained, load_checkpoint, load_tensors
+from .load import CheckpointMismatch, LoadReport, Pretrained, load_checkpoint, load_tensors, load_trained
 from .read import UnreadableCheckpoint, close_unsafe_reader, read_checkpoint
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     'close_unsafe_reader',
     'load_checkpoint',
     'load_tensors',
+    'load_trained',
     'read_checkpoint',
 ]

@@ -121,6 +121,31 @@ def load_checkpoint(
     return report
 
 
+def load_trained(
+    model: nn.Module, content: dict, file: str | os.PathLike, *, weights: str | None = None, **asked
+) -> LoadReport:
+    """Fill a whole classifier, detector or segmenter from what :func:`read_checkpoint` gave.
+
+    A classifier takes the files of every family.
+
+    Args:
+        file: where ``content`` was read from.
+        weights: ``'final'`` or ``'ema'`` of a training with a moving average; ``None``: what it evaluated.
+        asked: ``skip`` and ``fresh`` of :func:`load_tensors`.
+
+    Raises:
+        CheckpointMismatch: something is left over on either side; the model is unchanged.
+        UserError: there are no such tensors.
+    """
+    tensors = tensors_of(content, str(file), weights)
+    said = f'sha256 {file_hash(file)}'
+    if names := getattr(model, 'checkpoint_names', None):
+        family, tensors = to_released(tensors)
+        said, asked['rename'] = f'{said}, {family}', names
+    said += f', {weights} weights' if weights else ''
+    return load_tensors(model, tensors, file=f'{file} ({said})', target=type(model).__name__, **asked)
+
+
 def load_tensors(
     module: nn.Module,
     tensors: dict[str, Tensor],

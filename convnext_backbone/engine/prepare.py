@@ -454,6 +454,17 @@ def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
                 node['skip_corrupt'] = True
 
 
+def image_format(cfg: Config) -> dict:
+    """What a network takes: order of the channels, range of their values before ``mean`` and ``std``."""
+    source = cfg.model.get('data_preprocessor') or {}
+    given = dict(channels='RGB' if source.get('bgr_to_rgb') else 'BGR', range=[0, 255])
+    if 'mean' not in source:  # a classifier, whose dataset gives normalised images
+        loader = cfg.get('test_dataloader') or cfg.get('train_dataloader') or {}
+        source = loader.get('dataset', {}).get('transform') or {}
+        given = dict(channels='RGB', range=[0, 1])
+    return dict(**given, mean=source.get('mean'), std=source.get('std'))
+
+
 def check_work_dir(work_dir: str) -> None:
     """Raise :class:`UserError` unless a file can be written into ``work_dir``."""
     try:

@@ -11,11 +11,10 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner as MMEngineRunner
 
 from ..checkpoint.formats import tensors_of
-from ..checkpoint.load import load_tensors
+from ..checkpoint.load import load_trained
 from ..checkpoint.read import (
     UnreadableCheckpoint,
     close_unsafe_reader,
-    file_hash,
     local_file,
     read_checkpoint,
 )
@@ -147,16 +146,7 @@ class Runner(MMEngineRunner):
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        tensors = tensors_of(checkpoint, str(file))
-        rename = getattr(model, 'checkpoint_names', lambda names: {name: name for name in names})
-        report = load_tensors(
-            model,
-            {new: tensors[old] for old, new in rename(tensors).items()},
-            file=f'{file} (sha256 {file_hash(file)})',
-            target=type(model).__name__,
-            rename=rename,
-            **asked,
-        )
+        report = load_trained(model, checkpoint, file, **asked)
         self._has_loaded = True
         self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
         return checkpoint

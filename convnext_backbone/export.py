@@ -1,0 +1,259 @@
+"""A trained network as ONNX, TorchScript or a torch.export program, compared with eager before it is kept."""
+
+import copy
+import importlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbones import fuse_for_inference
+from .backbones.convnext import Block
+from .classification import Classifier
+from .errors import UserError
+
+SUFFIXES = {'onnx': '.onnx', 'torchscript': '.torchscript.pt', 'torch_export': '.pt2'}
+SMALLEST = 64  # pixels: the last map keeps at least two positions, as the traced programs assume
+OPSET = 18  # of ONNX: the first that resizes as PyTorch does
+TOLERANCE = 1e-4  # of the largest number in eager's output
+INPUT, METADATA = 'images', 'convnext_backbone.json'
+
+
+class Network(nn.Module):
+    """What is exported: normalised images in, tensors out, nothing of a training.
+
+    Args:
+        model: a classifier, a segmenter, or anything else with a ``backbone``.
+        part: ``'whole'`` or ``'backbone'``.
+
+    Raises:
+        UserError: a detector as a whole, whose boxes are not a matter of tensors alone.
+    """
+
+    def __init__(self, model: nn.Module, part: str = 'whole'):
+        super().__init__()
+        self.model = model if part == 'whole' else model.backbone
+        self.dense = hasattr(self.model, 'decode_head')
+        if part == 'backbone':
+            if isinstance(model, Classifier):
+                raise UserError(
+                    'the backbone of a Classifier has no output norms: take the config of a detector or '
+                    'segmenter, or the part whole'
+                )
+            self.outputs = [f'map{index}' for index in self.model.out_indices]
+        elif self.dense or isinstance(model, Classifier):
+            self.outputs = ['logits']
+        else:
+            raise UserError(
+                f'{type(model).__name__} is no classifier and no segmenter: of a detector only the part '
+                'backbone is exported'
+            )
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(N, 3, H, W) -> logits (N, classes), logits (N, classes, H, W), or the maps of the backbone."""
+        if not self.dense:
+            return self.model(images)
+        logits = self.model(images, mode='tensor')
+        corners = self.model.decode_head.align_corners
+        return F.interpolate(logits, size=images.shape[2:], mode='bilinear', align_corners=corners)
+
+
+class AdaptiveMean(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` by two matrix products, which ONNX can express for images of any size.
+
+    Args:
+        size: positions of the output, of a square or (height, width).
+    """
+
+    def __init__(self, size: int | Sequence[int]):
+        super().__init__()
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, *size)
+        rows, columns = (self._weights(x, side - 2, n) for side, n in zip((4, 5), self.size))
+        return rows @ x @ columns.mT
+
+    @staticmethod
+    def _weights(x: Tensor, axis: int, n: int) -> Tensor:
+        """(n, length): row ``i`` averages from floor(i L / n) to ceil((i + 1) L / n)."""
+        length = x.shape[axis]
+        position = torch.arange(length, device=x.device)
+        i = torch.arange(n, device=x.device)[:, None]
+        start = torch.div(i * length, n, rounding_mode='floor')
+        end = torch.div((i + 1) * length + n - 1, n, rounding_mode='floor')
+        inside = ((position >= start) & (position < end)).to(x.dtype)
+        return inside / (end - start).to(x.dtype)
+
+
+class HalvingMaxPool(nn.Module):
+    """``nn.MaxPool2d(2)`` by windows, which torch.export can express for images of any size."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H // 2, W // 2)
+        return x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1))
+
+
+def prepare_network(model: nn.Module, part: str, format: str) -> Network:
+    """A copy of ``model`` ready to be traced: blocks folded, and without what that leaves unused."""
+    network = Network(copy.deepcopy(model), part).eval()
+    fuse_for_inference(network)
+    for module in list(network.modules()):
+        if isinstance(module, Block):
+            module.pwconv1 = module.pwconv2 = module.gamma = module.norm.weight = module.norm.bias = None
+        if hasattr(module, 'auxiliary_head'):
+            module.auxiliary_head = None
+        for name, child in module.named_children():
+            if format == 'onnx' and isinstance(child, nn.AdaptiveAvgPool2d):
+                setattr(module, name, AdaptiveMean(child.output_size))
+            if format == 'torch_export' and isinstance(child, nn.MaxPool2d) and child.kernel_size == 2:
+                setattr(module, name, HalvingMaxPool())
+    return network
+
+
+def export(
+    model: nn.Module,
+    out: str | os.PathLike,
+    format: str,
+    *,
+    part: str = 'whole',
+    size: tuple[int, int] = (224, 224),
+    meta: dict | None = None,
+) -> list[tuple[tuple[int, ...], float, float]]:
+    """Write ``model`` to ``out``, for batches and images of any size from 64 pixels on.
+
+    The file is kept if it gives what eager gives, on random images of three sizes.
+
+    Args:
+        model: in evaluation mode, on the CPU, float32.
+        format: ``'onnx'``, ``'torchscript'`` or ``'torch_export'``.
+        part: ``'whole'`` or ``'backbone'``.
+        size: height and width of the images that it is traced with.
+        meta: what belongs to the file (classes, mean, ...), written into it as JSON.
+
+    Returns:
+        For each input shape, the largest difference from eager and the largest number in its output.
+
+    Raises:
+        UserError: the part or the size does not fit, a package is missing, or the outputs differ.
+    """
+    if min(size) < SMALLEST:
+        raise UserError(
+            f'the image must be {SMALLEST} x {SMALLEST} pixels or more, got {size[0]} x {size[1]}'
+        )
+    write, read = _FORMATS[format]
+    out = Path(out)
+    eager, network = Network(model, part), prepare_network(model, part, format)
+    shapes = [(2, *size), (1, *size), (3, size[0] + 32, size[1] + 64)]
+    channels = getattr(model, 'backbone', model).in_channels
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(n, channels, *hw, generator=generator) for n, *hw in shapes]
+    with (
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}') as folder,
+        warnings.catch_warnings(action='ignore'),  # of the exporters, about themselves
+        torch.no_grad(),
+    ):
+        draft = Path(folder, out.name)
+        try:
+            write(network, batches[0], draft, json.dumps(meta or {}))
+        except OSError as error:
+            raise UserError(f'cannot write {out}: {error}') from error
+        run = read(draft)
+        report = [_compare(eager, run, images, format) for images in batches]
+        for file in Path(folder).iterdir():  # ONNX above 2 GiB keeps its weights in a second file
+            os.replace(file, out.with_name(file.name))
+    return report
+
+
+def _compare(eager: Network, run: Callable, images: Tensor, format: str) -> tuple:
+    expected = eager(images)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    found = run(images)
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            raise UserError(
+                f'not written: {format} gives {tuple(b.shape)} where eager gives {tuple(a.shape)}, on '
+                f'images of {tuple(images.shape)}'
+            )
+    difference = max((a - b).abs().max().item() for a, b in zip(expected, found))
+    largest = max(a.abs().max().item() for a in expected)
+    if not difference <= TOLERANCE * largest:
+        raise UserError(
+            f'not written: {format} differs from eager by {difference:.2g} (largest number {largest:.2g}) on '
+            f'images of {tuple(images.shape)}'
+        )
+    return tuple(images.shape), difference, largest
+
+
+def _dynamic() -> dict:
+    dim = torch.export.Dim
+    return {INPUT: {0: dim('batch'), 2: dim('height', min=SMALLEST), 3: dim('width', min=SMALLEST)}}
+
+
+def _write_onnx(network: Network, images: Tensor, file: Path, meta: str) -> None:
+    _need('onnx', 'onnxscript', 'onnxruntime')
+    for name in ('onnxscript', 'onnx_ir', 'torch.onnx'):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        network,
+        (images,),
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=network.outputs,
+        dynamic_shapes=_dynamic(),
+    )
+    program.model.metadata_props[METADATA] = meta
+    program.save(file)
+
+
+def _read_onnx(file: Path) -> Callable:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    return lambda images: [torch.from_numpy(out) for out in session.run(None, {INPUT: images.numpy()})]
+
+
+def _write_torchscript(network: Network, images: Tensor, file: Path, meta: str) -> None:
+    traced = torch.jit.trace(network, images, check_trace=False)
+    torch.jit.save(traced, str(file), _extra_files={METADATA: meta})
+
+
+def _read_torchscript(file: Path) -> Callable:
+    return _listed(torch.jit.load(str(file)))
+
+
+def _write_torch_export(network: Network, images: Tensor, file: Path, meta: str) -> None:
+    program = torch.export.export(network, (images,), dynamic_shapes=_dynamic())
+    torch.export.save(program, str(file), extra_files={METADATA: meta})
+
+
+def _read_torch_export(file: Path) -> Callable:
+    return _listed(torch.export.load(str(file)).module())
+
+
+def _listed(network: Callable) -> Callable:
+    def run(images: Tensor) -> list[Tensor]:
+        found = network(images)
+        return [found] if isinstance(found, Tensor) else list(found)
+
+    return run
+
+
+def _need(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'ONNX needs {", ".join(missing)}: pip install {" ".join(missing)}')
+
+
+_FORMATS = {
+    'onnx': (_write_onnx, _read_onnx),
+    'torchscript': (_write_torchscript, _read_torchscript),
+    'torch_export': (_write_torch_export, _read_torch_export),
+}
