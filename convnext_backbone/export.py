@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import fuse_for_inference
-from .backbones.convnext import Block
+from .backbones.convnext import Block, choose
 from .classification import Classifier
 from .errors import UserError
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.torchscript.pt', 'torch_export': '.pt2'}
-SMALLEST = 64  # pixels: the last map keeps at least two positions, as the traced programs assume
+SMALLEST = 64  # pixels to trace with: the last map has two positions, one would be taken for a constant
 OPSET = 18  # of ONNX: the first that resizes as PyTorch does
 TOLERANCE = 1e-4  # of the largest number in eager's output
 INPUT, METADATA = 'images', 'convnext_backbone.json'
@@ -47,7 +47,7 @@ class Network(nn.Module):
                     'the backbone of a Classifier has no output norms: take the config of a detector or '
                     'segmenter, or the part whole'
                 )
-            self.outputs = [f'map{index}' for index in self.model.out_indices]
+            self.outputs = [f'map{index}' for index in model.backbone.out_indices]
         elif self.dense or isinstance(model, Classifier):
             self.outputs = ['logits']
         else:
@@ -125,7 +125,7 @@ def export(
     size: tuple[int, int] = (224, 224),
     meta: dict | None = None,
 ) -> list[tuple[tuple[int, ...], float, float]]:
-    """Write ``model`` to ``out``, for batches and images of any size from 64 pixels on.
+    """Write ``model`` to ``out``, for batches and images of any size (torch.export: from 64 pixels on).
 
     The file is kept if it gives what eager gives, on random images of three sizes.
 
@@ -140,19 +140,21 @@ def export(
         For each input shape, the largest difference from eager and the largest number in its output.
 
     Raises:
-        UserError: the part or the size does not fit, a package is missing, or the outputs differ.
+        UserError: the part or the name does not fit, a package is missing, the format cannot express the
+            network, or the outputs differ.
     """
-    if min(size) < SMALLEST:
-        raise UserError(
-            f'the image must be {SMALLEST} x {SMALLEST} pixels or more, got {size[0]} x {size[1]}'
-        )
-    write, read = _FORMATS[format]
+    write, read = _FORMATS[choose('format', format, _FORMATS)]
     out = Path(out)
+    if format == 'torch_export' and out.suffix != '.pt2':
+        raise UserError(f'the name of a torch.export program must end in .pt2, got {out}')
     eager, network = Network(model, part), prepare_network(model, part, format)
-    shapes = [(2, *size), (1, *size), (3, size[0] + 32, size[1] + 64)]
-    channels = getattr(model, 'backbone', model).in_channels
+    traced = tuple(max(side, SMALLEST) for side in size)
+    shapes = [(2, *traced), (1, *(traced if format == 'torch_export' else size))]
+    shapes.append((3, traced[0] + 32, traced[1] + 64))
+    channels = getattr(getattr(model, 'backbone', model), 'in_channels', 3)
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(n, channels, *hw, generator=generator) for n, *hw in shapes]
+    out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}') as folder,
         warnings.catch_warnings(action='ignore'),  # of the exporters, about themselves
@@ -161,8 +163,13 @@ def export(
         draft = Path(folder, out.name)
         try:
             write(network, batches[0], draft, json.dumps(meta or {}))
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f'cannot write {out}: {error}') from error
+        except Exception as error:  # the exporters have no error of their own in common
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f'{format} cannot express this {type(model).__name__}: {reason}') from error
         run = read(draft)
         report = [_compare(eager, run, images, format) for images in batches]
         for file in Path(folder).iterdir():  # ONNX above 2 GiB keeps its weights in a second file

@@ -317,7 +317,7 @@ def test_a_url_is_downloaded_once_into_the_weights_folder(server, tmp_path):
     for _ in range(2):
         assert torch.equal(read_checkpoint(server)['model']['w'], torch.ones(3))
     assert _Server.requests == 1
-    assert sorted(os.listdir(tmp_path / 'weights')) == ['w.pth', 'w.pth.lock', 'w.pth.url']
+    assert sorted(os.listdir(tmp_path / 'weights')) == ['.lock', 'w.pth', 'w.pth.url']
     with pytest.raises(UnreadableCheckpoint, match='was downloaded from'):
         read_checkpoint(server.replace('/w.pth', '/other/w.pth'))
 
@@ -326,7 +326,7 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(server, tmp_path):
     _Server.announced += 100
     with pytest.raises(UnreadableCheckpoint, match='cannot download'):
         read_checkpoint(server)
-    assert os.listdir(tmp_path / 'weights') == ['w.pth.lock']
+    assert os.listdir(tmp_path / 'weights') == ['.lock']
 
 
 def test_an_unreachable_url_is_told_with_the_folder_to_put_the_file_in(tmp_path, monkeypatch):
@@ -450,13 +450,11 @@ def test_a_download_must_have_the_hash_that_its_name_says(server, tmp_path):
     digits = hashlib.sha256(_Server.content).hexdigest()[:8]
     good, bad = (server.replace('w.pth', f'w-{start}.pth') for start in (digits, '00000000'))
     assert torch.equal(read_checkpoint(good)['model']['w'], torch.ones(3))
-    with pytest.raises(UnreadableCheckpoint, match=f'SHA-256 begins with {digits}, not 00000000'):
-        read_checkpoint(bad)
+    for address in (bad, f'{bad}?dl=1'):
+        with pytest.raises(UnreadableCheckpoint, match=f'SHA-256 begins with {digits}, not 00000000'):
+            read_checkpoint(address)
     kept = tmp_path / 'weights'
-    assert [name for name in sorted(os.listdir(kept)) if not name.endswith('.lock')] == [
-        f'w-{digits}.pth',
-        f'w-{digits}.pth.url',
-    ]
+    assert sorted(os.listdir(kept)) == ['.lock', f'w-{digits}.pth', f'w-{digits}.pth.url']
     with (kept / f'w-{digits}.pth').open('ab') as file:  # damaged afterwards
         file.write(b'0')
     with pytest.raises(UnreadableCheckpoint, match=f'not {digits}; remove it and download it again'):
@@ -469,3 +467,13 @@ def test_several_processes_download_a_file_once(server, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read_checkpoint, [server] * 4))
     assert _Server.requests == 1
+
+
+def test_a_date_in_a_name_is_no_hash_and_a_url_without_a_file_is_told(server, tmp_path):
+    read_checkpoint(server.replace('w.pth', 'w-20240131.pth'))
+    for address in (server.removesuffix('w.pth'), 'http://[::1/w.pth', server.replace('w.pth', 'a b.pth')):
+        with pytest.raises(UnreadableCheckpoint, match='cannot download') as error:
+            read_checkpoint(address)
+        assert '\n' not in str(error.value)
+    assert sorted(os.listdir(tmp_path / 'weights')) == ['.lock', 'w-20240131.pth', 'w-20240131.pth.url']
+    assert (tmp_path / 'weights' / 'w-20240131.pth').stat().st_mode & 0o044 == 0o044  # others may read it

@@ -4,7 +4,8 @@ python tools/export.py configs/classification/convnext_t_in1k.py convnext_tiny_1
 python tools/export.py configs/segmentation/upernet_convnext_t.py CHECKPOINT --format torch_export
 python tools/export.py configs/detection/mask_rcnn_convnext_t.py CHECKPOINT --format onnx --part backbone
 
-Input: images (N, 3, H, W) in RGB, normalised as the file's metadata says; any N, H and W from 64 pixels on.
+Input: images (N, 3, H, W), channels and normalisation as the file's metadata says; any N, any H and W (in a
+torch.export program from 64 pixels on).
 Output: logits (N, classes); logits (N, classes, H, W); or the maps of the backbone, map0 first.
 The file is compared with eager on random images of three sizes before it is kept.
 """
@@ -12,10 +13,10 @@ The file is compared with eager on random images of three sizes before it is kep
 from pathlib import Path
 
 from convnext_backbone.cli import Parser, run
-from convnext_backbone.complexity import build_on_meta, default_size
+from convnext_backbone.complexity import default_size
 from convnext_backbone.engine import prepare
 from convnext_backbone.errors import UserError
-from convnext_backbone.export import METADATA, SUFFIXES, Network, export
+from convnext_backbone.export import METADATA, SUFFIXES, export
 from convnext_backbone.inference import trained_model
 
 
@@ -40,12 +41,11 @@ def main(argv=None) -> Path:
     out = Path(args.out or stem + SUFFIXES[args.format])
     if out.exists():
         raise UserError(f'{out} exists: remove it, or give another name with --out')
-    prepare.check_work_dir(out.parent)
-    Network(build_on_meta(cfg), args.part)  # whether there is such a part, before anything is read
+    prepare.check_work_dir(str(out.parent), '--out')
     model, content, report = trained_model(cfg, args.checkpoint, args.weights)
     print(report)
     meta = dict(
-        config=stem,
+        config=Path(args.config).stem,
         part=args.part,
         **prepare.image_format(cfg),
         classes=((content.get('meta') or {}).get('dataset_meta') or {}).get('classes'),

@@ -13,7 +13,6 @@ import torch
 
 from convnext_backbone import __version__
 from convnext_backbone.checkpoint import load_trained, read_checkpoint
-from convnext_backbone.checkpoint.formats import tensors_of
 from convnext_backbone.checkpoint.read import file_hash, local_file
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.complexity import build_on_meta
@@ -33,12 +32,11 @@ def parse_args(argv=None):
 def main(argv=None) -> Path:
     args = parse_args(argv)
     cfg = prepare.read_config(args.config)
-    prepare.check_work_dir(args.out)
+    prepare.check_work_dir(args.out, '--out')
     file = local_file(args.checkpoint)
     content = read_checkpoint(file)
     if 'ema_state_dict' in content and args.weights is None:
         raise UserError(f'{args.checkpoint} holds final weights and their average: choose with --weights')
-    tensors = tensors_of(content, args.checkpoint, args.weights)
     model = build_on_meta(cfg)
     model.to_empty(device='cpu')
     print(load_trained(model, content, file, weights=args.weights))
@@ -52,7 +50,7 @@ def main(argv=None) -> Path:
         convnext_backbone=__version__,
     )
     part = Path(args.out, f'{Path(args.config).stem}.part')
-    torch.save(dict(state_dict=tensors, meta=published), part)
+    torch.save(dict(state_dict=model.state_dict(), meta=published), part)
     out = part.with_name(f'{part.stem}-{file_hash(part)[:8]}.pth')
     os.replace(part, out)
     print(f'written: {out}, {out.stat().st_size / 2**20:.1f} MiB')

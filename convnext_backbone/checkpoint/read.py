@@ -11,8 +11,8 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.parse import urlparse
@@ -147,57 +147,57 @@ def local_file(path: str | os.PathLike) -> Path:
             raise UnreadableCheckpoint(f'no file of weights at {file}{zoo.nearest(url)}')
         return file
     folder = Path(os.environ.get(WEIGHTS_FOLDER, '~/.cache/convnext_backbone')).expanduser()
-    file = folder / Path(urlparse(url).path).name
-    source = file.with_name(f'{file.name}.url')  # where a downloaded file came from
     try:
+        if not (name := Path(urlparse(url).path).name):
+            raise ValueError('it names no file')
+        file = folder / name
+        source = file.with_name(f'{name}.url')  # where a downloaded file came from
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f'{file}.lock'):
+            with FileLock(folder / '.lock', mode=0o666):
                 if not file.is_file():
                     _download(url, file)
                     source.write_text(url)
-    except OSError as error:
+        known = source.read_text().strip() if source.is_file() else url
+        expected = zoo.published_hash(url)
+        found = sha256(file)[: len(expected)] if expected else ''
+    except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, 'reason', error)
         raise UnreadableCheckpoint(
             f'cannot download {url} ({reason}); fetch it on another machine and put it into {folder} '
             f'(or the folder that ${WEIGHTS_FOLDER} names), or train from scratch with --pretrained none'
         ) from error
-    known = source.read_text().strip() if source.is_file() else url
     if known != url:
         raise UnreadableCheckpoint(
             f'{file} was downloaded from {known}, not from {url}: move it away, or give its path'
         )
-    if not sha256(file).startswith(expected := zoo.published_hash(url)):
+    if found != expected:
         raise UnreadableCheckpoint(
-            f'{file} is not the file that {url} stands for: its SHA-256 begins with '
-            f'{sha256(file)[: len(expected)]}, not {expected}; remove it and download it again'
+            f'{file} is not the file that {url} stands for: its SHA-256 begins with {found}, not {expected}; '
+            'remove it and download it again'
         )
     return file
 
 
 def _download(url: str, file: Path) -> None:
     print_log(f'downloading {url} to {file}', 'current')
-    with (
-        urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
-        tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.name, delete=False) as part,
-    ):
-        size = int(answer.headers.get('Content-Length') or 0)
-        bar = tqdm(total=size or None, unit='B', unit_scale=True, desc=file.name, disable=None)
-        try:
-            while block := answer.read(1 << 20):
-                part.write(block)
-                bar.update(len(block))
-            if size and part.tell() != size:
-                raise OSError(f'the connection ended after {part.tell()} of {size} bytes')
-            part.flush()
-            if not (found := sha256(part.name)).startswith(expected := zoo.published_hash(url)):
-                raise OSError(f'its SHA-256 begins with {found[: len(expected)]}, not {expected}')
-        except BaseException:
-            os.unlink(part.name)
-            raise
-        finally:
-            bar.close()
-    os.replace(part.name, file)
+    part = file.with_name(f'{file.name}.part')  # the caller holds the folder's lock
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open('wb') as stream:
+            size = int(answer.headers.get('Content-Length') or 0)
+            with tqdm(total=size or None, unit='B', unit_scale=True, desc=file.name, disable=None) as bar:
+                while block := answer.read(1 << 20):
+                    stream.write(block)
+                    bar.update(len(block))
+            if size and stream.tell() != size:
+                raise OSError(f'the connection ended after {stream.tell()} of {size} bytes')
+        if expected := zoo.published_hash(url):
+            found = sha256(part)[: len(expected)]
+            if found != expected:
+                raise OSError(f'its SHA-256 begins with {found}, not {expected}')
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def sha256(path: str | os.PathLike) -> str:

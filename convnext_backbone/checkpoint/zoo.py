@@ -7,6 +7,7 @@ Only where these print one for a file is there one here.
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from urllib.parse import urlparse
 
 import torch
 
@@ -62,9 +63,12 @@ class Weights:
 
 
 def published_hash(url: str) -> str:
-    """The start of the SHA-256 that a file's name says (``name-983f1562.pth``), empty if it says none."""
-    found = re.search(r'-([0-9a-f]{8,64})\.[a-z]+$', PurePosixPath(url).name)
-    return found[1] if found else ''
+    """The start of the SHA-256 that a file's name says (``name-983f1562.pth``), empty if it says none.
+
+    Eight digits that may be a date (``name-20240131.pth``) say none.
+    """
+    found = re.search(r'-([0-9a-f]{8,64})\.[a-z]+$', PurePosixPath(urlparse(url).path).name)
+    return found[1] if found and not re.fullmatch(r'(19|20)\d{6}', found[1]) else ''
 
 
 def _entries():

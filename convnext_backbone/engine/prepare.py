@@ -465,7 +465,7 @@ def image_format(cfg: Config) -> dict:
     return dict(**given, mean=source.get('mean'), std=source.get('std'))
 
 
-def check_work_dir(work_dir: str) -> None:
+def check_work_dir(work_dir: str, option: str = '--work-dir') -> None:
     """Raise :class:`UserError` unless a file can be written into ``work_dir``."""
     try:
         os.makedirs(work_dir, exist_ok=True)
@@ -473,7 +473,7 @@ def check_work_dir(work_dir: str) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f'cannot write into {work_dir} ({error.strerror}): choose another --work-dir'
+            f'cannot write into {work_dir} ({error.strerror}): choose another {option}'
         ) from error
 
 
