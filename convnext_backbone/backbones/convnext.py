@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from ..errors import UserError, suggest
 from ..registry import MODELS
 from .base import STRIDES, FourStageBackbone, positive_integers
@@ -52,6 +53,8 @@ class Block(nn.Module):
         layer_scale: starting value of the per-channel gain ``gamma``; ``None`` leaves it out (V2).
         grn: response norm after the activation (V2).
         dilation: of the depthwise convolution.
+        fused: compute by :mod:`convnext_backbone.ops`, and in training leave out the samples whose branch
+            is dropped; ``False``: by the ordinary layers.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Block(nn.Module):
         layer_scale: float | None = LAYER_SCALE,
         grn: bool = False,
         dilation: int = 1,
+        fused: bool = True,
     ):
         super().__init__()
+        self.fused = fused
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, EXPANSION * dim)
@@ -74,15 +79,65 @@ class Block(nn.Module):
         self.unfold()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
-        y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, H, W, C)
-        if self.folded_w1 is not None and not torch.is_grad_enabled():
+        if not self.fused or not ops.available(x):
+            return x + self.drop_path(self._branch(x))
+        rate = self.drop_path.rate if self.training else 0.0
+        if rate == 0.0:
+            return self._sum(x, 1.0)
+        x = x.to(self.pwconv2.weight.dtype)
+        # Drawn on the CPU, so that the number of samples is known without waiting for a GPU.
+        kept = (torch.rand(len(x)) >= rate).nonzero().flatten()
+        if len(kept) == len(x):
+            return self._sum(x, 1 / (1 - rate))
+        scale = 1 / (1 - rate) if len(kept) else 0.0
+        kept = kept if len(kept) else torch.zeros(1, dtype=torch.long)  # every parameter has a gradient
+        x, kept = x.permute(0, 2, 3, 1), kept.to(x.device, non_blocking=True)
+        part = self._sum(x.index_select(0, kept).permute(0, 3, 1, 2), scale).permute(0, 2, 3, 1)
+        return x.index_copy(0, kept, part).permute(0, 3, 1, 2)
+
+    def _sum(self, x: Tensor, scale: float) -> Tensor:
+        """``x + scale * branch(x)`` by :mod:`convnext_backbone.ops`, in the data type of the parameters.
+
+        Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
+        """
+        x = x.to(self.pwconv2.weight.dtype)
+        y = ops.depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, self.dwconv.dilation[0])
+        y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
+        if not isinstance(self.grn, nn.Identity):
+            y = self._mlp(y).permute(0, 3, 1, 2)
+            return x + (y if scale == 1.0 else y * scale)
+        if self._folded():
+            norm, gain = (None, None, self.norm.eps), None
+            first, second = (self.folded_w1, self.folded_b1), (self.folded_w2, self.folded_b2)
+        else:
+            norm, gain = (self.norm.weight, self.norm.bias, self.norm.eps), self.gamma
+            first = self.pwconv1.weight, self.pwconv1.bias
+            second = self.pwconv2.weight, self.pwconv2.bias
+        if scale != 1.0:
+            gain = y.new_full((y.shape[-1],), scale) if gain is None else gain * scale
+        folded = self._folded()
+        return ops.norm_mlp(y, x.permute(0, 2, 3, 1), norm, first, second, gain, folded).permute(0, 3, 1, 2)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        """By the ordinary layers, which compilers fuse; they take the depthwise convolution as it is."""
+        conv = self.dwconv
+        if self.fused and torch.compiler.is_dynamo_compiling():
+            y = ops.depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0])
+        else:
+            y = conv(x)
+        return self._mlp(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _mlp(self, y: Tensor) -> Tensor:  # (N, H, W, C) -> same
+        if self._folded():
             y = F.layer_norm(y, self.norm.normalized_shape, eps=self.norm.eps)
             y = F.gelu(F.linear(y, self.folded_w1, self.folded_b1))
             y = y if isinstance(self.grn, nn.Identity) else self.grn.without_shift(y)
-            return x + F.linear(y, self.folded_w2, self.folded_b2).permute(0, 3, 1, 2)
+            return F.linear(y, self.folded_w2, self.folded_b2)
         y = self.pwconv2(self.grn(F.gelu(self.pwconv1(self.norm(y)))))
-        y = y if self.gamma is None else self.gamma * y
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        return y if self.gamma is None else self.gamma * y
+
+    def _folded(self) -> bool:
+        return self.folded_w1 is not None and not torch.is_grad_enabled()
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -155,6 +210,7 @@ class ConvNeXt(FourStageBackbone):
         frozen_stages: as in mmdet's ResNet; see :class:`DenseBackbone`.
         with_cp: gradient checkpointing; see :class:`DenseBackbone`.
         output_norm: a norm on every emitted map; ``False`` for a classifier, which has its own.
+        fused: ``False``: blocks compute by ordinary layers instead of :mod:`convnext_backbone.ops`.
         init_cfg: as in mmengine.
 
     Raises:
@@ -175,6 +231,7 @@ class ConvNeXt(FourStageBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         output_norm: bool = True,
+        fused: bool = True,
         init_cfg: dict | list | None = None,
     ):
         depths, widths = _sizes(arch, depths, dims)
@@ -213,7 +270,10 @@ class ConvNeXt(FourStageBackbone):
                 down = nn.Sequential(LayerNorm2d(before), resample)
             self.downsample_layers.append(down)
             block = dict(
-                layer_scale=None if v2 else layer_scale_init_value or None, grn=v2, dilation=dilation
+                layer_scale=None if v2 else layer_scale_init_value or None,
+                grn=v2,
+                dilation=dilation,
+                fused=fused,
             )
             stage = [Block(dim, drop_path=rate, **block) for rate in self.drop_rates[i]]
             self.stages.append(nn.Sequential(*stage))

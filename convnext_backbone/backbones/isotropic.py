@@ -47,6 +47,7 @@ class IsotropicConvNeXt(DenseBackbone):
         frozen_stages: -1 freezes nothing, 0 the stem, ``k`` the stem and the first ``k`` blocks.
         with_cp: gradient checkpointing; see :class:`DenseBackbone`.
         output_norm: a norm on every emitted map; ``False`` for a classifier, which has its own.
+        fused: as of :class:`ConvNeXt`.
         init_cfg: as in mmengine.
 
     Raises:
@@ -68,6 +69,7 @@ class IsotropicConvNeXt(DenseBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         output_norm: bool = True,
+        fused: bool = True,
         init_cfg: dict | list | None = None,
     ):
         *sizes, layer_scale = ARCHITECTURES[choose('arch', arch, ARCHITECTURES)]
@@ -94,7 +96,9 @@ class IsotropicConvNeXt(DenseBackbone):
 
         self.stem = nn.Conv2d(in_channels, dim, PATCH, stride=PATCH)
         rates = drop_rates(drop_path_rate, depth)
-        self.blocks = nn.Sequential(*[Block(dim, drop_path=r, layer_scale=layer_scale) for r in rates])
+        self.blocks = nn.Sequential(
+            *[Block(dim, drop_path=rate, layer_scale=layer_scale, fused=fused) for rate in rates]
+        )
         pyramid = [
             nn.Sequential(
                 nn.ConvTranspose2d(dim, dim // 2, 2, stride=2),

@@ -1,0 +1,118 @@
+"""Depthwise convolution with a weight gradient that is not the slow part of training.
+
+PyTorch's (oneDNN's) weight gradient of a depthwise convolution on a CPU takes several times as long as the
+convolution. Here the batch is folded into the channels and the gradient of the output is the kernel: one
+depthwise convolution with a large kernel and a 7 x 7 output, in bands of rows.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+
+BAND = 16  # rows of the gradient that make a kernel; a taller one is slower and less exact
+WHOLE = 32  # rows of a map that is taken as one band
+
+_library = torch.library.Library('convnext_backbone', 'FRAGMENT')
+_library.define('depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int dilation) -> Tensor')
+_library.define('depthwise_conv_weight_gradient(Tensor x, Tensor grad, int kernel, int dilation) -> Tensor')
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> Tensor:
+    """``F.conv2d`` with one filter a channel and a map of the same size.
+
+    Under autocast in its data type, as a convolution.
+
+    Args:
+        x: (N, C, H, W) in channels_last memory.
+        weight: (C, 1, K, K), K odd.
+        bias: (C,).
+
+    Returns:
+        (N, C, H, W) in channels_last memory.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        x, weight, bias = x.to(low), weight.to(low), bias.to(low)
+    if kernels.usable(x, x.shape[1]) or (
+        device == 'cpu' and torch.is_grad_enabled() and not torch.jit.is_tracing()
+    ):
+        return _DepthwiseConv.apply(x, weight, bias, dilation)
+    return _stock(x, weight, bias, dilation)
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, dilation):
+        ctx.save_for_backward(x, weight)
+        ctx.dilation = dilation
+        return torch.ops.convnext_backbone.depthwise_conv(x, weight, bias, dilation)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        ops, dilation = torch.ops.convnext_backbone, ctx.dilation
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:  # the same convolution with the filters turned round
+            dx = ops.depthwise_conv(grad, weight.flip(2, 3), None, dilation)
+        if ctx.needs_input_grad[1]:
+            dw = ops.depthwise_conv_weight_gradient(x, grad, weight.shape[-1], dilation).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            db = grad.sum((0, 2, 3))
+        return dx, dw, db, None
+
+
+def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    padding = weight.shape[-1] // 2 * dilation
+    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1])
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    if dilation == 1 and kernels.usable(x, x.shape[1]):
+        return kernels.depthwise_conv(x, weight, bias)
+    return _stock(x, weight, bias, dilation).contiguous(memory_format=torch.channels_last)
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int) -> Tensor:
+    """(C, 1, K, K), in float32 at least."""
+    if dilation == 1 and kernels.usable(x, x.shape[1]):
+        return kernels.depthwise_conv_weight_gradient(x, grad, kernel)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    n, c, height, width = x.shape
+    if x.device.type != 'cpu':
+        weight = x.new_empty(c, 1, kernel, kernel)
+        pad = [kernel // 2 * dilation] * 2
+        options = ([1, 1], pad, [dilation] * 2, False, [0, 0], c, [False, True, False])
+        return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[1].to(wide)
+    pad = kernel // 2 * dilation
+    padded = x.new_zeros(n, c, height + 2 * pad, width)  # NCHW memory: each (sample, channel) is a group
+    padded[:, :, pad : pad + height].copy_(x)
+    bands = 1 if height <= WHOLE else -(-height // BAND)
+    band = -(-height // bands)
+    total = None
+    for top in range(0, height, band):
+        filters = grad[:, :, top : top + band].reshape(n * c, 1, -1, width)
+        rows = padded[:, :, top : top + filters.shape[2] + 2 * pad].reshape(1, n * c, -1, width)
+        found = F.conv2d(rows, filters, padding=(0, pad), stride=dilation, groups=n * c)
+        found = found.view(n, c, 1, kernel, kernel).sum(0, dtype=wide)
+        total = found if total is None else total + found
+    return total
+
+
+for _device in ('CPU', 'CUDA'):
+    _library.impl('depthwise_conv', _forward, _device)
+    _library.impl('depthwise_conv_weight_gradient', _weight_gradient, _device)
+
+
+@torch.library.register_fake('convnext_backbone::depthwise_conv')
+def _(x, weight, bias, dilation):
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake('convnext_backbone::depthwise_conv_weight_gradient')
+def _(x, grad, kernel, dilation):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape[1], 1, kernel, kernel, dtype=wide)

@@ -1,0 +1,159 @@
+"""The Triton kernels against float64: on a GPU where there is one, else on a CPU in Triton's interpreter."""
+
+import os
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import command
+
+from convnext_backbone.backbones import ConvNeXt, fuse_for_inference
+from convnext_backbone.ops import kernels
+
+triton = pytest.importorskip('triton')
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+direct = pytest.mark.skipif(
+    not (kernels.INTERPRETED or DEVICE == 'cuda'), reason='no GPU: run by test_all_kernels_in_the_interpreter'
+)
+ROUNDING = 2**-7 if kernels.INTERPRETED else 2**-8  # of bfloat16, which the interpreter cuts off
+BOUND = {torch.float32: 2e-5, torch.bfloat16: 2.1 * ROUNDING, torch.float16: 2e-3}  # of the largest number
+every_dtype = pytest.mark.parametrize('dtype', BOUND, ids=lambda dtype: str(dtype)[6:])
+
+
+def close(found: torch.Tensor, exact: torch.Tensor, bound: float) -> None:
+    assert found.shape == exact.shape
+    assert (found.double() - exact).abs().max() <= bound * exact.abs().max()
+
+
+def test_all_kernels_in_the_interpreter():
+    """The tests below, in a process where Triton interprets."""
+    if kernels.INTERPRETED or DEVICE == 'cuda':
+        pytest.skip('the tests run here')
+    result = command('-m', 'pytest', '-q', 'tests/test_kernels.py', timeout=500, TRITON_INTERPRET='1')
+    counts = re.search(r'(\d+) passed, (\d+) skipped', result.stdout)
+    assert result.returncode == 0 and counts, result.stdout[-3000:]
+    assert int(counts[1]) >= 20 and int(counts[2]) <= 2
+
+
+@direct
+@every_dtype
+@pytest.mark.parametrize(
+    ('n', 'c', 'height', 'width'),
+    [(1, 64, 7, 7), (2, 32, 9, 11), (1, 32, 20, 5), (3, 32, 2, 3), (1, 32, 1, 17)],
+)
+def test_depthwise_convolution(n, c, height, width, dtype):
+    """Maps smaller than the kernel, of one row, higher than the rows of a program; not whole strips."""
+    torch.manual_seed(0)
+    x, grad = (torch.randn(n, c, height, width, device=DEVICE).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(c, 1, 7, 7) / 7).to(DEVICE, dtype), torch.randn(c).to(DEVICE, dtype)
+    exact_weight = weight.double().requires_grad_()
+    exact = F.conv2d(x.double(), exact_weight, bias.double(), padding=3, groups=c)
+    exact.backward(grad.double())
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    found = kernels.depthwise_conv(x, weight, bias)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+    close(found, exact.detach(), BOUND[dtype])
+    without = kernels.depthwise_conv(x, weight, None)
+    close(without, exact.detach() - bias.double()[:, None, None], BOUND[dtype])
+    gradient = kernels.depthwise_conv_weight_gradient(x, grad, 7)
+    assert gradient.dtype == torch.float32
+    close(gradient, exact_weight.grad, 1e-5)
+    assert torch.equal(gradient, kernels.depthwise_conv_weight_gradient(x, grad, 7))
+
+
+@direct
+@every_dtype
+@pytest.mark.parametrize(('rows', 'dim'), [(50, 32), (1, 32), (17, 40)])
+def test_linear_layers_with_what_follows(rows, dim, dtype):
+    torch.manual_seed(0)
+    x, residual = (torch.randn(rows, dim, device=DEVICE).to(dtype) for _ in range(2))
+    w1, w2 = torch.randn(4 * dim, dim) / dim**0.5, torch.randn(dim, 4 * dim) / dim**0.5
+    w1, w2 = w1.to(DEVICE, dtype), w2.to(DEVICE, dtype)
+    b1, b2, gain = (torch.randn(n, device=DEVICE).to(dtype) for n in (4 * dim, dim, dim))
+    hidden = torch.empty(rows, 4 * dim, device=DEVICE, dtype=dtype)
+    activated = kernels.linear_gelu(x, w1, b1, hidden)
+    close(hidden, F.linear(x.double(), w1.double(), b1.double()), BOUND[dtype])
+    close(activated, F.gelu(F.linear(x.double(), w1.double(), b1.double())), BOUND[dtype])
+    assert torch.equal(activated, kernels.linear_gelu(x, w1, b1))
+    grad = torch.randn(rows, dim, device=DEVICE).to(dtype)
+    leaf = hidden.double().requires_grad_()
+    F.linear(F.gelu(leaf), w2.double()).backward(grad.double())
+    dhidden, again = kernels.linear_gelu_backward(grad, w2, hidden)
+    close(dhidden, leaf.grad, BOUND[dtype])
+    close(again, F.gelu(hidden.double()), BOUND[dtype])
+    for scale in (gain, None):
+        out = torch.empty_like(residual)
+        kernels.linear_residual(activated, w2, b2, scale, residual, out)
+        exact = F.linear(activated.double(), w2.double(), b2.double())
+        exact = residual.double() + exact * (1 if scale is None else scale.double())
+        close(out, exact, BOUND[dtype])
+
+
+@direct
+def test_gelu_of_every_bfloat16_number_is_within_a_rounding():
+    """Also of large ones, whose square or exponential is infinite."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    x = bits.view(torch.bfloat16)
+    x = x[x.isfinite()].to(DEVICE)
+    x = F.pad(x, (0, -len(x) % 32)).view(-1, 32)
+    one = torch.eye(32, device=DEVICE, dtype=torch.bfloat16)
+    found = kernels.linear_gelu(x, one, torch.zeros(32, device=DEVICE, dtype=torch.bfloat16)).double()
+    exact = F.gelu(x.double())
+    assert found.isfinite().all()
+    assert ((found - exact).abs() <= 1.01 * ROUNDING * exact.abs() + 2e-5).all()
+
+
+@direct
+@pytest.mark.parametrize('autocast', [False, True])
+def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast):
+    """Float32 in the interpreter, or under autocast: maps and gradients, and folded inference."""
+    torch.manual_seed(0)
+    sizes = dict(depths=(1, 1, 1, 1), dims=(32,) * 4, layer_scale_init_value=0.5)
+    model = ConvNeXt(**sizes).to(DEVICE)
+    exact = ConvNeXt(**sizes, fused=False).to(DEVICE).double()
+    exact.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 32, 64, device=DEVICE)
+    grads = [torch.randn_like(m) for m in exact(x.double())]
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        maps = model(x)
+    torch.autograd.backward(maps, [g.to(m.dtype) for g, m in zip(grads, maps)])
+    torch.autograd.backward(exact(x.double()), grads)
+    bound = 0.05 if autocast or DEVICE == 'cuda' else 1e-4
+    for ours, reference in zip(model.parameters(), exact.parameters()):
+        assert (ours.grad.double() - reference.grad).norm() <= bound * reference.grad.norm()
+    fuse_for_inference(model.eval())
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        for ours, reference in zip(model(x), exact(x.double())):
+            close(ours, reference, bound)
+
+
+@pytest.mark.skipif(kernels.INTERPRETED, reason='the interpreter has no compiler')
+def test_kernels_compile_for_a_gpu_that_is_not_here():
+    """For sm_90, without a GPU; no register of the convolution spills into memory."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def compiled(function, types, constants, **options):
+        names = function.arg_names
+        signature = {n: 'constexpr' if n in constants else types.get(n, '*bf16') for n in names}
+        values = {(names.index(name),): value for name, value in constants.items()}
+        source = ASTSource(function, signature=signature, constexprs=values)
+        return triton.compile(source, target=GPUTarget('cuda', 90, 32), options=options).asm['ptx']
+
+    integers = dict.fromkeys(('height', 'width', 'rows', 'strips', 'm'), 'i32')
+    tile = dict(BW=kernels.COLUMNS, BC=kernels.CHANNELS)
+    assert 'fma.rn.f32' in compiled(kernels._depthwise, integers, dict(C=96, K=7, HAS_BIAS=True, **tile))
+    types = {**integers, 'out_ptr': '*fp32'}
+    assert 'fma.rn.f32' in compiled(kernels._depthwise_weight_gradient, types, dict(C=96, K=7, **tile))
+    for end in (0, 1, 2):
+        constants = dict(N=384, K=96, END=end, TRANSPOSED=end != 1, HAS_GAIN=end == 2, SAVE=end != 2)
+        constants |= dict(EXACT=False, WIDEN=False, BM=128, BN=128 if end == 0 else 64, BK=32)
+        assert 'wgmma' in compiled(kernels._linear, integers, constants, num_warps=8)  # tensor cores
+
+
+def test_without_a_gpu_the_kernels_are_not_used():
+    x = torch.randn(1, 32, 8, 8, device=DEVICE)
+    assert kernels.usable(x, 32) is kernels.INTERPRETED
+    assert not kernels.usable(x, 40) and not kernels.usable(x.double(), 32)
+    assert os.environ.get('TRITON_INTERPRET') == '1' or not kernels.usable(x.cpu().half(), 32)

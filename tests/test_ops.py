@@ -1,0 +1,316 @@
+"""The fast ways of a block against float64 of the ordinary layers: outputs, gradients, a training step."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, fuse_for_inference
+from convnext_backbone.backbones.convnext import Block
+from convnext_backbone.ops import depthwise, depthwise_conv, mlp, norm_mlp
+
+SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
+EPS = {torch.float64: 1e-15, torch.float32: 1.2e-7, torch.bfloat16: 7.9e-3, torch.float16: 9.8e-4}
+every_dtype = pytest.mark.parametrize('dtype', EPS, ids=lambda dtype: str(dtype)[6:])
+
+
+def gradients(function, inputs, grad):
+    """Output and gradients of ``function(*inputs)``, of fresh leaves."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in inputs]
+    out = function(*leaves)
+    out.backward(grad.to(out.dtype))
+    return [out.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
+
+
+def compare(found, stock, exact, dtype) -> None:
+    """Not further from float64 than the stock layers are, give or take a few roundings."""
+    for i, (ours, theirs, reference) in enumerate(zip(found, stock, exact, strict=True)):
+        assert ours.dtype == theirs.dtype and ours.shape == reference.shape
+        scale = reference.abs().max().item() + 1e-30
+        error, usual = (((t.double() - reference).abs().max() / scale).item() for t in (ours, theirs))
+        assert error <= 1.5 * usual + 8 * EPS[dtype], (i, error, usual)
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ('shape', 'dilation'),
+    [
+        ((2, 40, 7, 7), 1),
+        ((3, 8, 3, 2), 1),
+        ((1, 8, 1, 1), 1),
+        ((2, 8, 50, 37), 1),  # two and a half bands
+        ((1, 96, 33, 16), 1),
+        ((2, 8, 15, 9), 2),
+        ((1, 8, 40, 40), 4),
+    ],
+)
+def test_depthwise_convolution_and_its_gradients(shape, dilation, dtype):
+    torch.manual_seed(0)
+    channels = shape[1]
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(channels, 1, 7, 7) / 7, torch.randn(channels)
+    inputs, grad = [t.to(dtype) for t in (x, weight, bias)], torch.randn(shape).to(dtype)
+
+    def stock(x, w, b):
+        return F.conv2d(x, w, b, padding=3 * dilation, dilation=dilation, groups=channels)
+
+    found = gradients(lambda *a: depthwise_conv(*a, dilation), inputs, grad)
+    exact = gradients(stock, [t.double() for t in inputs], grad.double())
+    # The stock gradient of a bfloat16 convolution of dilation 4 may crash (torch 2.11, oneDNN): not run.
+    usual = found if dilation == 4 else gradients(stock, inputs, grad)
+    compare(found, usual, exact, dtype)
+    assert all((a - b).abs().max() <= 8 * EPS[dtype] * b.abs().max() for a, b in zip(found, exact))
+
+
+def test_depthwise_operators_keep_the_rules_of_torch_custom_operators():
+    x = torch.randn(2, 8, 9, 11).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(8, 1, 7, 7)
+    ops = torch.ops.convnext_backbone
+    checks = ('test_schema', 'test_faketensor', 'test_aot_dispatch_static')
+    for operator, arguments in (
+        (ops.depthwise_conv, (x, weight, None, 1)),
+        (ops.depthwise_conv_weight_gradient, (x, x.clone(), 7, 1)),
+    ):
+        found = torch.library.opcheck(operator.default, arguments, test_utils=checks)
+        assert set(found.values()) == {'SUCCESS'}
+
+
+def layers(x, residual, weight, bias, w1, b1, w2, b2, gain):
+    """What :func:`norm_mlp` stands for."""
+    y = F.layer_norm(x, x.shape[-1:], weight, bias, 1e-6)
+    y = F.linear(F.gelu(F.linear(y, w1, b1)), w2, b2)
+    return residual + (y if gain is None else gain * y)
+
+
+def fast(x, residual, weight, bias, w1, b1, w2, b2, gain):
+    return norm_mlp(x, residual, (weight, bias, 1e-6), (w1, b1), (w2, b2), gain)
+
+
+def mlp_inputs(shape, gain=True):
+    torch.manual_seed(0)
+    c = shape[-1]
+    found = [torch.randn(shape) * 3 + 1, torch.randn(shape), torch.rand(c) + 0.5, torch.randn(c)]
+    found += [torch.randn(4 * c, c) / c**0.5, torch.randn(4 * c), torch.randn(c, 4 * c) / c, torch.randn(c)]
+    return [*found, torch.randn(c) if gain else None]
+
+
+@every_dtype
+@pytest.mark.parametrize('gain', [True, False])
+@pytest.mark.parametrize('shape', [(2, 7, 7, 40), (1, 3, 1, 8), (1, 1, 1, 8), (2, 20, 13, 24)])
+def test_norm_and_mlp_and_their_gradients(shape, gain, dtype, monkeypatch):
+    inputs = [None if t is None else t.to(dtype) for t in mlp_inputs(shape, gain)]
+    monkeypatch.setattr(mlp, 'CHUNK_BYTES', 5000)  # several chunks, the last one shorter
+    grad = torch.randn(shape).to(dtype)
+    exact = gradients(layers, [None if t is None else t.double() for t in inputs], grad.double())
+    compare(gradients(fast, inputs, grad), gradients(layers, inputs, grad), exact, dtype)
+    with torch.no_grad():
+        stock = [layers(*inputs)]
+        compare([fast(*[None if t is None else t.clone() for t in inputs])], stock, exact[:1], dtype)
+
+
+def test_norm_and_mlp_without_affine_part_as_when_folded():
+    x, residual, *_, w1, b1, w2, b2, _ = [t.double() for t in mlp_inputs((2, 5, 5, 16))]
+    one, zero = torch.ones(16).double(), torch.zeros(16).double()
+    expected = layers(x, residual, one, zero, w1, b1, w2, b2, None)
+    leaves = [t.clone().requires_grad_() for t in (x, residual, w1, b1, w2, b2)]
+    found = fast(*leaves[:2], None, None, *leaves[2:], None)
+    torch.testing.assert_close(found, expected)
+    torch.autograd.gradcheck(lambda *a: fast(*a[:2], None, None, *a[2:], None), [t[:1, :2, :2] if t.ndim == 4
+        else t for t in (t.detach().requires_grad_() for t in leaves)])  # fmt: skip
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_gives_what_the_layers_under_autocast_give(dtype):
+    """Float32 residual, parameters and gradients; the error of the layers, not more."""
+    inputs = mlp_inputs((2, 9, 9, 32))
+    grad = torch.randn(2, 9, 9, 32)
+
+    def cast(function):
+        def run(*arguments):
+            with torch.autocast('cpu', dtype):
+                return function(*arguments)
+
+        return run
+
+    exact = gradients(layers, [t.double() for t in inputs], grad.double())
+    compare(gradients(cast(fast), inputs, grad), gradients(cast(layers), inputs, grad), exact, dtype)
+
+
+def test_float16_stays_finite_and_a_tiny_layer_scale_is_not_lost():
+    inputs = [t.half() for t in mlp_inputs((1, 4, 4, 32))]
+    inputs[0] *= 2000  # sum of squares far beyond 65504
+    found = fast(*inputs)
+    assert found.isfinite().all()
+    inputs = mlp_inputs((1, 4, 4, 32))
+    inputs[1].zero_()
+    inputs[8] = torch.full((32,), 1e-6)
+    with torch.autocast('cpu', torch.float16):
+        found = fast(*inputs)
+    exact = layers(*[t.double() for t in inputs])
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 5e-3 * exact.abs().max()
+
+
+NETWORKS = {
+    'v1': lambda **kwargs: ConvNeXt(**SMALL, layer_scale_init_value=0.5, **kwargs),
+    'v2': lambda **kwargs: ConvNeXt('v2_atto', **SMALL, **kwargs),
+    'dilated': lambda **kwargs: ConvNeXt(**SMALL, output_stride=8, **kwargs),
+    'isotropic': lambda **kwargs: IsotropicConvNeXt(depth=3, dim=16, **kwargs),
+}
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('network', NETWORKS.values(), ids=NETWORKS)
+def test_a_training_step_of_a_network_is_that_of_the_ordinary_layers(network, with_cp):
+    torch.manual_seed(0)
+    model = network(with_cp=with_cp).double()
+    plain = network(fused=False).double()
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 64, 96, dtype=torch.double)
+    steps = []
+    for one in (model, plain):
+        optimizer = torch.optim.AdamW(one.parameters(), lr=1e-3)
+        sum(m.square().mean() for m in one(x)).backward()
+        steps.append([p.grad.clone() for p in one.parameters()])
+        optimizer.step()
+    for a, b in zip(*steps):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    for a, b in zip(model(x), plain(x)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+class Operators(TorchDispatchMode):
+    """The names of all operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_the_backward_pass_needs_is_half_of_what_the_layers_keep():
+    """x, the map after the convolution, and the hidden layer: 6 of the 12 units of a block's map."""
+    sizes = []
+    for fused in (True, False):
+        block = Block(32, fused=fused)
+        x = torch.randn(2, 32, 20, 20).contiguous(memory_format=torch.channels_last).requires_grad_()
+        own = {p.data_ptr() for p in block.parameters()}
+        kept = {}
+
+        def keep(tensor, own=own, kept=kept):
+            if tensor.data_ptr() not in own:
+                kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            block(x)
+        sizes.append(sum(kept.values()) / x.numel())
+    assert 6 <= sizes[0] < 6.2 and sizes[1] >= 11
+
+
+def test_no_map_is_copied_from_one_layout_to_another_in_inference():
+    model = ConvNeXt(**SMALL, output_norm=False).eval()
+    x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), Operators() as seen:
+        maps = model(x)
+    assert all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+    assert not [name for name in seen.names if 'clone' in name or 'contiguous' in name]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_folded_and_packed_weights_are_as_exact_as_the_layers(dtype):
+    torch.manual_seed(0)
+    model = ConvNeXt(**SMALL, layer_scale_init_value=0.5).eval()
+    x = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        model, x = model.to(dtype), x.to(dtype)
+        stock = [m.clone() for m in ConvNeXt.forward(model, x)]
+        fuse_for_inference(model)
+        for _ in range(2):  # packed, then from the packed ones
+            compare(model(x), stock, exact, dtype)
+        moved = copy.deepcopy(model)
+        moved.load_state_dict({name: tensor * 0.5 for name, tensor in model.state_dict().items()})
+        fuse_for_inference(moved)
+        assert not torch.equal(moved(x)[3], model(x)[3])
+
+
+def test_dropped_samples_are_left_out_and_the_others_scaled(monkeypatch):
+    torch.manual_seed(0)
+    block = Block(8, drop_path=0.4, layer_scale=0.5).double().train()
+    x = torch.randn(4, 8, 9, 9, dtype=torch.double).contiguous(memory_format=torch.channels_last)
+    branch = Block.forward(block.eval(), x) - x
+    block.train()
+    drawn = torch.tensor([0.1, 0.9, 0.39, 0.4])  # kept where not below the rate
+    monkeypatch.setattr(torch, 'rand', lambda n: drawn[:n])
+    expected = x + torch.tensor([0, 1, 0, 1]).view(4, 1, 1, 1) * branch / 0.6
+    torch.testing.assert_close(block(x), expected)
+    calls = []
+    conv = depthwise._forward
+    monkeypatch.setattr(depthwise, '_DepthwiseConv', depthwise._DepthwiseConv)
+    monkeypatch.setattr(
+        'convnext_backbone.ops.depthwise_conv', lambda x, *a: calls.append(len(x)) or conv(x, *a)
+    )
+    with torch.no_grad():
+        block(x)
+    assert calls == [2]
+
+
+def test_a_block_dropped_for_all_samples_still_has_gradients_and_they_are_zero(monkeypatch):
+    """DistributedDataParallel waits for the gradient of every parameter."""
+    block = Block(8, drop_path=0.5).train()
+    monkeypatch.setattr(torch, 'rand', lambda n: torch.zeros(n))
+    x = torch.randn(3, 8, 5, 5, requires_grad=True)
+    out = block(x)
+    torch.testing.assert_close(out, x)
+    out.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in block.parameters())
+    torch.testing.assert_close(x.grad, torch.ones_like(x))
+
+
+def test_stochastic_depth_keeps_the_mean():
+    """Over many draws the branch has its full weight, and each sample its own draw."""
+    torch.manual_seed(0)
+    block = Block(8, drop_path=0.3, layer_scale=1.0).train()
+    x = torch.randn(1, 8, 3, 3).repeat(4000, 1, 1, 1)
+    with torch.no_grad():
+        branch = block(x) - x
+        full = Block.forward(block.eval(), x[:1]) - x[:1]
+    kept = (branch.flatten(1).abs().amax(1) > 0).double()
+    assert abs(kept.mean().item() - 0.7) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+    torch.testing.assert_close(branch[kept.bool()][:1], full / 0.7, rtol=1e-4, atol=1e-5)
+
+
+def gradients_of(model, run, x, autocast) -> list[torch.Tensor]:
+    model.zero_grad()
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        maps = run(x)
+    sum(m.float().square().mean() for m in maps).backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_compiled_in_one_graph_with_the_same_gradients(autocast):
+    """The gradient of this loss is all but cancelled by the norms: it shows a sum in bfloat16, too."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = ConvNeXt(**SMALL, layer_scale_init_value=0.5)
+    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
+    x = torch.randn(2, 3, 64, 64)
+    exact = gradients_of(model, model, x, False)
+    for run in (model, compiled):
+        for a, b in zip(gradients_of(model, run, x, autocast), exact):
+            assert (a - b).norm() <= (0.05 if autocast else 1e-4) * b.norm()
+
+
+def test_fused_false_uses_ordinary_layers_only():
+    for fused in (True, False):
+        model = ConvNeXt(**SMALL, fused=fused)
+        with Operators() as seen:
+            model(torch.randn(1, 3, 64, 64))
+        assert any('convnext_backbone' in name for name in seen.names) is fused
