@@ -110,7 +110,7 @@ def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast):
     """Float32 in the interpreter, or under autocast: maps and gradients, and folded inference."""
     torch.manual_seed(0)
     sizes = dict(depths=(1, 1, 1, 1), dims=(32,) * 4, layer_scale_init_value=0.5)
-    model = ConvNeXt(**sizes).to(DEVICE)
+    model = ConvNeXt(**sizes, fused='triton').to(DEVICE)
     exact = ConvNeXt(**sizes, fused=False).to(DEVICE).double()
     exact.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 32, 64, device=DEVICE)

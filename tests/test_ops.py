@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, fuse_for_inference
 from convnext_backbone.backbones.convnext import Block
+from convnext_backbone.errors import UserError
 from convnext_backbone.ops import depthwise, depthwise_conv, mlp, norm_mlp
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -70,8 +71,8 @@ def test_depthwise_operators_keep_the_rules_of_torch_custom_operators():
     ops = torch.ops.convnext_backbone
     checks = ('test_schema', 'test_faketensor', 'test_aot_dispatch_static')
     for operator, arguments in (
-        (ops.depthwise_conv, (x, weight, None, 1)),
-        (ops.depthwise_conv_weight_gradient, (x, x.clone(), 7, 1)),
+        (ops.depthwise_conv, (x, weight, None, 1, False)),
+        (ops.depthwise_conv_weight_gradient, (x, x.clone(), 7, 1, False)),
     ):
         found = torch.library.opcheck(operator.default, arguments, test_utils=checks)
         assert set(found.values()) == {'SUCCESS'}
@@ -314,3 +315,10 @@ def test_fused_false_uses_ordinary_layers_only():
         with Operators() as seen:
             model(torch.randn(1, 3, 64, 64))
         assert any('convnext_backbone' in name for name in seen.names) is fused
+
+
+def test_another_way_is_refused():
+    with pytest.raises(
+        UserError, match="fused must be one of True, False, triton, got 'trition'; did you mean"
+    ):
+        ConvNeXt(**SMALL, fused='trition')

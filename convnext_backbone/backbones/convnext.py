@@ -37,6 +37,7 @@ ARCHITECTURES = {
     'v2_large': ((3, 3, 27, 3), (192, 384, 768, 1536)),
     'v2_huge': ((3, 3, 27, 3), (352, 704, 1408, 2816)),
 }
+FUSED = (True, False, 'triton')  # ways to compute a block
 EXPANSION = 4  # hidden channels of a block's MLP per channel
 LAYER_SCALE = 1e-6  # starting value in training from scratch (V1, Table 5)
 
@@ -53,8 +54,7 @@ class Block(nn.Module):
         layer_scale: starting value of the per-channel gain ``gamma``; ``None`` leaves it out (V2).
         grn: response norm after the activation (V2).
         dilation: of the depthwise convolution.
-        fused: compute by :mod:`convnext_backbone.ops`, and in training leave out the samples whose branch
-            is dropped; ``False``: by the ordinary layers.
+        fused: see :class:`ConvNeXt`.
     """
 
     def __init__(
@@ -65,10 +65,11 @@ class Block(nn.Module):
         layer_scale: float | None = LAYER_SCALE,
         grn: bool = False,
         dilation: int = 1,
-        fused: bool = True,
+        fused: bool | str = True,
     ):
         super().__init__()
-        self.fused = fused
+        self.fused = choose('fused', fused, FUSED)
+        self.triton = fused == 'triton'
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, EXPANSION * dim)
@@ -101,7 +102,7 @@ class Block(nn.Module):
         Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
         """
         x = x.to(self.pwconv2.weight.dtype)
-        y = ops.depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, self.dwconv.dilation[0])
+        y = ops.depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, self.dwconv.dilation[0], self.triton)
         y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
         if not isinstance(self.grn, nn.Identity):
             y = self._mlp(y).permute(0, 3, 1, 2)
@@ -116,13 +117,14 @@ class Block(nn.Module):
         if scale != 1.0:
             gain = y.new_full((y.shape[-1],), scale) if gain is None else gain * scale
         folded = self._folded()
-        return ops.norm_mlp(y, x.permute(0, 2, 3, 1), norm, first, second, gain, folded).permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1)
+        return ops.norm_mlp(y, x, norm, first, second, gain, folded, self.triton).permute(0, 3, 1, 2)
 
     def _branch(self, x: Tensor) -> Tensor:
         """By the ordinary layers, which compilers fuse; they take the depthwise convolution as it is."""
         conv = self.dwconv
         if self.fused and torch.compiler.is_dynamo_compiling():
-            y = ops.depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0])
+            y = ops.depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], self.triton)
         else:
             y = conv(x)
         return self._mlp(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -210,7 +212,9 @@ class ConvNeXt(FourStageBackbone):
         frozen_stages: as in mmdet's ResNet; see :class:`DenseBackbone`.
         with_cp: gradient checkpointing; see :class:`DenseBackbone`.
         output_norm: a norm on every emitted map; ``False`` for a classifier, which has its own.
-        fused: ``False``: blocks compute by ordinary layers instead of :mod:`convnext_backbone.ops`.
+        fused: ``True``: blocks compute by :mod:`convnext_backbone.ops`, and in training leave out the samples
+            whose branch is dropped. ``'triton'``: on CUDA also by our Triton kernels, which have run in
+            Triton's interpreter only so far. ``False``: by the ordinary layers.
         init_cfg: as in mmengine.
 
     Raises:
@@ -231,7 +235,7 @@ class ConvNeXt(FourStageBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         output_norm: bool = True,
-        fused: bool = True,
+        fused: bool | str = True,
         init_cfg: dict | list | None = None,
     ):
         depths, widths = _sizes(arch, depths, dims)
@@ -318,7 +322,7 @@ def choose(name: str, value: str, table) -> str:
     if value in table:
         return value
     raise UserError(
-        f'{name} must be one of {", ".join(table)}, got {value!r}{suggest(str(value), table, 0.6)}'
+        f'{name} must be one of {", ".join(map(str, table))}, got {value!r}{suggest(str(value), table, 0.6)}'
     )
 
 

@@ -69,7 +69,7 @@ class IsotropicConvNeXt(DenseBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         output_norm: bool = True,
-        fused: bool = True,
+        fused: bool | str = True,
         init_cfg: dict | list | None = None,
     ):
         *sizes, layer_scale = ARCHITECTURES[choose('arch', arch, ARCHITECTURES)]

@@ -15,11 +15,15 @@ BAND = 16  # rows of the gradient that make a kernel; a taller one is slower and
 WHOLE = 32  # rows of a map that is taken as one band
 
 _library = torch.library.Library('convnext_backbone', 'FRAGMENT')
-_library.define('depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int dilation) -> Tensor')
-_library.define('depthwise_conv_weight_gradient(Tensor x, Tensor grad, int kernel, int dilation) -> Tensor')
+_library.define('depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int dilation, bool triton) -> Tensor')
+_library.define(
+    'depthwise_conv_weight_gradient(Tensor x, Tensor grad, int kernel, int dilation, bool triton) -> Tensor'
+)
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> Tensor:
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, triton: bool = False
+) -> Tensor:
     """``F.conv2d`` with one filter a channel and a map of the same size.
 
     Under autocast in its data type, as a convolution.
@@ -28,6 +32,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -
         x: (N, C, H, W) in channels_last memory.
         weight: (C, 1, K, K), K odd.
         bias: (C,).
+        triton: by our kernels, where they take it.
 
     Returns:
         (N, C, H, W) in channels_last memory.
@@ -36,33 +41,33 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(low), weight.to(low), bias.to(low)
-    if kernels.usable(x, x.shape[1]) or (
-        device == 'cpu' and torch.is_grad_enabled() and not torch.jit.is_tracing()
-    ):
-        return _DepthwiseConv.apply(x, weight, bias, dilation)
+    triton = triton and dilation == 1 and kernels.usable(x, x.shape[1])
+    if triton or (device == 'cpu' and torch.is_grad_enabled()):  # where the stock weight gradient is slow
+        return _DepthwiseConv.apply(x, weight, bias, dilation, triton)
     return _stock(x, weight, bias, dilation)
 
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, dilation):
+    def forward(ctx, x, weight, bias, dilation, triton):
         ctx.save_for_backward(x, weight)
-        ctx.dilation = dilation
-        return torch.ops.convnext_backbone.depthwise_conv(x, weight, bias, dilation)
+        ctx.options = dilation, triton
+        return torch.ops.convnext_backbone.depthwise_conv(x, weight, bias, dilation, triton)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        ops, dilation = torch.ops.convnext_backbone, ctx.dilation
+        ops = torch.ops.convnext_backbone
         grad = grad.contiguous(memory_format=torch.channels_last)
         dx = dw = db = None
         if ctx.needs_input_grad[0]:  # the same convolution with the filters turned round
-            dx = ops.depthwise_conv(grad, weight.flip(2, 3), None, dilation)
+            dx = ops.depthwise_conv(grad, weight.flip(2, 3), None, *ctx.options)
         if ctx.needs_input_grad[1]:
-            dw = ops.depthwise_conv_weight_gradient(x, grad, weight.shape[-1], dilation).to(weight.dtype)
+            dw = ops.depthwise_conv_weight_gradient(x, grad, weight.shape[-1], *ctx.options)
+            dw = dw.to(weight.dtype)
         if ctx.needs_input_grad[2]:
             db = grad.sum((0, 2, 3))
-        return dx, dw, db, None
+        return dx, dw, db, None, None
 
 
 def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -70,15 +75,15 @@ def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Ten
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1])
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    if dilation == 1 and kernels.usable(x, x.shape[1]):
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, triton: bool) -> Tensor:
+    if triton:
         return kernels.depthwise_conv(x, weight, bias)
     return _stock(x, weight, bias, dilation).contiguous(memory_format=torch.channels_last)
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int) -> Tensor:
+def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool) -> Tensor:
     """(C, 1, K, K), in float32 at least."""
-    if dilation == 1 and kernels.usable(x, x.shape[1]):
+    if triton:
         return kernels.depthwise_conv_weight_gradient(x, grad, kernel)
     wide = torch.promote_types(x.dtype, torch.float32)
     n, c, height, width = x.shape
@@ -108,11 +113,11 @@ for _device in ('CPU', 'CUDA'):
 
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv')
-def _(x, weight, bias, dilation):
+def _(x, weight, bias, dilation, triton):
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv_weight_gradient')
-def _(x, grad, kernel, dilation):
+def _(x, grad, kernel, dilation, triton):
     wide = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(x.shape[1], 1, kernel, kernel, dtype=wide)

@@ -43,8 +43,7 @@ def _capable(device: int) -> bool:
     major, minor = torch.cuda.get_device_capability(device)
     found = major >= 8
     print_log(
-        f'fused kernels {"on" if found else "off"}: compute capability {major}.{minor} (fused=False of the '
-        'backbone switches them off)',
+        f"fused='triton': kernels {'on' if found else 'off'}, compute capability {major}.{minor}",
         'current',
         logging.INFO,
     )

@@ -26,6 +26,7 @@ def norm_mlp(
     second: tuple[Tensor, Tensor],
     gain: Tensor | None,
     constant: bool = False,
+    triton: bool = False,
 ) -> Tensor:
     """``residual + gain * second(gelu(first(norm(x))))``, as the layers by themselves compute it.
 
@@ -41,6 +42,7 @@ def norm_mlp(
         gain: (C,), or ``None``: 1.
         constant: the weights of the linear layers will not change: on a CPU they are kept, too, in the order
             in which oneDNN reads them. Without gradients only.
+        triton: by our kernels, where they take it.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -50,15 +52,19 @@ def norm_mlp(
         first, second = ((cast(weight, low), cast(bias, low)) for weight, bias in (first, second))
     arguments = (x, residual, *norm, *first, *second, gain)
     if torch.is_grad_enabled():
-        return _NormMLP.apply(*arguments)
-    return _forward(*arguments, linear=_packed_linear if constant and _can_pack(x) else F.linear)[0]
+        return _NormMLP.apply(*arguments, triton)
+    linear = _packed_linear if constant and _can_pack(x) else F.linear
+    return _forward(*arguments, triton, linear=linear)[0]
 
 
-def _forward(x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, keep=False, linear=F.linear):
+def _forward(
+    x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, triton, keep=False, linear=F.linear
+):
     """The result, and if ``keep`` mean and 1 / std of each row and the hidden layer."""
     shape, dim = residual.shape, x.shape[-1]
     x, residual = x.reshape(-1, dim), residual.reshape(-1, dim)
     rows = len(x)
+    triton = triton and kernels.usable(x, dim)
     norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
     out = torch.empty_like(residual) if keep or x.dtype != residual.dtype else x
     hidden = x.new_empty(rows, len(w1)) if keep else None
@@ -67,7 +73,7 @@ def _forward(x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, kee
         for part in _chunks(rows, w1, x):
             normed, mean, rstd = torch.native_layer_norm(x[part], (dim,), norm_weight, norm_bias, eps)
             statistics.append((mean, rstd))
-            if kernels.usable(x, dim):
+            if triton:
                 g = kernels.linear_gelu(normed, w1, b1, hidden[part] if keep else None)
                 kernels.linear_residual(g, w2, b2, gain, residual[part], out[part])
                 continue
@@ -88,12 +94,12 @@ def _forward(x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, kee
 
 class _NormMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain):
+    def forward(ctx, x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, triton):
         out, mean, rstd, hidden = _forward(
-            x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, keep=True
+            x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, triton, keep=True
         )
         ctx.save_for_backward(x, norm_weight, norm_bias, w1, w2, b2, gain, mean, rstd, hidden)
-        ctx.eps = eps
+        ctx.eps, ctx.triton = eps, triton and kernels.usable(x, x.shape[-1])
         return out
 
     @staticmethod
@@ -119,7 +125,7 @@ class _NormMLP(torch.autograd.Function):
                 h = hidden[part]
                 normed = torch.native_layer_norm(x[part], (dim,), norm_weight, norm_bias, ctx.eps)[0]
                 scaled = dout if gain is None else (flat[part] * gain).to(x.dtype)
-                if kernels.usable(x, dim):
+                if ctx.triton:
                     dh, g = kernels.linear_gelu_backward(scaled, w2, h)
                 else:
                     g = F.gelu(h)
@@ -143,7 +149,7 @@ class _NormMLP(torch.autograd.Function):
             outer, db2 = outer * gain[:, None], db2 * gain
         found = (dw1, db1, outer, db2)
         dw1, db1, dw2, db2 = (total.to(w1.dtype) for total in found)
-        return dx.view(shape), grad, *dnorm, None, dw1, db1, dw2, db2, dgain
+        return dx.view(shape), grad, *dnorm, None, dw1, db1, dw2, db2, dgain, None
 
 
 def _chunks(rows: int, w1: Tensor, x: Tensor):
