@@ -9,7 +9,7 @@ from conftest import tool
 from torchvision.models.convnext import CNBlockConfig
 
 from convnext_backbone.backbones import ConvNeXt
-from convnext_backbone.checkpoint import CheckpointMismatch, load_checkpoint, read_checkpoint
+from convnext_backbone.checkpoint import CheckpointMismatch, load_checkpoint, load_trained, read_checkpoint
 from convnext_backbone.checkpoint.formats import FAMILIES, from_released, tensors_of, to_released
 from convnext_backbone.classification import Classifier
 from convnext_backbone.errors import UserError
@@ -121,6 +121,17 @@ def test_stage_maps_are_those_of_the_library(library, tmp_path):
     with torch.no_grad():
         for found, expected in zip(model(x), maps_of(library, theirs, x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('family', ['timm', 'torchvision', 'hf', 'official', 'mmpretrain'])
+def test_a_classifier_is_tested_and_exported_from_a_file_of_any_family(family, tmp_path):
+    """``load_trained``, by which tools/test.py, export.py and robustness.py load."""
+    model, again = randomise(Classifier(ours(False), 5)), Classifier(ours(False), 5).double()
+    released = {name.removeprefix('backbone.'): t for name, t in model.state_dict().items()}
+    torch.save(from_released(released, family), tmp_path / 'a.pth')
+    report = load_trained(again, read_checkpoint(tmp_path / 'a.pth'), tmp_path / 'a.pth')
+    assert f', {family})' in report.file and len(report.loaded) == len(released)
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
 
 
 @pytest.mark.parametrize('library', LIBRARIES)

@@ -59,8 +59,8 @@ def test_depthwise_convolution_and_its_gradients(shape, dilation, dtype):
 
     found = gradients(lambda *a: depthwise_conv(*a, dilation), inputs, grad)
     exact = gradients(stock, [t.double() for t in inputs], grad.double())
-    # The stock gradient of a bfloat16 convolution of dilation 4 may crash (torch 2.11, oneDNN): not run.
-    usual = found if dilation == 4 else gradients(stock, inputs, grad)
+    # The stock gradient of a dilated bfloat16 convolution is wrong or crashes (torch 2.11, CPU): not run.
+    usual = found if dilation > 1 else gradients(stock, inputs, grad)
     compare(found, usual, exact, dtype)
     assert all((a - b).abs().max() <= 8 * EPS[dtype] * b.abs().max() for a, b in zip(found, exact))
 
@@ -248,7 +248,7 @@ def test_dropped_samples_are_left_out_and_the_others_scaled(monkeypatch):
     branch = Block.forward(block.eval(), x) - x
     block.train()
     drawn = torch.tensor([0.1, 0.9, 0.39, 0.4])  # kept where not below the rate
-    monkeypatch.setattr(torch, 'rand', lambda n: drawn[:n])
+    monkeypatch.setattr(torch, 'rand', lambda n, device: drawn[:n])
     expected = x + torch.tensor([0, 1, 0, 1]).view(4, 1, 1, 1) * branch / 0.6
     torch.testing.assert_close(block(x), expected)
     calls = []
@@ -265,7 +265,7 @@ def test_dropped_samples_are_left_out_and_the_others_scaled(monkeypatch):
 def test_a_block_dropped_for_all_samples_still_has_gradients_and_they_are_zero(monkeypatch):
     """DistributedDataParallel waits for the gradient of every parameter."""
     block = Block(8, drop_path=0.5).train()
-    monkeypatch.setattr(torch, 'rand', lambda n: torch.zeros(n))
+    monkeypatch.setattr(torch, 'rand', lambda n, device: torch.zeros(n))
     x = torch.randn(3, 8, 5, 5, requires_grad=True)
     out = block(x)
     torch.testing.assert_close(out, x)
@@ -322,3 +322,28 @@ def test_another_way_is_refused():
         UserError, match="fused must be one of True, False, triton, got 'trition'; did you mean"
     ):
         ConvNeXt(**SMALL, fused='trition')
+
+
+def test_replaced_and_watched_layers_are_used_and_not_folded():
+    """An adapter around a linear layer, a hook: the fast way would pass them by without a word."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.weight, self.bias = base, base.weight, base.bias
+
+        def forward(self, x):
+            return self.base(x) + 1
+
+    block, x = Block(8, layer_scale=1.0).eval(), torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        before = block(x)
+        seen = []
+        handle = block.pwconv1.register_forward_hook(lambda *_: seen.append(1))
+        torch.testing.assert_close(block(x), before)
+        assert seen
+        handle.remove()
+        block.pwconv2 = Adapter(block.pwconv2)
+        torch.testing.assert_close(block(x), before + 1)
+    with pytest.raises(UserError, match='a layer of a block was replaced'):
+        fuse_for_inference(block)

@@ -322,7 +322,8 @@ def test_a_work_dir_that_is_not_writable(tmp_path, shapes):
 
 @pytest.mark.xdist_group('detector')
 @pytest.mark.parametrize(
-    'way', ['test', 'resume', 'infer', 'pretrained', 'load_from', 'convert', 'publish', 'robustness']
+    'way',
+    ['test', 'resume', 'infer', 'pretrained', 'load_from', 'convert', 'publish', 'robustness', 'export'],
 )
 @pytest.mark.parametrize('damage', ['truncated', 'code'])
 def test_a_damaged_or_malicious_checkpoint_is_refused_everywhere(detector, shapes, tmp_path, way, damage):
@@ -341,6 +342,9 @@ def test_a_damaged_or_malicious_checkpoint_is_refused_everywhere(detector, shape
             tool(way).main([str(file), '--to', 'timm', '--out', str(tmp_path / 'o.pth')])
         elif way == 'publish':
             tool(way).main([DETECTOR, str(file), '--out', str(tmp_path / 'o')])
+        elif way == 'export':
+            options = ['--format', 'onnx', '--part', 'backbone', '--out', tmp_path / 'o.onnx']
+            tool(way).main([str(a) for a in (DETECTOR, file, *options)])
         elif way == 'infer':
             image = next((shapes / 'images/val').iterdir())
             tool('infer').main([str(a) for a in (DETECTOR, file, image, '--out', tmp_path / 'o')])

@@ -80,21 +80,35 @@ class Block(nn.Module):
         self.unfold()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
-        if not self.fused or not ops.available(x):
+        if not self.fused or not ops.available(x) or not self._ordinary():
             return x + self.drop_path(self._branch(x))
         rate = self.drop_path.rate if self.training else 0.0
         if rate == 0.0:
             return self._sum(x, 1.0)
         x = x.to(self.pwconv2.weight.dtype)
         # Drawn on the CPU, so that the number of samples is known without waiting for a GPU.
-        kept = (torch.rand(len(x)) >= rate).nonzero().flatten()
+        kept = (torch.rand(len(x), device='cpu') >= rate).nonzero().flatten()
         if len(kept) == len(x):
             return self._sum(x, 1 / (1 - rate))
         scale = 1 / (1 - rate) if len(kept) else 0.0
-        kept = kept if len(kept) else torch.zeros(1, dtype=torch.long)  # every parameter has a gradient
+        kept = kept if len(kept) else torch.tensor([0], device='cpu')  # every parameter has a gradient
         x, kept = x.permute(0, 2, 3, 1), kept.to(x.device, non_blocking=True)
         part = self._sum(x.index_select(0, kept).permute(0, 3, 1, 2), scale).permute(0, 2, 3, 1)
         return x.index_copy(0, kept, part).permute(0, 3, 1, 2)
+
+    def _ordinary(self, watched: bool = True) -> bool:
+        """Whether the layers are those that were built: no adapter; and, if ``watched``, no hook."""
+        return all(
+            type(layer) is kind
+            and type(layer.weight) is nn.Parameter
+            and not (watched and (layer._forward_hooks or layer._forward_pre_hooks))
+            for layer, kind in (
+                (self.dwconv, nn.Conv2d),
+                (self.norm, nn.LayerNorm),
+                (self.pwconv1, nn.Linear),
+                (self.pwconv2, nn.Linear),
+            )
+        )
 
     def _sum(self, x: Tensor, scale: float) -> Tensor:
         """``x + scale * branch(x)`` by :mod:`convnext_backbone.ops`, in the data type of the parameters.
@@ -123,7 +137,7 @@ class Block(nn.Module):
     def _branch(self, x: Tensor) -> Tensor:
         """By the ordinary layers, which compilers fuse; they take the depthwise convolution as it is."""
         conv = self.dwconv
-        if self.fused and torch.compiler.is_dynamo_compiling():
+        if self.fused and type(conv) is nn.Conv2d and torch.compiler.is_dynamo_compiling():
             y = ops.depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], self.triton)
         else:
             y = conv(x)
@@ -144,6 +158,11 @@ class Block(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Multiply what is linear into the two linear layers: see :func:`fuse_for_inference`."""
+        if not self._ordinary(watched=False):
+            raise UserError(
+                'fuse_for_inference: a layer of a block was replaced (by an adapter, quantisation ...); merge '
+                'it into the weights first, or leave the model as it is'
+            )
         wide = torch.promote_types(self.pwconv1.weight.dtype, torch.float32)
         w1, b1 = self.pwconv1.weight.to(wide), self.pwconv1.bias.to(wide)
         w2, b2 = self.pwconv2.weight.to(wide), self.pwconv2.bias.to(wide)
@@ -299,7 +318,7 @@ def fuse_for_inference(module: nn.Module) -> int:
         How many blocks were folded.
 
     Raises:
-        UserError: ``module`` is in training mode.
+        UserError: ``module`` is in training mode, or a layer of a block was replaced.
     """
     if module.training:
         raise UserError('fuse_for_inference: the module is in training mode, call eval() first')
