@@ -160,8 +160,8 @@ class Block(nn.Module):
         """Multiply what is linear into the two linear layers: see :func:`fuse_for_inference`."""
         if not self._ordinary(watched=False):
             raise UserError(
-                'fuse_for_inference: a layer of a block was replaced (by an adapter, quantisation ...); merge '
-                'it into the weights first, or leave the model as it is'
+                'fuse_for_inference: a layer of a block was replaced (by an adapter, quantisation ...): '
+                'merge it into the weights first, or leave the model as it is'
             )
         wide = torch.promote_types(self.pwconv1.weight.dtype, torch.float32)
         w1, b1 = self.pwconv1.weight.to(wide), self.pwconv1.bias.to(wide)
