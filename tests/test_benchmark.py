@@ -1,0 +1,77 @@
+"""The benchmark: fair contestants and true limits. No time is asserted."""
+
+import json
+
+import pytest
+import torch
+from conftest import tool
+
+from convnext_backbone.errors import UserError
+
+benchmark = tool('benchmark')
+QUICK = ['--tasks', '64x32', '--batch', '1', '--rounds', '2', '--seconds', '0', '--device', 'cpu']
+
+
+def cell(**changes):
+    values = dict(
+        size='tiny',
+        task='classify',
+        mode='inference',
+        precision='float32',
+        compiled=False,
+        batch=1,
+        device='cpu',
+    )
+    return benchmark.Cell(**{**values, **changes})
+
+
+def test_it_runs_all_contestants_and_writes_its_results(tmp_path, capsys):
+    results = benchmark.main([*QUICK, '--precisions', 'float32', '--out', str(tmp_path)])
+    assert [r['mode'] for r in results] == ['inference', 'training']
+    names = ['ours', *(f'{peer} {order}' for peer in benchmark.PEERS for order in ('NCHW', 'NHWC'))]
+    for result in results:
+        assert list(result['milliseconds']) == names
+        assert result['best_peer'] == min(names[1:], key=result['milliseconds'].get)
+        assert all(ms > 0 for ms in result['milliseconds'].values())
+    kept = results[1]['kept_mib']
+    assert 0 < kept['ours'] < 0.7 * min(kept[name] for name in names[1:])
+    assert json.loads((tmp_path / 'benchmark.json').read_text())['results'] == results
+    table = (tmp_path / 'benchmark.md').read_text()
+    assert all(r['cell'] in table for r in results) and table.count('\n|') == 2 + len(results)
+    assert (tmp_path / 'benchmark.png').stat().st_size > 5000
+    assert 'computes the same' in capsys.readouterr().out
+
+
+def test_a_peer_that_computes_something_else_is_left_out(monkeypatch, capsys):
+    def wrong(*arguments):
+        model = benchmark.torchvision(*arguments)
+        with torch.no_grad():
+            model.features[0][0].bias[0] += 0.5
+        return model
+
+    monkeypatch.setattr(benchmark, 'PEERS', dict(timm=benchmark.timm, torchvision=wrong))
+    found = benchmark.admitted(cell(task='64x64'), benchmark.random_weights('tiny'))
+    assert list(found) == ['ours', 'timm']
+    assert 'torchvision computes something else' in capsys.readouterr().out
+    monkeypatch.setattr(benchmark, 'PEERS', dict(torchvision=wrong))
+    with pytest.raises(UserError, match='no peer to compare with'):
+        benchmark.admitted(cell(task='64x64'), benchmark.random_weights('tiny'))
+
+
+def test_limits_are_those_of_the_paper_and_of_a_hand_calculation():
+    """ConvNeXt-T: 4.456 G multiply-adds at 224 x 224; 27.8 M parameters without classifier."""
+    assert benchmark.flops(cell()) == pytest.approx(2 * 4.456e9, rel=1e-3)
+    assert benchmark.flops(cell(mode='training', batch=4)) == pytest.approx(24 * 4.456e9, rel=1e-3)
+    maps = 3 * 96 * 56**2 + 3 * 192 * 28**2 + 9 * 384 * 14**2 + 3 * 768 * 7**2
+    parameters = sum(p.numel() for p in benchmark.random_weights_meta('tiny'))
+    assert parameters == pytest.approx(27.82e6, rel=1e-3)
+    assert benchmark.least_bytes(cell()) == 4 * (2 * maps + parameters)
+    low = cell(precision='bfloat16', batch=3)
+    assert benchmark.least_bytes(low) == 2 * (2 * 3 * maps + parameters)
+    step = cell(mode='training', precision='autocast')
+    assert benchmark.least_bytes(step) == 2 * 5 * maps + parameters * (2 * 2 + 8 * 4)
+
+
+def test_a_task_that_is_no_size_is_refused():
+    with pytest.raises(UserError, match="expected classify or HEIGHTxWIDTH, got 'large'"):
+        benchmark.main([*QUICK, '--tasks', 'large'])
