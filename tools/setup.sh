@@ -90,5 +90,7 @@ mmcv_works || {
     mmcv_works || { tail -n 5 "$log" >&2; fail "mmcv.ops cannot be imported, see $log"; }
 }
 install_self
+# yapf, which prints configs, keeps its grammar in a file that two processes must not write at once.
+"$venv/bin/python" -c 'from yapf.yapflib.yapf_api import FormatCode; FormatCode("a = 1")' >>"$log" 2>&1
 echo "$wanted" >"$stamp"
 say "ready: $("$venv/bin/python" -c 'import torch, mmcv, mmengine; print("torch", torch.__version__, "mmcv", mmcv.__version__, "mmengine", mmengine.__version__)')"
