@@ -1,7 +1,7 @@
 """A trained network as ONNX, TorchScript or a torch.export program, compared with eager before it is kept."""
 
 import copy
-import importlib
+import importlib.util
 import json
 import logging
 import os

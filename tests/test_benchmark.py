@@ -63,7 +63,7 @@ def test_limits_are_those_of_the_paper_and_of_a_hand_calculation():
     assert benchmark.flops(cell()) == pytest.approx(2 * 4.456e9, rel=1e-3)
     assert benchmark.flops(cell(mode='training', batch=4)) == pytest.approx(24 * 4.456e9, rel=1e-3)
     maps = 3 * 96 * 56**2 + 3 * 192 * 28**2 + 9 * 384 * 14**2 + 3 * 768 * 7**2
-    parameters = sum(p.numel() for p in benchmark.random_weights_meta('tiny'))
+    parameters = sum(p.numel() for p in benchmark.backbone_parameters('tiny'))
     assert parameters == pytest.approx(27.82e6, rel=1e-3)
     assert benchmark.least_bytes(cell()) == 4 * (2 * maps + parameters)
     low = cell(precision='bfloat16', batch=3)

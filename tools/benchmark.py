@@ -12,6 +12,7 @@ measured copy bandwidth, see `least_bytes`.
 
 import contextlib
 import gc
+import importlib
 import importlib.util
 import json
 import platform
@@ -38,6 +39,7 @@ from convnext_backbone.errors import UserError
 
 DROP_PATH = dict(tiny=0.1, small=0.4, base=0.5, large=0.5, xlarge=0.5)  # paper, Table 5 (xlarge: as large)
 CLASSES = 1000
+MODES = ('inference', 'training')
 PRECISIONS = ('float32', 'bfloat16', 'autocast')
 TOLERANCE = 1e-3  # of the largest number of our output, in float32
 
@@ -52,7 +54,7 @@ def parse_args(argv=None):
         metavar='TASK',
         help='classify (224 x 224), or HEIGHTxWIDTH: the four maps of the backbone',
     )
-    parser.add_argument('--modes', nargs='+', default=['inference', 'training'], choices=_MODES)
+    parser.add_argument('--modes', nargs='+', default=list(MODES), choices=MODES)
     parser.add_argument('--precisions', nargs='+', default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument('--batch', type=int, help='images; default 8 on a CPU, 128 on a GPU; 1 or 2 for maps')
     parser.add_argument('--compile', action='store_true', help='each contestant under torch.compile, too')
@@ -88,14 +90,16 @@ class Cell:
 # --- contestants: (size, dense, drop_path, released weights) -> module that gives logits or a list of maps
 
 
-def ours(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Module:
-    backbone = dict(type='convnext_backbone.ConvNeXt', arch=size, drop_path_rate=drop_path)
+def network(size: str, dense: bool, **options) -> nn.Module:
+    """Ours: the backbone without output norms, which the peers do not have, or the classifier."""
+    backbone = dict(type='convnext_backbone.ConvNeXt', arch=size, **options)
     if dense:
-        model = MODELS.build(dict(backbone, output_norm=False))
-    else:
-        model = MODELS.build(
-            dict(type='convnext_backbone.Classifier', backbone=backbone, num_classes=CLASSES)
-        )
+        return MODELS.build(dict(backbone, output_norm=False))
+    return MODELS.build(dict(type='convnext_backbone.Classifier', backbone=backbone, num_classes=CLASSES))
+
+
+def ours(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Module:
+    model = network(size, dense, drop_path_rate=drop_path)
     names = released_names(model.state_dict())
     model.load_state_dict({own: weights[name] for own, name in names.items()})
     return model
@@ -164,8 +168,7 @@ PEERS = dict(timm=timm, torchvision=torchvision, transformers=transformers)
 def random_weights(size: str) -> dict[str, Tensor]:
     """Under the released names; with layer scales and norms that a wrong implementation would show."""
     torch.manual_seed(0)
-    backbone = dict(type='convnext_backbone.ConvNeXt', arch=size, layer_scale_init_value=0.5)
-    model = MODELS.build(dict(type='convnext_backbone.Classifier', backbone=backbone, num_classes=CLASSES))
+    model = network(size, dense=False, layer_scale_init_value=0.5)
     weights = {}
     for name, tensor in model.state_dict().items():
         name = name.removeprefix('backbone.')
@@ -296,13 +299,13 @@ def least_bytes(cell: Cell) -> int:
         depth * dim * (height // stride) * (width // stride)
         for depth, dim, stride in zip(depths, dims, (4, 8, 16, 32))
     ]
-    parameters = sum(t.numel() for t in random_weights_meta(cell.size))
+    parameters = sum(t.numel() for t in backbone_parameters(cell.size))
     if cell.mode == 'inference':
         return 2 * sum(maps) * cell.batch * low + parameters * low
     return 5 * sum(maps) * cell.batch * low + parameters * (2 * low + 8 * wide)
 
 
-def random_weights_meta(size: str) -> list[Tensor]:
+def backbone_parameters(size: str) -> list[Tensor]:
     with torch.device('meta'):
         return list(MODELS.build(dict(type='convnext_backbone.ConvNeXt', arch=size)).parameters())
 
@@ -310,20 +313,11 @@ def random_weights_meta(size: str) -> list[Tensor]:
 def flops(cell: Cell) -> int:
     """Two per multiply-add of convolutions and linear layers; three times as many in training."""
     with torch.device('meta'):
-        model = ours_on_meta(cell)
+        model = network(cell.size, cell.task != 'classify').eval()
         images = torch.empty(1, 3, *cell.image)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
     return counter.get_total_flops() * cell.batch * (3 if cell.mode == 'training' else 1)
-
-
-def ours_on_meta(cell: Cell) -> nn.Module:
-    backbone = dict(type='convnext_backbone.ConvNeXt', arch=cell.size)
-    if cell.task != 'classify':
-        return MODELS.build(dict(backbone, output_norm=False)).eval()
-    return MODELS.build(
-        dict(type='convnext_backbone.Classifier', backbone=backbone, num_classes=CLASSES)
-    ).eval()
 
 
 # --- timing
@@ -387,9 +381,6 @@ def contest(cell: Cell, weights: dict, builders: dict, args) -> dict:
     gc.collect()
     torch.compiler.reset()
     return result
-
-
-_MODES = ('inference', 'training')
 
 
 def cells_of(args, device: str):

@@ -82,10 +82,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
         if not self.fused or not ops.available(x) or not self._ordinary():
             return x + self.drop_path(self._branch(x))
+        # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
+        x = x.to(self.pwconv2.weight.dtype)
         rate = self.drop_path.rate if self.training else 0.0
         if rate == 0.0:
             return self._sum(x, 1.0)
-        x = x.to(self.pwconv2.weight.dtype)
         # Drawn on the CPU, so that the number of samples is known without waiting for a GPU.
         kept = (torch.rand(len(x), device='cpu') >= rate).nonzero().flatten()
         if len(kept) == len(x):
@@ -111,17 +112,14 @@ class Block(nn.Module):
         )
 
     def _sum(self, x: Tensor, scale: float) -> Tensor:
-        """``x + scale * branch(x)`` by :mod:`convnext_backbone.ops`, in the data type of the parameters.
-
-        Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
-        """
-        x = x.to(self.pwconv2.weight.dtype)
+        """``x + scale * branch(x)`` by :mod:`convnext_backbone.ops`."""
         y = ops.depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, self.dwconv.dilation[0], self.triton)
         y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
         if not isinstance(self.grn, nn.Identity):
             y = self._mlp(y).permute(0, 3, 1, 2)
             return x + (y if scale == 1.0 else y * scale)
-        if self._folded():
+        folded = self._folded()
+        if folded:
             norm, gain = (None, None, self.norm.eps), None
             first, second = (self.folded_w1, self.folded_b1), (self.folded_w2, self.folded_b2)
         else:
@@ -130,7 +128,6 @@ class Block(nn.Module):
             second = self.pwconv2.weight, self.pwconv2.bias
         if scale != 1.0:
             gain = y.new_full((y.shape[-1],), scale) if gain is None else gain * scale
-        folded = self._folded()
         x = x.permute(0, 2, 3, 1)
         return ops.norm_mlp(y, x, norm, first, second, gain, folded, self.triton).permute(0, 3, 1, 2)
 
