@@ -2,13 +2,16 @@
 
 import argparse
 import inspect
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 
 from mmengine.config import DictAction
 
-from .errors import UserError
+from .errors import Stopped, UserError
+
+STOPPED = 75  # exit status of a training that was asked to end and can be resumed (EX_TEMPFAIL of sysexits.h)
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,10 +45,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool; a user's error becomes one line on stderr and exit status 1."""
+    """Run a tool; a user's error becomes one line on stderr and exit status 1.
+
+    A training that was stopped by SIGTERM or SIGUSR1, with a checkpoint, ends with status 75.
+    """
     try:
         main()
         _leave_processes()
+    except Stopped:
+        _leave_processes()
+        sys.exit(STOPPED)
     except UserError as error:
         if '--debug' in sys.argv:
             raise
@@ -54,6 +63,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        for child in multiprocessing.active_children():  # of a data loader; the end of one that hangs is not
+            child.kill()  # waited for
 
 
 def _leave_processes() -> None:

@@ -13,6 +13,18 @@ class UserError(Exception):
     """
 
 
+class Stopped(Exception):
+    """A training that ended early with a checkpoint, since it was asked to.
+
+    Attributes:
+        signal: name of the signal that asked; empty for ``--stop-at``.
+    """
+
+    def __init__(self, message: str, signal: str = ''):
+        super().__init__(message)
+        self.signal = signal
+
+
 class UnreadableImage(UserError):
     """A file of the dataset is missing, cut off or no image."""
 

@@ -13,6 +13,7 @@ import html
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -117,6 +118,8 @@ def run_lanes(out: Path) -> None:
     """Pretrain, then train and evaluate detector and segmenter, from scratch beside it."""
     logs = out / 'logs'
     logs.mkdir(parents=True, exist_ok=True)
+    for name in ('classifier', *(f'{task}_{start}' for task in GOALS for start in ('scratch', 'pretrained'))):
+        shutil.rmtree(out / name, ignore_errors=True)  # of an earlier demo
     weights = checkpoint(CLASSIFIER, out / 'classifier')
     data = ['--data-root', out / 'shapes']
 
@@ -159,13 +162,8 @@ def metrics(out: Path, task: str, start: str) -> dict:
 def curve(work_dir: Path, key: str) -> tuple[list, list]:
     """(iterations, values) of a logged scalar, of the newest run in ``work_dir``."""
     file = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda file: file.stat().st_mtime)
-    steps, values, step = [], [], 0
-    for row in map(json.loads, file.read_text().splitlines()):
-        step = row.get('iter', step)  # a row of validation follows that of its last training step
-        if key in row:
-            steps.append(step)
-            values.append(row[key])
-    return steps, values
+    rows = [row for row in map(json.loads, file.read_text().splitlines()) if key in row]
+    return [row['step'] for row in rows], [row[key] for row in rows]
 
 
 def draw_pictures(out: Path) -> list[list[np.ndarray]]:

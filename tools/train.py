@@ -8,6 +8,7 @@ tools/dist_train.sh CONFIG 8
 
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.engine import Runner, prepare
+from convnext_backbone.errors import UserError
 
 
 def parse_args(argv=None):
@@ -29,7 +30,18 @@ def parse_args(argv=None):
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='go on from a checkpoint; without PATH from the newest in the work dir',
+        help='go on from a checkpoint; without PATH from the newest whole one in the work dir',
+    )
+    parser.add_argument(
+        '--stop-at',
+        type=int,
+        metavar='STEP',
+        help='end after this many steps in all, with a checkpoint; --resume goes on',
+    )
+    parser.add_argument(
+        '--fsdp',
+        action='store_true',
+        help='divide parameters, gradients and optimizer states among the processes',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -52,6 +64,10 @@ def training_config(args):
     notes += prepare.start_from(cfg, args.resume, args.pretrained, args.pretrained_weights)
     notes += prepare.set_batch(cfg, args.auto_scale_lr)
     notes += prepare.choose_precision(cfg, args.amp, args.device)
+    if args.fsdp:
+        prepare.divide_model(cfg, args.launcher)
+    if args.stop_at is not None and args.stop_at < 1:
+        raise UserError(f'--stop-at is a number of steps, got {args.stop_at}')
     given = dict(seed=args.seed, deterministic=args.deterministic or None)
     randomness = {key: value for key, value in given.items() if value is not None}
     cfg.randomness = {'seed': None, **cfg.get('randomness', {}), **randomness}
@@ -59,8 +75,11 @@ def training_config(args):
 
 
 def main(argv=None) -> None:
-    cfg, notes = training_config(parse_args(argv))
-    Runner.from_cfg(cfg).say(notes).train()
+    args = parse_args(argv)
+    cfg, notes = training_config(args)
+    runner = Runner.from_cfg(cfg).say(notes)
+    runner.stop_at = args.stop_at
+    runner.train()
 
 
 if __name__ == '__main__':

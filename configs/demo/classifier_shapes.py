@@ -65,5 +65,7 @@ default_hooks = dict(
     logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=1400, max_keep_ckpts=1)
 )
 log_processor = dict(by_epoch=False)
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+visualizer = dict(type='Visualizer', vis_backends=vis_backends)
 default_scope = 'mmengine'
 auto_scale_lr = None

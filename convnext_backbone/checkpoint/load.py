@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import WEIGHT_INITIALIZERS
+from .divided import divided_as
 from .formats import PREFIXES, infer_arch, released_names, tensors_of, to_released
 from .read import file_hash, local_file, read_checkpoint
 
@@ -204,7 +205,8 @@ def load_tensors(
             f'{file} holds NaN or infinity in {len(infinite)} of {len(chosen)} tensors: '
             f'{", ".join(infinite[:4])}; take an earlier checkpoint'
         )
-    module.load_state_dict(chosen, strict=False)
+    state = module.state_dict()
+    module.load_state_dict({n: divided_as(t, state[n]) for n, t in chosen.items()}, strict=False)
     return report
 
 

@@ -96,7 +96,7 @@ class ImageDataset(Dataset):
             stream, label = self._images.reader[index]
             image = Image.open(stream).convert('RGB')
         except (OSError, SyntaxError, ValueError) as error:  # timm would silently take the next one
-            name = self._images.filename(index, absolute=True)
+            name = self.filename(index)
             if self._skipped is None:
                 raise UnreadableImage(
                     f'{name} cannot be read as an image ({error}): replace it, remove it, or train '
@@ -105,6 +105,10 @@ class ImageDataset(Dataset):
             self._skipped.add(name, str(error))
             return self[random.randrange(len(self))]
         return dict(inputs=self._images.transform(image), labels=label)
+
+    def filename(self, index: int) -> str:
+        """Of the image, for messages."""
+        return self._images.filename(index, absolute=True)
 
 
 @DATASETS.register_module()

@@ -16,7 +16,7 @@ from ..errors import UserError, suggest
 READ = {
     *inspect.signature(Runner.__init__).parameters,
     *('activation_checkpointing', 'efficient_conv_bn_eval', 'compile', 'custom_imports'),
-    *('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'tta_model', 'tta_pipeline'),
+    *('fsdp', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'tta_model', 'tta_pipeline'),
 } - {'self', 'cfg'}
 
 

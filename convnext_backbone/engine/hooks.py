@@ -1,23 +1,41 @@
-"""Hooks of every training."""
+"""Hooks of every training: data, checkpoints, losses that are no numbers, processes that hang, progress."""
 
+import contextlib
+import faulthandler
+import math
+import os
+import sys
+import threading
 import time
+from pathlib import Path
 
-import numpy as np
 import torch
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
+from mmengine.dist import broadcast, get_rank, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..checkpoint.write import (
+    POINTER,
+    checkpoints_in,
+    note_validation,
+    side_file,
+    write_text,
+)
+from ..errors import UserError
 from ..registry import HOOKS
+from .randomness import get_states, set_states
 
 
 @HOOKS.register_module()
 class DataHook(Hook):
-    """Tells streams which epoch it is, and the user when the data loader is slower than the model.
+    """Tells streams which epoch it is, counts images per second, says when the data loader is too slow.
 
-    Gives each process but the first random numbers of its own, for Mixup and stochastic depth; the order of
-    the images and the starting weights are the same for all.
-
-    The speed is measured once, over the steps after the first ones of this process.
+    The share of time spent waiting for data is measured once, over the steps after the first ones of this
+    process.
 
     Args:
         skip: steps before the measurement, while workers and caches start.
@@ -25,26 +43,21 @@ class DataHook(Hook):
         share: of the time spent waiting for data, above which it is said.
     """
 
-    priority = 'LOWEST'  # what other hooks do is not waiting
+    priority = 'HIGH'  # what other hooks do is not waiting; before the logger, which prints images_per_second
 
     def __init__(self, skip: int = 20, steps: int = 100, share: float = 0.1):
         self.skip, self.steps, self.share = skip, steps, share
         self._step, self._images, self._waited, self._ready = 0, 0, 0.0, None
-
-    def before_train(self, runner) -> None:
-        if rank := get_rank():
-            seed = (torch.initial_seed() + rank) % 2**32
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  timm's Mixup draws from it
+        self._ended = None
 
     def before_train_epoch(self, runner) -> None:
         dataset = runner.train_loop.dataloader.dataset
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(runner.epoch)
-        self._ready = None
+        self._ready = self._ended = None
 
     def before_val_epoch(self, runner) -> None:
-        self._ready = None
+        self._ready = self._ended = None
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         now = time.perf_counter()
@@ -54,10 +67,15 @@ class DataHook(Hook):
             self._waited += now - self._ready  # since the last step ended
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        self._ready = time.perf_counter()
+        now = time.perf_counter()
+        images = len(data_batch.get('inputs', ())) if isinstance(data_batch, dict) else 0
+        if images and self._ended is not None:
+            speed = images * get_world_size() / (now - self._ended)
+            runner.message_hub.update_scalar('train/images_per_second', speed)
+        self._ready = self._ended = now
         self._step += 1
-        if self.skip < self._step <= self.skip + self.steps and isinstance(data_batch, dict):
-            self._images += len(data_batch.get('inputs', ()))
+        if self.skip < self._step <= self.skip + self.steps:
+            self._images += images
         if self._step == self.skip + self.steps:
             self._report(runner)
 
@@ -71,3 +89,409 @@ class DataHook(Hook):
             f'{self._images / (spent - self._waited):.1f} ({self._waited / spent:.0%} of the time is spent '
             f'waiting): raise train_dataloader.num_workers, now {workers}'
         )
+
+
+@HOOKS.register_module()
+class CheckpointHook(MMEngineCheckpointHook):
+    """mmengine's, which never removes an old checkpoint before the new one is whole on the disk.
+
+    Our Runner puts it in the place of ``CheckpointHook``. Order: the checkpoint (see
+    :func:`convnext_backbone.checkpoint.write.write_checkpoint`), the file ``last_checkpoint`` that points to
+    it, then the removal of the oldest beyond ``max_keep_ckpts``.
+
+    Args:
+        on_error: what happens when a checkpoint cannot be written: ``'continue'`` (said in the log; the
+            training goes on, and fails at its end if the last one could not be written either) or ``'stop'``.
+        kwargs: mmengine's (``interval``, ``by_epoch``, ``max_keep_ckpts``, ``save_best``, ...). ``out_dir``
+            is a folder of this machine.
+    """
+
+    def __init__(self, *args, on_error: str = 'continue', **kwargs):
+        super().__init__(*args, **kwargs)
+        if on_error not in ('continue', 'stop'):
+            raise UserError(f"on_error of CheckpointHook is 'continue' or 'stop', got {on_error!r}")
+        if '://' in str(self.out_dir):
+            raise UserError(f'out_dir of CheckpointHook is a folder of this machine, got {self.out_dir}')
+        self.on_error = on_error
+        self.last_step, self._unwritten = None, ''
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        if is_main_process():
+            for left in Path(self.out_dir).glob('.*.part'):  # of a process that was killed while writing
+                left.unlink(missing_ok=True)
+
+    def save_now(self, runner, epoch: int, step: int) -> Path:
+        """A checkpoint between two regular ones, unless the last one is of this very step.
+
+        Args:
+            epoch, step: epochs and steps that are done.
+        """
+        if not self.last_ckpt or self.last_step != step:
+            self._write(runner, f'iter_{step}.pth', dict(epoch=epoch, iter=step))
+            self._raise_if_unwritten()
+        return Path(self.last_ckpt)
+
+    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
+        self._write(runner, self.filename_tmpl.format(step), meta)
+
+    def _write(self, runner, name: str, meta: dict) -> None:
+        before, self.last_ckpt = self.last_ckpt, str(Path(self.out_dir, name))
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+            )
+            if is_main_process():
+                write_text(Path(runner.work_dir, POINTER), self.last_ckpt)
+                self._remove_oldest(runner)
+            self.last_step, self._unwritten = meta['iter'], ''
+        except OSError as error:
+            self._unwritten = f'{name} could not be written to {self.out_dir} ({error.strerror or error})'
+            self.last_ckpt = before
+            kept = f'the last whole checkpoint is {before}' if before else 'there is no checkpoint yet'
+            runner.logger.error(f'{self._unwritten}; {kept}')
+            if self.on_error == 'stop':
+                self._raise_if_unwritten()
+
+    def _raise_if_unwritten(self) -> None:
+        if self._unwritten:
+            raise UserError(
+                f'{self._unwritten}; the last whole checkpoint is {self.last_ckpt or "none"}: make room '
+                'there, then go on with --resume'
+            )
+
+    def _remove_oldest(self, runner) -> None:
+        if self.max_keep_ckpts <= 0:
+            return
+        ours = [
+            file
+            for file in checkpoints_in(Path(self.out_dir))
+            if file.parent == Path(self.out_dir).resolve() and side_file(file).is_file()
+        ]
+        for file in ours[self.max_keep_ckpts :]:
+            file.unlink(missing_ok=True)
+            side_file(file).unlink(missing_ok=True)
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        super().after_val_epoch(runner, metrics)
+        schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
+        used = any(isinstance(hook, EarlyStoppingHook) for hook in runner.hooks) or any(
+            getattr(scheduler, 'need_val_args', False) for scheduler in schedulers
+        )
+        # A resumed training need not validate again, unless what follows from the result is not in the file.
+        if self.last_ckpt and not used and is_main_process():
+            note_validation(Path(self.last_ckpt))
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        """As in mmengine, but the best so far is removed when the better one is on the disk."""
+        old = {} if not self.save_best else {name: self._best(name) for name in self.key_indicators}
+        noted = dict(runner.message_hub.runtime_info)
+        kept, self.file_backend = self.file_backend, _Keeping(self.file_backend)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        except OSError as error:
+            self._unwritten = f'the best checkpoint could not be written ({error.strerror or error})'
+            runner.logger.error(self._unwritten)
+            runner.message_hub.runtime_info.clear()
+            runner.message_hub.runtime_info.update(noted)
+            if self.on_error == 'stop':
+                self._raise_if_unwritten()
+            return
+        finally:
+            self.file_backend = kept
+        if is_main_process():
+            for name, file in old.items():
+                if file and file != self._best(name) and Path(self._best(name)).is_file():
+                    Path(file).unlink(missing_ok=True)
+                    side_file(Path(file)).unlink(missing_ok=True)
+
+    def _best(self, indicator: str) -> str | None:
+        if len(self.key_indicators) == 1:
+            return self.best_ckpt_path
+        return self.best_ckpt_path_dict[indicator]
+
+    def after_train(self, runner) -> None:
+        self._raise_if_unwritten()
+        super().after_train(runner)
+
+    def before_val_epoch(self, runner) -> None:
+        """All processes validate what the first one saves: running statistics differ without SyncBN."""
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        runner.stop_if_asked(validated=batch_idx + 1)
+
+
+class _Keeping:
+    """A file backend that removes nothing."""
+
+    def __init__(self, backend):
+        self._backend = backend
+
+    def __getattr__(self, name: str):
+        return getattr(self._backend, name)
+
+    def isfile(self, path) -> bool:  # asked by mmengine before it removes
+        return False
+
+    isdir = isfile
+
+
+@HOOKS.register_module()
+class FiniteHook(Hook):
+    """Leaves out updates whose gradients are not finite, and stops when several come in a row.
+
+    Such an update would turn every weight into NaN. When it stops, it names the first layer whose output
+    is not finite and the images of the batch. The decision is the same in every process, since the
+    gradients are. With loss scaling, whose scaler leaves such updates out, losses that are not finite are
+    counted.
+
+    Args:
+        patience: updates in a row that are left out before the training stops.
+
+    Raises:
+        UserError: ``patience`` updates in a row were not finite.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, patience: int = 3):
+        self.patience = patience
+        self._row, self._left_out, self._broken = 0, False, None
+
+    def before_train(self, runner) -> None:
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        self._by_loss = optimizer is None or hasattr(runner.optim_wrapper, 'loss_scaler')
+        if not self._by_loss:
+            optimizer.register_step_pre_hook(self._check)
+        self._buffers = [buffer for buffer in runner.model.buffers() if buffer.is_floating_point()]
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    def _check(self, optimizer, args, kwargs) -> None:
+        """Before the optimizer's step: with gradients that are not finite there is nothing to do for it."""
+        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+        total = nn.utils.get_total_norm([p.grad for p in parameters])
+        total = total.full_tensor() if hasattr(total, 'full_tensor') else total
+        if total.isfinite():
+            self._row = 0
+            return
+        self._row, self._left_out = self._row + 1, True
+        for parameter in parameters:
+            parameter.grad = None  # the optimizer passes over parameters without a gradient
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        self._begin = getattr(getattr(runner.train_loop, 'random', None), 'states', None)
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        losses = {
+            n: v.item() if isinstance(v, Tensor) else v for n, v in (outputs or {}).items() if _is_number(v)
+        }
+        broken = [name for name, value in losses.items() if not math.isfinite(value)]
+        if broken and self._broken is None:  # of several accumulated steps the first
+            images = ', '.join(self._images(runner, data_batch))
+            words = (
+                f'rank {get_rank()}, step {runner.iter + 1}: {", ".join(broken)} not finite; images {images}'
+            )
+            self._broken = words, data_batch, self._begin
+        if self._by_loss:
+            self._row, self._left_out = (self._row + 1 if broken else 0), bool(broken)
+        if (broken or self._left_out) and self._buffers:
+            torch._foreach_copy_(self._buffers, self._kept)  # running statistics would stay NaN for ever
+        if not self._left_out:
+            return
+        words, batch, begin = self._broken or (
+            f'rank {get_rank()}: its losses are finite',
+            data_batch,
+            self._begin,
+        )
+        # With _by_loss the processes do not come here together, and a forward pass may wait for the others.
+        if begin is not None and not (self._by_loss and get_world_size() > 1):
+            words += f'; {self._layer(runner, batch, begin)}'
+        self._left_out, self._broken = False, None
+        runner.logger.warning(
+            f'the gradients are not finite, this update is left out ({self._row} in a row, the training '
+            f'stops at {self.patience}): {words}'
+        )
+        if self._row >= self.patience:
+            last = getattr(runner.checkpoint_hook, 'last_ckpt', None) or 'none yet'
+            raise UserError(
+                f'{self._row} updates in a row were not finite and were left out; {words}. The last '
+                f'checkpoint is {last}. Look at these images and their labels; a lower learning rate, '
+                'clip_grad, or bf16 in place of fp16 are the usual cures'
+            )
+
+    def _layer(self, runner, batch, begin: tuple) -> str:
+        """The first layer whose output is not finite, in a step computed once more; by all processes."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                return f'the weight {name} itself is not finite'
+        found, handles = [], []
+        for name, module in model.named_modules():
+            if not list(module.children()):
+                handles.append(
+                    module.register_forward_hook(
+                        lambda module, args, output, name=name: (
+                            found.append((name, _finite(args))) if not _finite(output) else None
+                        )
+                    )
+                )
+        outside = get_states()
+        set_states(begin)
+        try:
+            with torch.no_grad():
+                data = model.data_preprocessor(batch, training=True)
+                images_are = _finite(data)
+                found.clear()  # the preprocessor is no layer
+                model._run_forward(data, mode='loss')
+        finally:
+            set_states(outside)
+            for handle in handles:
+                handle.remove()
+            if self._buffers:
+                torch._foreach_copy_(self._buffers, self._kept)
+        if not images_are:
+            return 'the images themselves are not finite, or what mean and std make of them'
+        if not found:
+            return 'the output of every layer is finite, so the loss itself or its gradient is not'
+        name, from_finite = found[0]
+        how = 'from finite input' if from_finite else 'its input is not, either'
+        return f'first layer with a non-finite output: {name or "the model"} ({how})'
+
+    def _images(self, runner, batch) -> list[str]:
+        samples = batch.get('data_samples') if isinstance(batch, dict) else None
+        if samples:
+            return [str(s.get('img_path') or s.get('img_id')) for s in samples]
+        sampler = getattr(runner.train_loop, 'resumable', None)
+        indices = sampler.recent.get(runner.iter, []) if sampler else []
+        dataset = runner.train_dataloader.dataset
+        named = hasattr(dataset, 'filename')
+        return [dataset.filename(index) if named else f'number {index}' for index in indices]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _finite(value) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, dict):
+        value = value.values()
+    return not isinstance(value, (list, tuple, type({}.values()))) or all(map(_finite, value))
+
+
+@HOOKS.register_module()
+class HangHook(Hook):
+    """Ends a process that has finished no step for too long, with the stack of each of its threads.
+
+    The stacks go to stderr and to ``stacks_rankN.txt`` in the work dir. Every process watches itself, so
+    all that wait for each other tell where.
+
+    Args:
+        timeout: seconds; the default lies below the ten minutes after which NCCL ends a process
+            without a word about the Python code. Six times as much for what may take long: the first step
+            (torch.compile), the metrics of a validation, writing a checkpoint.
+    """
+
+    PATIENCE = 6
+
+    priority = 'LOWEST'
+
+    def __init__(self, timeout: float = 540):
+        self.timeout = timeout
+        self._seen, self._patience = time.monotonic(), 1
+        self._over = threading.Event()
+
+    def before_train(self, runner) -> None:
+        self._progress('before the first step', self.PATIENCE)
+        self._first = True
+        self._over.clear()
+        file = Path(runner.work_dir, f'stacks_rank{get_rank()}.txt')
+        threading.Thread(target=self._watch, args=(file,), daemon=True, name='HangHook').start()
+
+    def _watch(self, file: Path) -> None:
+        while not self._over.wait(min(self.timeout / 4, 10)):
+            if (waited := time.monotonic() - self._seen) < self.timeout * self._patience:
+                continue
+            with contextlib.suppress(OSError), file.open('w') as stream:
+                faulthandler.dump_traceback(stream)
+            faulthandler.dump_traceback(sys.__stderr__)
+            print(
+                f'[rank {get_rank()}] error: no step was finished for {waited:.0f} s ({self._place}); the '
+                f'stacks of all threads stand above and in {file}: the first that does not wait for others '
+                'is the cause. --resume goes on from the last checkpoint',
+                file=sys.__stderr__,
+                flush=True,
+            )
+            os._exit(1)
+
+    def _progress(self, place: str, patience: int = 1) -> None:
+        self._seen, self._place, self._patience = time.monotonic(), place, patience
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        self._progress(f'in training step {runner.iter + 1}', self.PATIENCE if self._first else 1)
+        self._first = False
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._progress('writing a checkpoint', self.PATIENCE)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self._progress(f'after training step {runner.iter + 1}')
+
+    def before_val_epoch(self, runner) -> None:
+        self._progress('at the beginning of a validation')
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        last = batch_idx + 1 >= len(runner.val_dataloader)
+        self._progress(f'after validation step {batch_idx + 1}', self.PATIENCE if last else 1)
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        self._progress('after a validation')
+
+    def close(self) -> None:
+        """Called by our Runner when the training has ended, in whatever way."""
+        self._over.set()
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """On a terminal, a bar with the time that is left; the log's lines are written above it."""
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner) -> None:
+        self._stack = contextlib.ExitStack()
+        shown = is_main_process() and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=runner.max_iters,
+            initial=runner.iter,
+            unit='step',
+            desc='training',
+            disable=not shown,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        if shown:
+            self._stack.enter_context(logging_redirect_tqdm([runner.logger]))
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self._bar.update()
+        loss = (outputs or {}).get('loss')
+        if loss is not None and not self._bar.disable:
+            self._bar.set_postfix(loss=f'{loss.item():.4g}', refresh=False)
+
+    def close(self) -> None:
+        """Called by our Runner when the training has ended, in whatever way."""
+        if hasattr(self, '_bar'):
+            self._bar.close()
+            self._stack.close()

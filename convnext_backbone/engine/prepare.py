@@ -16,8 +16,10 @@ from mmengine.config import Config
 
 from ..checkpoint import zoo
 from ..checkpoint.read import close_unsafe_reader
+from ..checkpoint.write import checkpoints_in
 from ..cli import message
 from ..errors import UserError
+from . import launch
 from .config_check import apply_options, check_keys, dicts
 
 PRETRAINED = 'convnext_backbone.Pretrained'
@@ -33,6 +35,8 @@ def run_config(args, splits) -> tuple[Config, list[str]]:
         args: the options of :meth:`convnext_backbone.cli.Parser.add_run_options`, and ``config``.
         splits: the data loaders that will be used; their files must exist.
     """
+    if args.launcher == 'slurm':
+        launch.slurm_environment()
     args.device = choose_device(args.device)
     cfg = read_config(args.config, args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
@@ -257,7 +261,10 @@ def start_from(
     Raises:
         UserError: a file is missing, or both are given.
     """
-    begun = Path(cfg.work_dir, 'last_checkpoint').is_file()
+    begun = bool(checkpoints_in(Path(cfg.work_dir)))
+    restarts = [os.environ.get(name, '0') for name in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')]
+    if (begun or resume is None) and any(map(int, restarts)):
+        resume = 'auto'  # torchrun or Slurm starts the job again: it goes on from what it has done itself
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
     if resume not in (None, 'auto'):
@@ -270,6 +277,11 @@ def start_from(
             cfg.load_from = None
     notes = [f'nothing to resume in {cfg.work_dir}: starting anew'] if resume == 'auto' and not begun else []
     source, going_on = cfg.get('load_from'), cfg.get('resume', False)
+    if begun and not going_on:
+        raise UserError(
+            f'{cfg.work_dir} has checkpoints of a training, which this one would replace: go on with '
+            '--resume, choose another --work-dir, or remove them'
+        )
     if isinstance(source, str) and not going_on and pretrained not in (None, 'none'):
         raise UserError(f'--pretrained {pretrained} would be overwritten by load_from {source}: give one')
     if not going_on and (not source or isinstance(source, dict)):
@@ -312,8 +324,7 @@ def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
     wrapper, scaling = cfg.optim_wrapper, cfg.get('auto_scale_lr') or {}
     recipe, optimizer = scaling.get('base_batch_size'), wrapper.get('optimizer') or {}
     scale_lr = scale_lr or scaling.get('enable', False)
-    counted_by = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS'}.get(cfg.get('launcher', 'none'), '')
-    processes = int(os.environ.get(counted_by, 1))
+    processes = int(os.environ.get('WORLD_SIZE', 1)) if cfg.get('launcher', 'none') != 'none' else 1
     step = cfg.train_dataloader.get('batch_size', 1) * processes  # images
     if (scale_lr or wrapper.get('accumulative_counts') == 'auto') and not recipe:
         raise UserError('the config has no auto_scale_lr.base_batch_size, the batch its recipe was made for')
@@ -386,6 +397,24 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
     slide = how.get('mode') == 'slide'
     window = f'sliding window {how.crop_size}, stride {how.stride}' if slide else 'whole image'
     return [f'testing: {name.replace("_", " ")}, {window}']
+
+
+def divide_model(cfg: Config, launcher: str) -> None:
+    """``--fsdp``: parameters, gradients and optimizer states divided among the processes.
+
+    Raises:
+        UserError: a single process, or a config with a moving average of the weights.
+    """
+    if launcher == 'none':
+        raise UserError(
+            '--fsdp divides the model among several processes: start them with tools/dist_train.sh'
+        )
+    if any('EMAHook' in str(hook['type']) for hook in cfg.get('custom_hooks') or []):
+        raise UserError(
+            '--fsdp: the config keeps a moving average of the weights (EMAHook), which is not divided; '
+            'train without --fsdp, or with custom_hooks=[]'
+        )
+    cfg.fsdp = True
 
 
 def write_details(cfg: Config) -> None:
@@ -507,8 +536,9 @@ def start_processes(cfg: Config, launcher: str, device: str) -> None:
             f'{started} processes were started, but --launcher is none, and each would train alone: use '
             'tools/dist_train.sh, or add --launcher pytorch'
         )
-    cfg.launcher = launcher
-    if device == 'cpu' and launcher == 'pytorch':
+    launch.die_with_launcher()
+    cfg.launcher = 'none' if launcher == 'none' else 'pytorch'
+    if device == 'cpu' and launcher != 'none':
         cfg.setdefault(
             'model_wrapper_cfg',
             dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
