@@ -1,12 +1,15 @@
 # make demo    the whole line on a CPU: dataset, pretraining, detector, segmenter, pictures
 # make test    the tests
 # make lint    style
+# make torture KILLS=200   trainings killed at random moments, resumed and compared
+# make test-multihost      two network namespaces, a link that is cut; needs root
+# make test-slurm          a real Slurm on this machine; needs root and: apt install slurm-wlm munge
 # make setup   the environment alone (the others make it by themselves)
 VENV ?= .venv
 PYTEST_ARGS ?=
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test lint format setup clean
+.PHONY: demo test torture test-multihost test-slurm lint format setup clean
 
 demo: setup
 	$(VENV)/bin/python tools/demo.py
@@ -14,6 +17,16 @@ demo: setup
 # Two processes with one thread each are faster here than one process with two threads.
 test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+KILLS ?= 200
+torture: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tools/torture.py --kills $(KILLS)
+
+test-multihost: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m multihost tests/test_cluster.py
+
+test-slurm: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slurm tests/test_cluster.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,725 @@
+"""Checkpoints that are whole or not there, trainings that go on exactly, faults that end in words."""
+
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import ROOT, command, last_line, log_of, tool
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import DataLoader, Dataset
+
+from convnext_backbone.checkpoint.write import (
+    checkpoints_in,
+    damage,
+    facts_of,
+    newest_checkpoint,
+    side_file,
+    write_checkpoint,
+)
+from convnext_backbone.engine import ResumableBatchSampler, hooks, launch, prepare
+from convnext_backbone.engine.loops import read_batch
+from convnext_backbone.engine.randomness import RandomStream
+from convnext_backbone.errors import Stopped, UserError
+
+CONFIG = f"""
+_base_ = '{ROOT}/configs/demo/classifier_shapes.py'
+model = dict(backbone=dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), drop_path_rate=0.3))
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+val_dataloader = dict(batch_size=10, num_workers=0, persistent_workers=False)
+train_cfg = dict(max_iters=40, val_interval=20)
+optim_wrapper = dict(accumulative_counts=3)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=4, max_keep_ckpts=3))
+"""
+
+
+def write_config(folder: Path, more: str = '') -> str:
+    """Its name is part of the log's."""
+    file = folder / f'{folder.name}.py'
+    file.write_text(CONFIG + more)
+    return str(file)
+
+
+def arguments(config: str, shapes: Path, work_dir: Path, *options) -> list[str]:
+    given = [config, '--data-root', f'{shapes}/classification', '--work-dir', str(work_dir)]
+    return [*given, '--device', 'cpu', '--seed', '0', '--deterministic', *map(str, options)]
+
+
+# Checkpoints on the disk
+
+
+def content(size: int = 1000) -> dict:
+    return dict(state_dict=dict(weight=torch.arange(size, dtype=torch.float32)))
+
+
+def test_a_written_checkpoint_has_the_size_and_hash_that_other_programs_find(tmp_path):
+    file = tmp_path / 'iter_1.pth'
+    write_checkpoint(content(), file, epoch=0, iter=1)
+    facts = json.loads(side_file(file).read_text())
+    found = subprocess.run(
+        ['sha256sum', str(file)], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    assert facts['sha256'] == found and facts['size'] == file.stat().st_size and facts['iter'] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
+    assert damage(file) == ''
+
+
+@pytest.mark.parametrize('with_side_file', [True, False])
+@pytest.mark.parametrize('fault', ['truncated', 'bit flipped', 'emptied'])
+def test_every_damage_is_found_and_the_checkpoint_before_is_taken(tmp_path, fault, with_side_file):
+    draw = random.Random(fault)
+    for step in (1, 2):
+        write_checkpoint(content(), tmp_path / f'iter_{step}.pth', iter=step)
+        time.sleep(0.01)
+    old, new = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth'
+    whole = new.read_bytes()
+    if not with_side_file:
+        side_file(new).unlink()
+        os.utime(new)
+    assert newest_checkpoint(tmp_path) == (new, [])
+    data_begins = whole.index(content()['state_dict']['weight'].numpy().tobytes())
+    for _ in range(20):
+        broken = bytearray(whole)
+        if fault == 'bit flipped':  # without a side file only what the checksums cover: the data
+            place = draw.randrange(len(whole)) if with_side_file else data_begins + draw.randrange(4000)
+            broken[place] ^= 1 << draw.randrange(8)
+        else:
+            del broken[0 if fault == 'emptied' else draw.randrange(len(whole)) :]
+        new.write_bytes(broken)
+        found, passed_over = newest_checkpoint(tmp_path)
+        assert found == old and len(passed_over) == 1 and str(new) in passed_over[0]
+        if with_side_file:
+            break_words = 'bytes' if fault != 'bit flipped' else 'SHA-256'
+            assert break_words in passed_over[0]
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from convnext_backbone.checkpoint.write import write_checkpoint
+file = Path(sys.argv[1], 'iter_1.pth')
+print('ready', flush=True)
+for number in range(10**6):
+    write_checkpoint(dict(t=torch.full((300_000,), float(number % 50))), file, iter=1)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    """The same name again and again, which is the hardest: there is no older one to fall back to."""
+    draw = random.Random(0)
+    for _ in range(6):
+        writer = subprocess.Popen(
+            [sys.executable, '-c', WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
+        )
+        writer.stdout.readline()
+        time.sleep(0.2 + draw.uniform(0, 0.1))
+        writer.kill()
+        writer.wait()
+        file, passed_over = newest_checkpoint(tmp_path)
+        assert file is not None and passed_over == []
+        tensor = torch.load(file)['t']
+        assert len(tensor.unique()) == 1
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    """A real refusal of the operating system: no file of this process may be larger than 100 kB."""
+    script = f"""
+import resource, signal, torch
+from pathlib import Path
+from convnext_backbone.checkpoint.write import damage, write_checkpoint
+file = Path({str(tmp_path)!r}, 'iter_1.pth')
+write_checkpoint(dict(t=torch.ones(10)), file, iter=1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    write_checkpoint(dict(t=torch.ones(100_000)), file, iter=1)
+except OSError as error:
+    print('refused', error)
+print(repr(damage(file)), torch.load(file)['t'].sum())
+"""
+    result = command('-c', script)
+    assert 'refused' in result.stdout and "'' tensor(10.)" in result.stdout, result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
+
+
+# Random numbers and samplers
+
+
+def draws() -> tuple:
+    return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+
+def test_the_random_numbers_of_steps_notice_nothing_of_what_is_drawn_between():
+    streams, found = [RandomStream(0, rank) for rank in (0, 0, 1)], [[], [], []]
+    for step in range(4):
+        for number, stream in enumerate(streams):
+            with stream:
+                found[number].append(draws())
+            for _ in range(number * step):
+                draws()
+            if step == 1:  # as a checkpoint keeps it
+                again = RandomStream(7)
+                again.load_state_dict(torch.load(io_of(stream.state_dict()), weights_only=True))
+                streams[number] = again
+    assert found[0] == found[1] and all(a != b for a, b in zip(found[0], found[2]))
+    values = [value for draw in found[0] for value in draw]
+    assert len(set(values)) == len(values)
+
+
+def io_of(state: dict):
+    import io
+
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    stream.seek(0)
+    return stream
+
+
+class Numbers(Dataset):
+    """Items that say their index and three random numbers; only those in ``allowed`` may be read."""
+
+    def __init__(self, size: int, allowed=None):
+        self.size, self.allowed = size, allowed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> list[float]:
+        assert self.allowed is None or index in self.allowed, f'{index} was read'
+        return [index, *draws()]
+
+
+def loader(sampler: ResumableBatchSampler, data: Numbers, workers: int = 0) -> DataLoader:
+    data.__getitems__ = lambda batch: read_batch(data, batch)
+    return DataLoader(data, batch_sampler=sampler, num_workers=workers, collate_fn=list)
+
+
+def batches(
+    count: int, left_out: int = 0, workers: int = 0, sampler=InfiniteSampler, size: int = 10, **kwargs
+):
+    data = Numbers(size)
+    batch_sampler = ResumableBatchSampler(sampler(data, seed=3), 4, endless=True, seed=5, **kwargs)
+    batch_sampler.begin(left_out, left_out)
+    return list(itertools.islice(loader(batch_sampler, data, workers), count))
+
+
+def test_augmentations_do_not_depend_on_the_number_of_processes_or_on_a_resume():
+    straight = batches(9)
+    assert straight == batches(9, workers=2) == batches(9, workers=3)
+    for start in (1, 4, 8):
+        assert batches(9 - start, start) == straight[start:] == batches(9 - start, start, workers=2)
+    numbers = [item[1] for batch in straight for item in batch]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize('drop_last', [True, False])
+def test_a_sampler_with_an_end_is_taken_up_in_the_right_pass(drop_last):
+    """Ten images in batches of four: three or two batches a pass, each pass in another order."""
+    options = dict(sampler=lambda data, seed: DefaultSampler(data, seed=seed), drop_last=drop_last)
+    straight = [[item[0] for item in batch] for batch in batches(12, **options)]
+    per_pass = 2 if drop_last else 3
+    one, other = straight[:per_pass], straight[per_pass : 2 * per_pass]
+    assert len({index for batch in one for index in batch}) == (8 if drop_last else 10) and one != other
+    for start in range(12):
+        rest = [[item[0] for item in batch] for batch in batches(12 - start, start, **options)]
+        assert rest == straight[start:]
+
+
+def test_iteration_100000_reads_nothing_of_what_came_before():
+    """Against mmengine's own stream of indices; the data raises if another image is touched."""
+    size, batch, start = 118_287, 16, 100_000
+    expected = list(itertools.islice(InfiniteSampler(range(size), seed=3), start * batch, start * batch + 32))
+    data = Numbers(size, allowed=set(expected))
+    sampler = ResumableBatchSampler(InfiniteSampler(data, seed=3), batch, endless=True)
+    sampler.begin(start, start)
+    found = list(itertools.islice(loader(sampler, data), 2))
+    assert [item[0] for items in found for item in items] == expected
+
+
+class Shapes(Numbers):
+    """Every third is a portrait; as mmdet's batch sampler asks for it."""
+
+    def get_data_info(self, index: int) -> dict:
+        return dict(width=1, height=2) if index % 3 == 0 else dict(width=2, height=1)
+
+
+@pytest.mark.parametrize('endless', [True, False])
+def test_batches_by_aspect_ratio_start_anew_whatever_was_left_unfinished(endless):
+    """mmdet's sampler keeps half-filled batches of a pass that was broken off."""
+    import mmdet.datasets  # noqa: F401
+
+    data = Shapes(16)
+    sampler = (InfiniteSampler if endless else DefaultSampler)(data, seed=3)
+    inner = dict(type='mmdet.AspectRatioBatchSampler')
+    batches = ResumableBatchSampler(sampler, 4, inner=inner, endless=endless)
+    straight = [list(batch) for batch in itertools.islice(batches, 4)]
+    assert all(len({index % 3 == 0 for index in batch}) == 1 for batch in straight[:3])
+    for start in (2, 0, 3, 1):
+        batches.begin(start, start)
+        assert [list(batch) for batch in itertools.islice(batches, 4 - start)] == straight[start:]
+
+
+def test_a_sampler_that_cannot_start_anew_is_known():
+    data = Numbers(8)
+    sources = SimpleNamespace(source2inds=dict(a=iter([1]), b=iter([2])))
+    assert ResumableBatchSampler(InfiniteSampler(data, seed=1), 2, endless=True).restartable
+    assert ResumableBatchSampler(DefaultSampler(data, seed=1), 2).restartable
+    assert not ResumableBatchSampler(sources, 2).restartable
+
+
+# Whole trainings
+
+
+@pytest.fixture(scope='module')
+def straight(shapes, tmp_path_factory) -> Path:
+    """A training that nothing happened to: 22 steps, accumulated by threes, validated after 20."""
+    folder = tmp_path_factory.mktemp('straight')
+    tool('train').main(arguments(write_config(folder), shapes, folder / 'w', '--stop-at', 22))
+    return folder / 'w'
+
+
+def equal_to_straight(straight: Path, work_dir: Path) -> None:
+    assert tool('verify_resume').compare(straight, work_dir, 22) == []
+
+
+@pytest.mark.xdist_group('resume')
+def test_a_training_stopped_twice_is_the_one_that_was_not(straight, shapes, tmp_path):
+    """At step 7 in the middle of accumulated gradients, at step 20 before the validation that is due."""
+    config = write_config(tmp_path)
+    for stop in (7, 20, 22):
+        tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', stop))
+        time.sleep(1)  # another log
+    equal_to_straight(straight, tmp_path / 'w')
+    rows = tool('verify_resume').scalars(tmp_path / 'w')
+    assert [row['step'] for row in rows if 'top1' in row] == [20]
+
+
+@pytest.mark.xdist_group('resume')
+def test_what_follows_from_a_validation_is_taken_up(shapes, tmp_path, monkeypatch):
+    """Early stopping counts at 20, after the checkpoint of 20 was written."""
+    more = """
+train_cfg.update(val_interval=4)
+default_hooks['checkpoint']['save_best'] = 'top1'
+custom_hooks = [dict(type='EarlyStoppingHook', monitor='top1', patience=9)]
+"""
+    config = write_config(tmp_path, more)
+    tool('train').main(arguments(config, shapes, tmp_path / 'straight', '--stop-at', 22))
+    original = hooks.CheckpointHook.after_val_epoch
+
+    def die(self, runner, metrics):
+        original(self, runner, metrics)
+        if runner.iter == 20:
+            raise RuntimeError('killed after the validation')
+
+    monkeypatch.setattr(hooks.CheckpointHook, 'after_val_epoch', die)
+    time.sleep(1)
+    with pytest.raises(RuntimeError, match='killed'):
+        tool('train').main(arguments(config, shapes, tmp_path / 'w', '--stop-at', 22))
+    monkeypatch.undo()
+    time.sleep(1)
+    tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', 22))
+    equal_to_straight(tmp_path / 'straight', tmp_path / 'w')
+    kept = torch.load(tmp_path / 'w/iter_22.pth', weights_only=False)
+    assert kept['early_stopping']['wait_count'] >= 1
+    best = [[file.name for file in (tmp_path / name).glob('best_*.pth')] for name in ('straight', 'w')]
+    assert best[0] == best[1] and len(best[0]) == 1
+
+
+@pytest.mark.xdist_group('resume')
+def test_a_stop_within_a_validation_keeps_final_weights_and_average_apart(shapes, tmp_path, monkeypatch):
+    """In validation the model has the moving average; the checkpoint must not take it for the weights."""
+    config = write_config(tmp_path, "custom_hooks = [dict(type='EMAHook', momentum=0.1)]\n")
+    tool('train').main(arguments(config, shapes, tmp_path / 'straight', '--stop-at', 22))
+    original = hooks.CheckpointHook.after_val_iter
+
+    def ask(self, runner, **kwargs):
+        runner._stop_request.signal = 'SIGTERM'
+        original(self, runner, **kwargs)
+
+    monkeypatch.setattr(hooks.CheckpointHook, 'after_val_iter', ask)
+    more = ['--cfg-options', 'default_hooks.checkpoint.interval=100']
+    time.sleep(1)
+    with pytest.raises(Stopped, match=r'stopped after step 20 \(SIGTERM came\): .* from .*iter_20.pth'):
+        tool('train').main(arguments(config, shapes, tmp_path / 'w', *more))
+    monkeypatch.undo()
+    time.sleep(1)
+    tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', 22))
+    equal_to_straight(tmp_path / 'straight', tmp_path / 'w')
+
+
+@pytest.mark.xdist_group('resume')
+def test_sigterm_gives_a_checkpoint_and_status_75(straight, shapes, tmp_path):
+    config = write_config(tmp_path)
+    line = [sys.executable, 'tools/train.py', *arguments(config, shapes, tmp_path / 'w', '--stop-at', 22)]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for row in process.stdout:
+        if 'Iter(train) [ 5/40]' in row:
+            process.send_signal(signal.SIGTERM)
+            break
+    output = process.stdout.read()
+    assert process.wait(60) == 75 and 'SIGTERM came' in output
+    (stopped,) = re.findall(r'stopped after step (\d+)', output)
+    assert facts_of(tmp_path / f'w/iter_{stopped}.pth')['iter'] == int(stopped) < 22
+    tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', 22))
+    equal_to_straight(straight, tmp_path / 'w')
+
+
+@pytest.mark.xdist_group('resume')
+def test_a_killed_data_loader_process_is_replaced(straight, shapes, tmp_path, monkeypatch):
+    """The results do not depend on the number of processes either: the untouched one had none."""
+    config = write_config(tmp_path, 'train_dataloader.update(num_workers=2, persistent_workers=True)\n')
+    killed, original = [], hooks.DataHook.after_train_iter
+
+    def kill_one(self, runner, *args, **kwargs):
+        original(self, runner, *args, **kwargs)
+        if runner.iter == 6:
+            (worker, *_) = psutil.Process().children()
+            worker.kill()
+            killed.append(worker.pid)
+
+    monkeypatch.setattr(hooks.DataHook, 'after_train_iter', kill_one)
+    tool('train').main(arguments(config, shapes, tmp_path / 'w', '--stop-at', 22))
+    assert killed and re.search(
+        r'a data loader process died .*new ones read on at batch', log_of(tmp_path / 'w')
+    )
+    equal_to_straight(straight, tmp_path / 'w')
+
+
+@pytest.mark.xdist_group('resume')
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(straight, shapes, tmp_path):
+    config = write_config(tmp_path)
+    tool('train').main(arguments(config, shapes, tmp_path / 'w', '--stop-at', 13))
+    newest = checkpoints_in(tmp_path / 'w')
+    assert [file.name for file in newest] == ['iter_13.pth', 'iter_12.pth', 'iter_8.pth']
+    os.truncate(newest[0], 1000)
+    time.sleep(1)
+    with pytest.raises(UserError, match='is damaged: it has 1000 bytes'):
+        tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', newest[0]))
+    tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', 22))
+    log = log_of(tmp_path / 'w')
+    assert 'iter_13.pth is passed over: it has 1000 bytes' in log and 'resumed epoch: 0, iter: 12' in log
+    equal_to_straight(straight, tmp_path / 'w')
+    for file in checkpoints_in(tmp_path / 'w'):
+        os.truncate(file, 10)
+    with pytest.raises(UserError, match='no checkpoint in .* is whole'):
+        tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume'))
+
+
+@pytest.mark.xdist_group('resume')
+def test_a_folder_with_a_training_is_not_overwritten_and_not_shared(straight, shapes, tmp_path):
+    config = write_config(tmp_path)
+    with pytest.raises(UserError, match='has checkpoints of a training, which this one would replace'):
+        tool('train').main(arguments(config, shapes, straight))
+    with (
+        launch.alone_in(tmp_path),
+        pytest.raises(UserError, match='another training is running'),
+        launch.alone_in(tmp_path, seconds=0.1),
+    ):
+        pass
+
+
+@pytest.mark.xdist_group('resume')
+@pytest.mark.parametrize('on_error', ['continue', 'stop'])
+def test_a_checkpoint_that_cannot_be_written(straight, shapes, tmp_path, monkeypatch, on_error):
+    """The second and the last one: the training goes on, keeps the first, and does not end as a success."""
+    original, calls = write_checkpoint, []
+
+    def refuse(content, file, **facts):
+        calls.append(file.name)
+        if file.name in ('iter_8.pth', 'iter_22.pth'):
+            raise OSError(28, 'No space left on device')
+        original(content, file, **facts)
+
+    monkeypatch.setattr('convnext_backbone.engine.runner.write_checkpoint', refuse)
+    more = f"default_hooks['checkpoint']['on_error'] = '{on_error}'\n"
+    config = write_config(tmp_path, more)
+    with pytest.raises(UserError, match=r'could not be written to .*No space left.*make room there'):
+        tool('train').main(arguments(config, shapes, tmp_path / 'w', '--stop-at', 22))
+    last = dict(stop='iter_8.pth', **{'continue': 'iter_22.pth'})[on_error]
+    assert calls[-1] == last and (tmp_path / 'w/iter_4.pth').is_file() == (on_error == 'stop')
+    assert 'iter_8.pth could not be written' in log_of(tmp_path / 'w')
+    file, _ = newest_checkpoint(tmp_path / 'w')
+    assert file.name == dict(stop='iter_4.pth', **{'continue': 'iter_20.pth'})[on_error]
+
+
+@pytest.mark.xdist_group('resume')
+def test_a_training_whose_last_checkpoint_could_not_be_written_has_failed(shapes, tmp_path, monkeypatch):
+    def refuse(content, file, **facts):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('convnext_backbone.engine.runner.write_checkpoint', refuse)
+    config = write_config(tmp_path, 'train_cfg.update(max_iters=4)\nparam_scheduler = []\n')
+    with pytest.raises(
+        UserError, match='iter_4.pth could not be written .* the last whole checkpoint is none'
+    ):
+        tool('train').main(arguments(config, shapes, tmp_path / 'w'))
+
+
+@pytest.mark.xdist_group('resume')
+def test_updates_that_are_not_finite_are_left_out_and_then_stop_the_training(shapes, tmp_path, monkeypatch):
+    """Images with infinite pixels; a layer as the cause is in the next test."""
+    from convnext_backbone.classification import ImageDataset
+
+    original, broken = ImageDataset.__getitem__, []
+
+    def item(self, index):
+        found = original(self, index)
+        if self._images.transform.transforms and index in broken:
+            found['inputs'] = torch.full_like(found['inputs'], float('inf'))
+        return found
+
+    monkeypatch.setattr(ImageDataset, '__getitem__', item)
+    more = 'optim_wrapper.update(accumulative_counts=1)\n'
+    config = write_config(tmp_path, more)
+    weights = []
+    original_check = hooks.FiniteHook.after_train_iter
+
+    def look(self, runner, *args, **kwargs):
+        weights.append(runner.model.head.weight.detach().clone())
+        if runner.iter == 4:
+            broken.extend(range(200))
+        original_check(self, runner, *args, **kwargs)
+
+    monkeypatch.setattr(hooks.FiniteHook, 'after_train_iter', look)
+    with pytest.raises(UserError) as error:
+        tool('train').main(arguments(config, shapes, tmp_path / 'w'))
+    words = str(error.value)
+    assert words.startswith('3 updates in a row were not finite and were left out; rank 0, step 8: loss')
+    assert 'loss not finite; images ' in words and '; the images themselves are not finite' in words
+    assert len(re.findall(r'\.png', words)) == 4 and f'{shapes}/classification/train' in words
+    assert 'The last checkpoint is' in words and 'iter_4.pth' in words
+    assert (
+        len(weights) == 8 and torch.equal(weights[4], weights[7]) and not torch.equal(weights[3], weights[4])
+    )
+    assert log_of(tmp_path / 'w').count('this update is left out') == 3
+
+
+def test_the_layer_that_makes_infinity_is_named():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    model.data_preprocessor = lambda data, training: data
+    model._run_forward = lambda data, mode: model(data)
+    with torch.no_grad():
+        model[1][0].weight.fill_(3e38)
+        model[0].weight.fill_(10)
+    hook = hooks.FiniteHook()
+    hook._buffers = []
+    found = hook._layer(SimpleNamespace(model=model), torch.ones(1, 2), RandomStream(0).states)
+    assert found == 'first layer with a non-finite output: 1.0 (from finite input)'
+    with torch.no_grad():
+        model[0].bias[0] = float('nan')
+    found = hook._layer(SimpleNamespace(model=model), torch.ones(1, 2), RandomStream(0).states)
+    assert found == 'the weight 0.bias itself is not finite'
+
+
+def test_a_bar_with_the_time_left_is_shown_on_a_terminal_and_not_in_a_file(shapes, tmp_path):
+    config = write_config(tmp_path)
+    line = [sys.executable, 'tools/train.py', *arguments(config, shapes, tmp_path / 'w', '--stop-at', 6)]
+    terminal = f"""
+import os, pty, sys
+status = pty.spawn(['sh', '-c', 'stty cols 120 rows 40; exec "$0" "$@"', *{line!r}])
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    result = command('-c', terminal)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert re.search(r'training: +\d+%\|.*6/40 \[\d\d:\d\d<\d\d:\d\d.*loss=', result.stdout)
+    log = log_of(tmp_path / 'w')
+    assert '%|' not in log and 'Iter(train) [ 6/40]' in log
+    line += ['--work-dir', str(tmp_path / 'x'), '--stop-at', '2']
+    other = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 0 and '%|' not in other.stdout + other.stderr
+
+
+# Several processes
+
+
+def distributed(config: str, shapes: Path, work_dir: Path, *options, processes: int = 2, **environment):
+    given = arguments(config, shapes, work_dir, *options)
+    port = 20000 + os.getpid() % 9000 + (zlib_of(str(work_dir)) % 1000)
+    return subprocess.run(
+        ['tools/dist_train.sh', given[0], str(processes), *given[1:]],
+        env={
+            **os.environ,
+            'MASTER_PORT': str(port),
+            'OMP_NUM_THREADS': '1',
+            'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+            **environment,
+        },
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+
+
+def zlib_of(text: str) -> int:
+    import zlib
+
+    return zlib.crc32(text.encode())
+
+
+@pytest.mark.xdist_group('distributed')
+def test_processes_with_different_configs_end_in_words(shapes, tmp_path):
+    more = "import os\noptim_wrapper.update(optimizer=dict(type='AdamW', lr=0.1 + int(os.environ['RANK'])))\n"
+    result = distributed(write_config(tmp_path, more), shapes, tmp_path / 'w')
+    assert result.returncode != 0
+    assert re.search(
+        r'error: rank 1 \(\S+\) has another config than rank 0 \(\S+\): '
+        'optim_wrapper.optimizer.lr is 1.1, there 0.1',
+        result.stdout,
+    ), result.stdout[-3000:]
+
+
+@pytest.mark.xdist_group('distributed')
+def test_a_process_that_hangs_ends_the_training_with_the_stack_of_each(shapes, tmp_path):
+    """Rank 1 sleeps in its fifth step; rank 0 waits for its gradients. Both say where."""
+    more = """
+custom_imports = dict(imports=['hanging'])
+custom_hooks = [dict(type='SleepHook')]
+default_hooks['hang'] = dict(timeout=6)
+"""
+    (tmp_path / 'hanging.py').write_text(
+        'import time\nfrom mmengine.dist import get_rank\nfrom mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS\n\n\n@HOOKS.register_module()\nclass SleepHook(Hook):\n'
+        '    def before_train_iter(self, runner, batch_idx, data_batch=None):\n'
+        '        if runner.iter == 4 and get_rank() == 1:\n            time.sleep(1000)\n'
+    )
+    config = write_config(tmp_path, more)
+    result = distributed(config, shapes, tmp_path / 'w', PYTHONPATH=f'{tmp_path}:{ROOT}')
+    assert result.returncode != 0 and 'error: no step was finished for' in result.stdout, result.stdout[
+        -3000:
+    ]
+    stacks = [(tmp_path / f'w/stacks_rank{rank}.txt').read_text() for rank in (0, 1)]
+    assert 'before_train_iter' in stacks[1] and 'hanging.py' in stacks[1]
+    assert 'train_step' in stacks[0] and 'hanging.py' not in stacks[0]
+
+
+@pytest.mark.xdist_group('distributed')
+def test_torchrun_starts_a_killed_process_again_and_the_result_is_the_same(shapes, tmp_path):
+    """Rank 1 kills itself once, in step 10."""
+    (tmp_path / 'killing.py').write_text(
+        'import os\nfrom mmengine.dist import get_rank\nfrom mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS\n\n\n@HOOKS.register_module()\nclass KillHook(Hook):\n'
+        '    def before_train_iter(self, runner, batch_idx, data_batch=None):\n'
+        "        first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        '        if first and runner.iter == 9 and get_rank() == 1:\n'
+        '            os.kill(os.getpid(), 9)\n'
+    )
+    config = write_config(tmp_path)
+    straight = distributed(config, shapes, tmp_path / 'straight', '--stop-at', '22')
+    assert straight.returncode == 0, straight.stdout[-3000:]
+    killed = write_config(
+        tmp_path, "custom_imports = dict(imports=['killing'])\ncustom_hooks = [dict(type='KillHook')]\n"
+    )
+    path = dict(PYTHONPATH=f'{tmp_path}:{ROOT}')
+    result = distributed(killed, shapes, tmp_path / 'w', '--stop-at', '22', '--max-restarts', '1', **path)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert 'resumed epoch: 0, iter: 8' in result.stdout
+    equal_to_straight(tmp_path / 'straight', tmp_path / 'w')
+
+
+@pytest.mark.xdist_group('distributed')
+def test_a_model_divided_among_processes_trains_as_a_whole_one(shapes, tmp_path):
+    """FSDP against DDP: the same losses, and one's checkpoint is resumed by the other."""
+    config = write_config(tmp_path)
+    runs = dict(ddp=[], fsdp=['--fsdp'])
+    for name, options in runs.items():
+        result = distributed(config, shapes, tmp_path / name, '--stop-at', '9', *options)
+        assert result.returncode == 0, result.stdout[-3000:]
+    one, other = (torch.load(tmp_path / name / 'iter_9.pth', weights_only=False) for name in runs)
+    for key, value in one['state_dict'].items():
+        torch.testing.assert_close(other['state_dict'][key], value, rtol=1e-4, atol=1e-5)
+    for number, state in one['optimizer']['state'].items():
+        for key, value in state.items():
+            torch.testing.assert_close(other['optimizer']['state'][number][key], value, rtol=1e-3, atol=1e-6)
+    for name, options in (('ddp', ['--fsdp']), ('fsdp', [])):
+        result = distributed(config, shapes, tmp_path / name, '--stop-at', '20', '--resume', *options)
+        assert result.returncode == 0, result.stdout[-3000:]
+    one, other = (torch.load(tmp_path / name / 'iter_20.pth', weights_only=False) for name in runs)
+    for key, value in one['state_dict'].items():
+        torch.testing.assert_close(other['state_dict'][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_fsdp_needs_several_processes_and_no_moving_average(shapes, tmp_path):
+    config = write_config(tmp_path)
+    with pytest.raises(UserError, match='--fsdp divides the model among several processes'):
+        tool('train').main(arguments(config, shapes, tmp_path / 'w', '--fsdp'))
+    for name in ('EMAHook', 'mmengine.EMAHook'):
+        with pytest.raises(UserError, match='keeps a moving average of the weights'):
+            prepare.divide_model(Config(dict(custom_hooks=[dict(type=name)])), 'pytorch')
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--nnodes', '4:x'], '--nnodes is a number of machines'),
+        (['--max-restarts', 'often'], '--max-restarts is a number'),
+        (['--nnodes'], '--nnodes needs a value'),
+    ],
+)
+def test_dist_train_says_what_is_wrong_with_its_own_options(options, words):
+    result = subprocess.run(
+        ['tools/dist_train.sh', 'c.py', '2', *options], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 1 and f'error: {words}' in result.stderr
+
+
+# The tool that a user runs, on all three tasks
+
+
+@pytest.mark.parametrize(
+    ('config', 'options'),
+    [
+        ('classifier', ['--workers', '2']),
+        ('upernet', ['--processes', '2']),
+        ('mask_rcnn', ['--signal', 'TERM']),
+    ],
+)
+def test_verify_resume(config, options, shapes, tmp_path):
+    root = shapes / 'classification' if config == 'classifier' else shapes
+    small = ['train_dataloader.batch_size=2', 'train_cfg.val_interval=4']
+    result = command(
+        *(
+            'tools/verify_resume.py',
+            f'configs/demo/{config}_shapes.py',
+            '--steps',
+            '6',
+            '--every',
+            '2',
+            *options,
+        ),
+        *('--out', tmp_path, '--', '--data-root', root, '--pretrained', 'none', '--cfg-options', *small),
+        PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+    )
+    assert result.returncode == 0 and 'bit-identical' in last_line(result), result.stdout[-3000:]
+
+
+def test_verify_resume_finds_a_single_bit(tmp_path):
+    verify = tool('verify_resume')
+    a = dict(state_dict=dict(w=torch.ones(3)), random=[dict(torch=torch.arange(4))], x=[1, dict(y=2.0)])
+    b = torch.load(io_of(a))
+    assert verify.differences(a, b) == []
+    b['state_dict']['w'][1] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    b['x'][1]['y'] = 3.0
+    del b['random'][0]['torch']
+    assert verify.differences(a, b) == ['.state_dict.w', '.random.0.torch', '.x.1.y']
+
+
+def test_a_short_campaign_of_faults(tmp_path):
+    """`make torture` for six faults."""
+    result = command('tools/torture.py', '--kills', '6', '--seed', '2', '--out', tmp_path / 't')
+    assert result.returncode == 0, result.stdout[-3000:]
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[-1][:2] == ['6', 'faults'] and sum(int(row[-3]) for row in rows[-10:-1] if row) >= 2
