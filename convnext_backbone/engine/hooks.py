@@ -147,17 +147,19 @@ class CheckpointHook(MMEngineCheckpointHook):
                 meta=meta,
                 by_epoch=self.by_epoch,
             )
-            if is_main_process():
-                write_text(Path(runner.work_dir, POINTER), self.last_ckpt)
-                self._remove_oldest(runner)
             self.last_step, self._unwritten = meta['iter'], ''
-        except OSError as error:
+        except OSError as error:  # the same in all processes
             self._unwritten = f'{name} could not be written to {self.out_dir} ({error.strerror or error})'
             self.last_ckpt = before
             kept = f'the last whole checkpoint is {before}' if before else 'there is no checkpoint yet'
             runner.logger.error(f'{self._unwritten}; {kept}')
             if self.on_error == 'stop':
                 self._raise_if_unwritten()
+            return
+        if is_main_process():
+            with _in_the_log(runner, f'{POINTER} could not be written'):  # --resume finds the newest without
+                write_text(Path(runner.work_dir, POINTER), self.last_ckpt)
+                self._remove_oldest(runner)
 
     def _raise_if_unwritten(self) -> None:
         if self._unwritten:
@@ -186,7 +188,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         )
         # A resumed training need not validate again, unless what follows from the result is not in the file.
         if self.last_ckpt and not used and is_main_process():
-            note_validation(Path(self.last_ckpt))
+            with _in_the_log(runner, 'it could not be noted that the validation is done'):
+                note_validation(Path(self.last_ckpt))
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         """As in mmengine, but the best so far is removed when the better one is on the disk."""
@@ -227,6 +230,15 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         runner.stop_if_asked(validated=batch_idx + 1)
+
+
+@contextlib.contextmanager
+def _in_the_log(runner, what: str):
+    """A failure to write that does no harm; in one process, it must not change what the others expect."""
+    try:
+        yield
+    except OSError as error:
+        runner.logger.error(f'{what}: {error}')
 
 
 class _Keeping:

@@ -152,7 +152,11 @@ def processes_in_words(told: list[dict]) -> str:
         hosts.setdefault(each['host'], []).append(each['device'])
     backend = distributed.get_backend() if distributed.is_initialized() else 'none'
     parts = [f'{host}: {len(devices)} x {", ".join(sorted(set(devices)))}' for host, devices in hosts.items()]
-    return f'{len(told)} processes on {len(hosts)} machines (backend {backend}): {"; ".join(parts)}'
+    count = [
+        f'{len(told)} process' + 'es' * (len(told) > 1),
+        f'{len(hosts)} machine' + 's' * (len(hosts) > 1),
+    ]
+    return f'{" on ".join(count)} (backend {backend}): {"; ".join(parts)}'
 
 
 def die_with_launcher() -> None:
