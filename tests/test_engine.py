@@ -166,7 +166,7 @@ def test_the_first_start_of_a_job_with_resume_keeps_what_the_config_starts_from(
     cfg = start_options(tmp_path, load_from='coco.pth')
     assert 'nothing to resume' in prepare.start_from(cfg, 'auto', None)[0]
     assert (cfg.resume, cfg.load_from) == (False, 'coco.pth')
-    (tmp_path / 'last_checkpoint').write_text('x')
+    (tmp_path / 'iter_1.pth').touch()
     assert prepare.start_from(cfg, 'auto', None) == []
     assert (cfg.resume, cfg.load_from) == (True, None)
     assert cfg.model.backbone.init_cfg is None
