@@ -603,7 +603,8 @@ default_hooks['hang'] = dict(timeout=6)
     ]
     stacks = [(tmp_path / f'w/stacks_rank{rank}.txt').read_text() for rank in (0, 1)]
     assert 'before_train_iter' in stacks[1] and 'hanging.py' in stacks[1]
-    assert 'train_step' in stacks[0] and 'hanging.py' not in stacks[0]
+    # for the gradients of the other one, or for its answer whether to stop, which is asked by time
+    assert ('train_step' in stacks[0] or 'in agreed' in stacks[0]) and 'hanging.py' not in stacks[0]
 
 
 @pytest.mark.xdist_group('distributed')
