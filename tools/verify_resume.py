@@ -1,7 +1,7 @@
 """Train straight and train with a kill and a resume, and compare: weights, optimizer, random numbers, logs.
 
 python tools/verify_resume.py CONFIG --steps 12
-python tools/verify_resume.py CONFIG --steps 12 --processes 2 --workers 2 --data-root /data/coco
+python tools/verify_resume.py CONFIG --steps 12 --processes 2 --workers 2 -- --data-root /data/coco
 
 The second training is killed (SIGKILL) after a random step and goes on with --resume from its last
 checkpoint. Options behind `--` go to tools/train.py. Ends with status 1 if anything differs.
@@ -23,6 +23,7 @@ import torch
 from convnext_backbone.checkpoint import read_checkpoint
 from convnext_backbone.checkpoint.write import facts_of, newest_checkpoint
 from convnext_backbone.cli import Parser, run
+from convnext_backbone.engine.config_check import nodes
 from convnext_backbone.engine.prepare import read_config
 from convnext_backbone.errors import UserError
 
@@ -81,8 +82,8 @@ def start(line: list[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(line, env=environment, stdout=stream, stderr=stream, start_new_session=True)
 
 
-def finish(process: subprocess.Popen, log: Path, accepted=(0,)) -> None:
-    if process.wait() not in accepted:
+def finish(process: subprocess.Popen, log: Path) -> None:
+    if process.wait() != 0:
         tail = '\n'.join(log.read_text().splitlines()[-15:])
         raise UserError(
             f'the training failed with status {process.returncode}, its log {log} ends with\n{tail}'
@@ -180,19 +181,9 @@ def main(argv=None) -> None:
         raise UserError(
             f'{args.config}: {how}: {len(different)} values differ, first {", ".join(different[:5])}'
         )
-    tensors = sum(1 for _ in flatten(content(out / 'straight', args.steps)))
-    print(f'{args.config}: {how}: bit-identical ({tensors} values of the checkpoint, {rows} rows of the log)')
-
-
-def flatten(value):
-    """Every value in nested containers."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for child in value:
-            yield from flatten(child)
-    else:
-        yield value
+    values = nodes(content(out / 'straight', args.steps))
+    count = sum(not isinstance(value, (dict, list, tuple)) for value in values)
+    print(f'{args.config}: {how}: bit-identical ({count} values of the checkpoint, {rows} rows of the log)')
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there, and finding the newest of them that is whole."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,41 +49,44 @@ def write_checkpoint(content: dict, file: Path, **facts) -> None:
         OSError: the disk is full, or what is on it is not what was written. Nothing is left over, and an
             older ``file`` is as it was.
     """
-    part = file.with_name(f'.{file.name}.part')
     try:
-        try:
-            with part.open('wb') as stream:
-                hashing = _Hashing(stream)
-                torch.save(content, hashing)
-                stream.flush()
-                os.fsync(stream.fileno())
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read again from the disk
-        except RuntimeError as error:  # torch's, around an OSError of the stream
-            raise OSError(str(error.__cause__ or error)) from error
-        digest, size = hashing.hash.hexdigest(), part.stat().st_size
-        if sha256(part) != digest:
-            raise OSError(f'{part} does not hold what was written: the disk is faulty')
-        side_file(file).unlink(missing_ok=True)
-        os.replace(part, file)
-        sync_folder(file.parent)
-        facts = dict(size=size, sha256=digest, written=time.time(), **facts)
-        write_text(side_file(file), json.dumps(facts))
-    finally:
-        part.unlink(missing_ok=True)
+        with _replacing(file, 'wb') as stream:
+            hashing = _Hashing(stream)
+            torch.save(content, hashing)
+            _to_the_disk(stream)
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read again from the disk
+            digest, size = hashing.hash.hexdigest(), stream.tell()
+            if sha256(stream.name) != digest:
+                raise OSError(f'{stream.name} does not hold what was written: the disk is faulty')
+            side_file(file).unlink(missing_ok=True)
+    except RuntimeError as error:  # torch's, around an OSError of the stream
+        raise OSError(str(error.__cause__ or error)) from error
+    write_text(side_file(file), json.dumps(dict(size=size, sha256=digest, written=time.time(), **facts)))
 
 
 def write_text(file: Path, text: str) -> None:
     """Replace ``file`` as a whole."""
+    with _replacing(file, 'w') as stream:
+        stream.write(text)
+
+
+@contextlib.contextmanager
+def _replacing(file: Path, mode: str):
+    """A stream beside ``file``, whose content takes its place when it is on the disk, or is removed."""
     part = file.with_name(f'.{file.name}.part')
     try:
-        with part.open('w') as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with part.open(mode) as stream:
+            yield stream
+            _to_the_disk(stream)
         os.replace(part, file)
         sync_folder(file.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _to_the_disk(stream) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:

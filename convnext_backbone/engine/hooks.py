@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..checkpoint.divided import whole
 from ..checkpoint.write import (
     POINTER,
     checkpoints_in,
@@ -289,9 +290,7 @@ class FiniteHook(Hook):
     def _check(self, optimizer, args, kwargs) -> None:
         """Before the optimizer's step: with gradients that are not finite there is nothing to do for it."""
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-        total = nn.utils.get_total_norm([p.grad for p in parameters])
-        total = total.full_tensor() if hasattr(total, 'full_tensor') else total
-        if total.isfinite():
+        if whole(nn.utils.get_total_norm([p.grad for p in parameters]), True).isfinite():
             self._row = 0
             return
         self._row, self._left_out = self._row + 1, True
@@ -398,8 +397,8 @@ def _finite(value) -> bool:
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(value.isfinite().all())
     if isinstance(value, dict):
-        value = value.values()
-    return not isinstance(value, (list, tuple, type({}.values()))) or all(map(_finite, value))
+        value = list(value.values())
+    return not isinstance(value, (list, tuple)) or all(map(_finite, value))
 
 
 @HOOKS.register_module()

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -70,6 +71,7 @@ def slurm_environment() -> None:
     )
 
 
+@functools.cache  # of the code that this process runs, whatever the files become
 def environment() -> dict[str, str]:
     """What a result depends on besides the config: code, packages, machine. For logs and checkpoints."""
     folder = Path(__file__).parents[1]

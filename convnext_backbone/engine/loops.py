@@ -87,8 +87,9 @@ class ResumableBatchSampler(Sampler):
 
     def __iter__(self) -> Iterator[Batch]:
         for number, indices in enumerate(self._batches(self._left_out), self._number):
-            self._recent.append((number, list(indices)))
-            yield Batch(indices, (*self._key, number))
+            batch = Batch(indices, (*self._key, number))
+            self._recent.append((number, batch))
+            yield batch
 
     @property
     def inner(self) -> Sampler:
@@ -201,6 +202,15 @@ class _Resumable:
         self._iter += 1
         runner.stop_if_asked()
 
+    def _validate_if_due(self, done: int, end: int) -> bool:
+        """Whether a validation was due after ``done`` of ``end`` epochs or steps, and was done."""
+        self._decide_current_val_interval()
+        at = done % self.val_interval == 0 or done == end
+        if self.runner.val_loop is None or not at or done < self.val_begin:
+            return False
+        self.runner.val_loop.run()
+        return True
+
 
 @LOOPS.register_module()
 class EpochLoop(_Resumable, EpochBasedTrainLoop):
@@ -218,18 +228,12 @@ class EpochLoop(_Resumable, EpochBasedTrainLoop):
         self.runner.call_hook('before_train')
         self.runner.stop_if_asked()
         if not self.validated and self._iter == self._epoch * len(self.dataloader):
-            self._validate_if_due()
+            self._validate_if_due(self._epoch, self._max_epochs)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
-            self._validate_if_due()
+            self._validate_if_due(self._epoch, self._max_epochs)
         self.runner.call_hook('after_train')
         return self.runner.model
-
-    def _validate_if_due(self) -> None:
-        self._decide_current_val_interval()
-        at = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
-        if self.runner.val_loop is not None and at and self._epoch >= self.val_begin:
-            self.runner.val_loop.run()
 
     def run_epoch(self) -> None:
         """As in mmengine; the first one begins where the training stopped."""
@@ -270,7 +274,7 @@ class IterLoop(_Resumable, IterBasedTrainLoop):
         self.runner.stop_if_asked()
         self.runner.call_hook('before_train_epoch')
         if not self.validated:
-            self._validate_if_due()
+            self._validate_if_due(self._iter, self._max_iters)
         self.runner.model.train()
         if self._iter and not self.resumable:
             self.runner.logger.warning('the place in a stream is not kept: it begins anew')
@@ -278,7 +282,8 @@ class IterLoop(_Resumable, IterBasedTrainLoop):
             begun = self._iter
             for batch in self._batches(begun, self._max_iters - begun):
                 self._step(self._iter, batch)
-                self._validate_if_due()
+                if self._validate_if_due(self._iter, self._max_iters):
+                    self.runner.model.train()
                 if self.stop_training:
                     break
             if self._iter == begun:
@@ -286,13 +291,6 @@ class IterLoop(_Resumable, IterBasedTrainLoop):
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
-
-    def _validate_if_due(self) -> None:
-        self._decide_current_val_interval()
-        at = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-        if self.runner.val_loop is not None and at and self._iter >= self.val_begin:
-            self.runner.val_loop.run()
-            self.runner.model.train()
 
 
 def _leave_dead_workers_to_the_loader() -> None:

@@ -16,7 +16,6 @@ import mmengine
 import torch
 from mmengine.device import get_device
 from mmengine.dist import (
-    all_gather_object,
     broadcast_object_list,
     get_rank,
     get_world_size,
@@ -301,6 +300,13 @@ class Runner(MMEngineRunner):
         return str(file), ''
 
     @property
+    def _unwrapped(self):
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        return model
+
+    @property
     def _sharded(self) -> bool:
         return self.cfg.get('fsdp', False)
 
@@ -336,10 +342,7 @@ class Runner(MMEngineRunner):
         if 'state_dict' not in checkpoint:
             checkpoint['state_dict'] = tensors_of(checkpoint, str(file))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
-        report = load_trained(model, checkpoint, file, **asked)
+        report = load_trained(self._unwrapped, checkpoint, file, **asked)
         self._has_loaded = True
         self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
         return checkpoint
@@ -389,8 +392,7 @@ class Runner(MMEngineRunner):
                     content['state'][number][key] = divided_as(value, parameter)
 
     def _take_up_gradients(self, gradients: dict) -> None:
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        for name, parameter in model.named_parameters():
+        for name, parameter in self._unwrapped.named_parameters():
             if name in gradients:
                 gradient = divided_as(gradients[name], parameter)
                 parameter.grad = gradient.to(parameter.device)
@@ -440,16 +442,16 @@ class Runner(MMEngineRunner):
         }
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = self._unwrapped
         content = dict(meta=meta, state_dict=whole(model.state_dict(), writes))
         content['message_hub'] = whole(self.message_hub.state_dict(), writes)
         if save_optimizer:
             content['optimizer'] = whole(self.optim_wrapper.state_dict(), writes)
+            group = self._stop_request and self._stop_request.group
             if hasattr(self.train_loop, 'random'):
-                content['random'] = all_gather_object(self.train_loop.random.state_dict())
+                content['random'] = launch.gather_on_cpu(self.train_loop.random.state_dict(), group)
             if self._gradients_wait:
                 gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-                group = self._stop_request and self._stop_request.group
                 content['gradients'] = launch.gather_on_cpu(whole(gradients, True), group)
             for hook in self.hooks:
                 if isinstance(hook, EarlyStoppingHook):
