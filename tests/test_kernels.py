@@ -56,6 +56,11 @@ def test_depthwise_convolution(n, c, height, width, dtype):
     close(found, exact.detach(), BOUND[dtype])
     without = kernels.depthwise_conv(x, weight, None)
     close(without, exact.detach() - bias.double()[:, None, None], BOUND[dtype])
+    statistics = torch.full((2, n, height, width, c // 32), torch.nan, device=DEVICE)
+    assert torch.equal(kernels.depthwise_conv(x, weight, bias, statistics), found)
+    groups = found.double().permute(0, 2, 3, 1).unflatten(-1, (-1, 32))
+    close(statistics[0], groups.mean(-1), 1e-5)
+    close(statistics[1], groups.var(-1, correction=0) * 32, 1e-5)
     gradient = kernels.depthwise_conv_weight_gradient(x, grad, 7)
     assert gradient.dtype == torch.float32
     close(gradient, exact_weight.grad, 1e-5)
@@ -82,12 +87,34 @@ def test_linear_layers_with_what_follows(rows, dim, dtype):
     dhidden, again = kernels.linear_gelu_backward(grad, w2, hidden)
     close(dhidden, leaf.grad, BOUND[dtype])
     close(again, F.gelu(hidden.double()), BOUND[dtype])
-    for scale in (gain, None):
+    scale = torch.rand(rows, 1, device=DEVICE).to(dtype)
+    for columns, across in ((gain, None), (None, None), (gain, scale), (None, scale)):
         out = torch.empty_like(residual)
-        kernels.linear_residual(activated, w2, b2, scale, residual, out)
+        kernels.linear_residual(activated, w2, b2, columns, across, residual, out)
         exact = F.linear(activated.double(), w2.double(), b2.double())
-        exact = residual.double() + exact * (1 if scale is None else scale.double())
-        close(out, exact, BOUND[dtype])
+        for factor in (columns, across):
+            exact = exact if factor is None else exact * factor.double()
+        close(out, residual.double() + exact, BOUND[dtype])
+
+
+@direct
+@every_dtype
+@pytest.mark.parametrize('affine', [True, False])
+@pytest.mark.parametrize(('rows', 'dim'), [(50, 32), (1, 96), (17, 160)])
+def test_linear_layer_that_norms_what_it_reads(rows, dim, affine, dtype):
+    """From the statistics of each 32 channels, whose means lie far apart; float16 beyond its squares."""
+    torch.manual_seed(0)
+    x = torch.randn(rows, dim, device=DEVICE) + 5 * torch.randn(rows, dim // 32, device=DEVICE).repeat(1, 32)
+    x = (x * (500 if dtype == torch.float16 else 1)).to(dtype)
+    weight, bias = (torch.randn(4 * dim, dim) / dim**0.5).to(DEVICE, dtype), torch.randn(4 * dim)
+    bias = bias.to(DEVICE, dtype)
+    norm = [torch.randn(dim, device=DEVICE).to(dtype) if affine else None for _ in range(2)]
+    groups = x.float().unflatten(-1, (-1, 32))
+    statistics = groups.mean(-1), groups.var(-1, correction=0) * 32
+    found = kernels.linear_gelu(x, weight, bias, None, (*statistics, *norm, 1e-6))
+    exact = F.layer_norm(x.double(), (dim,), *(None if t is None else t.double() for t in norm), 1e-6)
+    exact = F.gelu(F.linear(exact, weight.double(), bias.double()))
+    close(found, exact, BOUND[dtype])
 
 
 @direct
@@ -130,26 +157,34 @@ def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast):
 
 @pytest.mark.skipif(kernels.INTERPRETED, reason='the interpreter has no compiler')
 def test_kernels_compile_for_a_gpu_that_is_not_here():
-    """For sm_90, without a GPU; no register of the convolution spills into memory."""
+    """For sm_90, without a GPU; no register spills into memory."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.tools.disasm import get_sass
 
-    def compiled(function, types, constants, **options):
+    types = dict.fromkeys(('height', 'width', 'rows', 'strips', 'm'), 'i32')
+    types |= dict(mean_ptr='*fp32', square_ptr='*fp32', eps='fp32')
+
+    def compiled(function, constants, types=types, **options):
         names = function.arg_names
         signature = {n: 'constexpr' if n in constants else types.get(n, '*bf16') for n in names}
         values = {(names.index(name),): value for name, value in constants.items()}
         source = ASTSource(function, signature=signature, constexprs=values)
-        return triton.compile(source, target=GPUTarget('cuda', 90, 32), options=options).asm['ptx']
+        found = triton.compile(source, target=GPUTarget('cuda', 90, 32), options=options).asm
+        sass = get_sass(found['cubin'])
+        assert 'EXIT' in sass and 'STL' not in sass  # a store to local memory
+        return found['ptx']
 
-    integers = dict.fromkeys(('height', 'width', 'rows', 'strips', 'm'), 'i32')
-    tile = dict(BW=kernels.COLUMNS, BC=kernels.CHANNELS)
-    assert 'fma.rn.f32' in compiled(kernels._depthwise, integers, dict(C=96, K=7, HAS_BIAS=True, **tile))
-    types = {**integers, 'out_ptr': '*fp32'}
-    assert 'fma.rn.f32' in compiled(kernels._depthwise_weight_gradient, types, dict(C=96, K=7, **tile))
-    for end in (0, 1, 2):
-        constants = dict(N=384, K=96, END=end, TRANSPOSED=end != 1, HAS_GAIN=end == 2, SAVE=end != 2)
+    tile = dict(C=96, K=7, BW=kernels.COLUMNS, BC=kernels.CHANNELS)
+    for statistics in (True, False):
+        constants = dict(HAS_BIAS=True, STATISTICS=statistics, **tile)
+        assert 'fma.rn.f32' in compiled(kernels._depthwise, constants)
+    assert 'fma.rn.f32' in compiled(kernels._depthwise_weight_gradient, tile, types | dict(out_ptr='*fp32'))
+    for end, norm in ((0, True), (0, False), (1, False), (2, False)):
+        constants = dict(N=384, K=96, END=end, TRANSPOSED=end != 1, HAS_GAIN=end == 2, HAS_SCALE=end == 2)
+        constants |= dict(SAVE=end != 2, NORM=32 if norm else 0, AFFINE=norm, GROUPS=4 if norm else 1)
         constants |= dict(EXACT=False, WIDEN=False, BM=128, BN=128 if end == 0 else 64, BK=32)
-        assert 'wgmma' in compiled(kernels._linear, integers, constants, num_warps=8)  # tensor cores
+        assert 'wgmma' in compiled(kernels._linear, constants, num_warps=8)  # tensor cores
 
 
 def test_without_a_gpu_the_kernels_are_not_used():

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, fuse_for_inference
 from convnext_backbone.backbones.convnext import Block
 from convnext_backbone.errors import UserError
-from convnext_backbone.ops import depthwise, depthwise_conv, mlp, norm_mlp
+from convnext_backbone.ops import depthwise_conv, mlp, norm_mlp
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 EPS = {torch.float64: 1e-15, torch.float32: 1.2e-7, torch.bfloat16: 7.9e-3, torch.float16: 9.8e-4}
@@ -57,7 +57,7 @@ def test_depthwise_convolution_and_its_gradients(shape, dilation, dtype):
     def stock(x, w, b):
         return F.conv2d(x, w, b, padding=3 * dilation, dilation=dilation, groups=channels)
 
-    found = gradients(lambda *a: depthwise_conv(*a, dilation), inputs, grad)
+    found = gradients(lambda *a: depthwise_conv(*a, dilation)[0], inputs, grad)
     exact = gradients(stock, [t.double() for t in inputs], grad.double())
     # The stock gradient of a dilated bfloat16 convolution is wrong or crashes (torch 2.11, CPU): not run.
     usual = found if dilation > 1 else gradients(stock, inputs, grad)
@@ -65,14 +65,24 @@ def test_depthwise_convolution_and_its_gradients(shape, dilation, dtype):
     assert all((a - b).abs().max() <= 8 * EPS[dtype] * b.abs().max() for a, b in zip(found, exact))
 
 
-def test_depthwise_operators_keep_the_rules_of_torch_custom_operators():
+def test_operators_keep_the_rules_of_torch_custom_operators(monkeypatch):
     x = torch.randn(2, 8, 9, 11).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(8, 1, 7, 7)
     ops = torch.ops.convnext_backbone
     checks = ('test_schema', 'test_faketensor', 'test_aot_dispatch_static')
+    monkeypatch.setattr(mlp, 'CHUNK_BYTES', 5000)
+    y, residual, *weights = mlp_inputs((3, 4, 5, 16))
+    weights.insert(2, 1e-6)
+    options = (torch.rand(3), False)  # scale, triton
+    hidden = ops.norm_mlp(y, None, residual, *weights, *options, True, False)[1]
+    assert len(hidden) == 4
     for operator, arguments in (
-        (ops.depthwise_conv, (x, weight, None, 1, False)),
+        (ops.depthwise_conv, (x, weight, None, 1, False, False)),
         (ops.depthwise_conv_weight_gradient, (x, x.clone(), 7, 1, False)),
+        (ops.norm_mlp, (y, None, residual, *weights, *options, True, False)),
+        (ops.norm_mlp, (y, None, residual, None, None, *weights[2:], None, False, False, True)),
+        (ops.norm_mlp_backward, (residual, y, hidden, *weights, *options)),
+        (ops.norm_mlp_backward, (residual, y, hidden, *weights[:-1], None, *options)),
     ):
         found = torch.library.opcheck(operator.default, arguments, test_utils=checks)
         assert set(found.values()) == {'SUCCESS'}
@@ -98,11 +108,13 @@ def mlp_inputs(shape, gain=True):
 
 
 @every_dtype
+@pytest.mark.parametrize('packed', [True, False])
 @pytest.mark.parametrize('gain', [True, False])
 @pytest.mark.parametrize('shape', [(2, 7, 7, 40), (1, 3, 1, 8), (1, 1, 1, 8), (2, 20, 13, 24)])
-def test_norm_and_mlp_and_their_gradients(shape, gain, dtype, monkeypatch):
+def test_norm_and_mlp_and_their_gradients(shape, gain, packed, dtype, monkeypatch):
     inputs = [None if t is None else t.to(dtype) for t in mlp_inputs(shape, gain)]
     monkeypatch.setattr(mlp, 'CHUNK_BYTES', 5000)  # several chunks, the last one shorter
+    monkeypatch.setattr(mlp, 'PACKED_ROWS', 1 if packed else 10**9)
     grad = torch.randn(shape).to(dtype)
     exact = gradients(layers, [None if t is None else t.double() for t in inputs], grad.double())
     compare(gradients(fast, inputs, grad), gradients(layers, inputs, grad), exact, dtype)
@@ -120,6 +132,30 @@ def test_norm_and_mlp_without_affine_part_as_when_folded():
     torch.testing.assert_close(found, expected)
     torch.autograd.gradcheck(lambda *a: fast(*a[:2], None, None, *a[2:], None), [t[:1, :2, :2] if t.ndim == 4
         else t for t in (t.detach().requires_grad_() for t in leaves)])  # fmt: skip
+
+
+@every_dtype
+def test_each_sample_can_have_its_own_scale(dtype, monkeypatch):
+    monkeypatch.setattr(mlp, 'CHUNK_BYTES', 5000)  # chunks with rows of two samples
+    inputs = [t.to(dtype) for t in mlp_inputs((3, 5, 7, 16))]
+    scale, grad = torch.tensor([0.0, 1.25, 2.5]).to(dtype), torch.randn(3, 5, 7, 16).to(dtype)
+
+    def stock(x, residual, *weights):
+        return residual + scale.to(x.dtype)[:, None, None, None] * layers(x, residual * 0, *weights)
+
+    def ours(x, residual, weight, bias, w1, b1, w2, b2, gain):
+        return norm_mlp(x, residual, (weight, bias, 1e-6), (w1, b1), (w2, b2), gain, scale)
+
+    exact = gradients(stock, [t.double() for t in inputs], grad.double())
+    compare(gradients(ours, inputs, grad), gradients(stock, inputs, grad), exact, dtype)
+
+
+def test_gradients_of_gradients_are_refused():
+    """They would be wrong: the operators have none."""
+    model, x = Block(8, layer_scale=1.0), torch.randn(1, 8, 5, 5, requires_grad=True)
+    (grad,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -252,7 +288,7 @@ def test_dropped_samples_are_left_out_and_the_others_scaled(monkeypatch):
     expected = x + torch.tensor([0, 1, 0, 1]).view(4, 1, 1, 1) * branch / 0.6
     torch.testing.assert_close(block(x), expected)
     calls = []
-    conv = depthwise._forward
+    conv = depthwise_conv
     monkeypatch.setattr(
         'convnext_backbone.ops.depthwise_conv', lambda x, *a: calls.append(len(x)) or conv(x, *a)
     )
@@ -306,6 +342,67 @@ def test_compiled_in_one_graph_with_the_same_gradients(autocast):
     for run in (model, compiled):
         for a, b in zip(gradients_of(model, run, x, autocast), exact):
             assert (a - b).norm() <= (0.05 if autocast else 1e-4) * b.norm()
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_compiled_inference_takes_the_same_operators(autocast):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = ConvNeXt(**SMALL, layer_scale_init_value=0.5).eval()
+    fuse_for_inference(model)
+    seen = []
+
+    def look(graph, _):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    compiled = torch.compile(model, backend=look, fullgraph=True)
+    x = torch.randn(2, 3, 64, 96)
+    bound = 0.05 if autocast else 1e-5
+    with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        for a, b in zip(compiled(x), model(x)):
+            torch.testing.assert_close(a, b, rtol=0, atol=bound * b.abs().max().item())
+    assert seen.count('convnext_backbone.norm_mlp') == sum(SMALL['depths'])
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_one_compiled_graph_serves_images_of_many_sizes(training):
+    """As a detector's batches are."""
+    torch._dynamo.reset()
+    model = ConvNeXt(**SMALL, drop_path_rate=0.3, layer_scale_init_value=0.5).train(training)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, backend=count, fullgraph=True, dynamic=True)
+    for size in ((64, 96), (96, 64), (128, 160)):
+        x = torch.randn(2, 3, *size)
+        with torch.set_grad_enabled(training):
+            maps = compiled(x)
+        if not training:
+            for a, b in zip(maps, model(x)):
+                torch.testing.assert_close(a, b)
+    assert len(graphs) == 1
+
+
+def test_compiled_stochastic_depth_drops_samples_and_scales_the_others():
+    """In one graph, whatever is drawn; each call draws anew."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    block = Block(8, drop_path=0.5, layer_scale=1.0).eval()
+    x = torch.randn(64, 8, 3, 3).contiguous(memory_format=torch.channels_last)
+    branch = (block(x) - x).detach()
+    compiled = torch.compile(block.train(), backend='aot_eager', fullgraph=True)
+    draws = []
+    for _ in range(2):
+        added = compiled(x).detach() - x
+        kept = added.flatten(1).abs().amax(1) > 0
+        torch.testing.assert_close(added[kept], 2 * branch[kept], rtol=1e-4, atol=1e-5)
+        assert 16 < kept.sum() < 48
+        draws.append(kept)
+    assert not torch.equal(*draws)
 
 
 def test_fused_false_uses_ordinary_layers_only():

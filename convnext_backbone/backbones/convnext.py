@@ -15,7 +15,7 @@ from .. import ops
 from ..errors import UserError, suggest
 from ..registry import MODELS
 from .base import STRIDES, FourStageBackbone, positive_integers
-from .layers import DropPath, GlobalResponseNorm, LayerNorm2d
+from .layers import DropPath, GlobalResponseNorm, LayerNorm2d, Skip
 
 # name: blocks per stage, channels per stage
 ARCHITECTURES = {
@@ -80,21 +80,24 @@ class Block(nn.Module):
         self.unfold()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
-        if not self.fused or not ops.available(x) or not self._ordinary():
+        if not self.fused or not ops.available(x, self.triton) or not self._ordinary():
             return x + self.drop_path(self._branch(x))
         # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
         x = x.to(self.pwconv2.weight.dtype)
         rate = self.drop_path.rate if self.training else 0.0
         if rate == 0.0:
-            return self._sum(x, 1.0)
+            return self._sum(x)
+        if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return self._sum(x, self.drop_path.scale(x))  # of a shape that does not depend on the draw
         # Drawn on the CPU, so that the number of samples is known without waiting for a GPU.
         kept = (torch.rand(len(x), device='cpu') >= rate).nonzero().flatten()
+        if not len(kept):
+            return Skip.apply(x, *self.parameters())
         if len(kept) == len(x):
             return self._sum(x, 1 / (1 - rate))
-        scale = 1 / (1 - rate) if len(kept) else 0.0
-        kept = kept if len(kept) else torch.tensor([0], device='cpu')  # every parameter has a gradient
         x, kept = x.permute(0, 2, 3, 1), kept.to(x.device, non_blocking=True)
-        part = self._sum(x.index_select(0, kept).permute(0, 3, 1, 2), scale).permute(0, 2, 3, 1)
+        part = x.index_select(0, kept).permute(0, 3, 1, 2)
+        part = self._sum(part, 1 / (1 - rate)).permute(0, 2, 3, 1)
         return x.index_copy(0, kept, part).permute(0, 3, 1, 2)
 
     def _ordinary(self, watched: bool = True) -> bool:
@@ -111,13 +114,14 @@ class Block(nn.Module):
             )
         )
 
-    def _sum(self, x: Tensor, scale: float) -> Tensor:
-        """``x + scale * branch(x)`` by :mod:`convnext_backbone.ops`."""
-        y = ops.depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, self.dwconv.dilation[0], self.triton)
+    def _sum(self, x: Tensor, scale: float | Tensor | None = None) -> Tensor:
+        """``x + scale * branch(x)`` by :mod:`convnext_backbone.ops`; one scale, or (N, 1, 1, 1)."""
+        conv = self.dwconv
+        y, statistics = ops.depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], self.triton)
         y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
         if not isinstance(self.grn, nn.Identity):
             y = self._mlp(y).permute(0, 3, 1, 2)
-            return x + (y if scale == 1.0 else y * scale)
+            return x + (y if scale is None else y * scale)
         folded = self._folded()
         if folded:
             norm, gain = (None, None, self.norm.eps), None
@@ -126,19 +130,16 @@ class Block(nn.Module):
             norm, gain = (self.norm.weight, self.norm.bias, self.norm.eps), self.gamma
             first = self.pwconv1.weight, self.pwconv1.bias
             second = self.pwconv2.weight, self.pwconv2.bias
-        if scale != 1.0:
+        of_samples = scale.flatten() if isinstance(scale, Tensor) else None
+        if scale is not None and of_samples is None:
             gain = y.new_full((y.shape[-1],), scale) if gain is None else gain * scale
         x = x.permute(0, 2, 3, 1)
-        return ops.norm_mlp(y, x, norm, first, second, gain, folded, self.triton).permute(0, 3, 1, 2)
+        y = ops.norm_mlp(y, x, norm, first, second, gain, of_samples, folded, self.triton, statistics)
+        return y.permute(0, 3, 1, 2)
 
     def _branch(self, x: Tensor) -> Tensor:
-        """By the ordinary layers, which compilers fuse; they take the depthwise convolution as it is."""
-        conv = self.dwconv
-        if self.fused and type(conv) is nn.Conv2d and torch.compiler.is_dynamo_compiling():
-            y = ops.depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], self.triton)
-        else:
-            y = conv(x)
-        return self._mlp(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """By the ordinary layers."""
+        return self._mlp(self.dwconv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def _mlp(self, y: Tensor) -> Tensor:  # (N, H, W, C) -> same
         if self._folded():

@@ -61,9 +61,29 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, ...) -> same
         if self.rate == 0.0 or not self.training:
             return x
+        return x * self.scale(x)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """(N, 1, ...): of each sample 0, or 1 / (1 - rate)."""
         keep = 1.0 - self.rate
-        mask = torch.empty(x.shape[0], *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        return x * mask.bernoulli_(keep).div_(keep)
+        return x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:g}'
+
+
+class Skip(torch.autograd.Function):
+    """``x`` itself; the parameters behind it, which were not used, have gradients, of zeros.
+
+    DistributedDataParallel waits for the gradient of every parameter.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *parameters):
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
+        return grad, *(torch.zeros_like(parameter) if wanted else None for parameter, wanted in needed)

@@ -12,10 +12,17 @@ from .mlp import norm_mlp
 __all__ = ['available', 'depthwise_conv', 'norm_mlp']
 
 
-def available(x: torch.Tensor) -> bool:
-    """Whether the functions take ``x``: on a CPU or with CUDA, not while a program is traced or compiled.
+def available(x: torch.Tensor, triton: bool) -> bool:
+    """Whether the functions take ``x``: on a CPU or with CUDA.
 
-    Those see the ordinary layers, which compilers fuse by themselves.
+    Not while a program is traced or exported, which is to consist of PyTorch's own operators.
+    ``torch.compile`` takes them as they are on a CPU, and on CUDA if they are of Triton: else it fuses the
+    ordinary layers.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return x.device.type in ('cpu', 'cuda') and not traced
+    if (
+        torch.jit.is_tracing() or torch.compiler._is_exporting_flag
+    ):  # is_exporting() is true in any compilation
+        return False
+    if torch.compiler.is_compiling():
+        return x.device.type == 'cpu' or (triton and x.device.type == 'cuda')
+    return x.device.type in ('cpu', 'cuda')

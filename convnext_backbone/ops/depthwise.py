@@ -15,7 +15,10 @@ BAND = 16  # rows of the gradient that make a kernel; a taller one is slower and
 WHOLE = 32  # rows of a map that is taken as one band
 
 _library = torch.library.Library('convnext_backbone', 'FRAGMENT')
-_library.define('depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int dilation, bool triton) -> Tensor')
+_library.define(
+    'depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int dilation, bool triton, bool statistics) '
+    '-> (Tensor, Tensor)'
+)
 _library.define(
     'depthwise_conv_weight_gradient(Tensor x, Tensor grad, int kernel, int dilation, bool triton) -> Tensor'
 )
@@ -23,7 +26,7 @@ _library.define(
 
 def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, triton: bool = False
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """``F.conv2d`` with one filter a channel and a map of the same size.
 
     Under autocast in its data type, as a convolution.
@@ -35,16 +38,16 @@ def depthwise_conv(
         triton: by our kernels, where they take it.
 
     Returns:
-        (N, C, H, W) in channels_last memory.
+        (N, C, H, W) in channels_last memory; and what :func:`norm_mlp` can norm it by, if ``triton``.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(low), weight.to(low), bias.to(low)
-    triton = triton and dilation == 1 and kernels.usable(x, x.shape[1])
     if triton or (device == 'cpu' and torch.is_grad_enabled()):  # where the stock weight gradient is slow
-        return _DepthwiseConv.apply(x, weight, bias, dilation, triton)
-    return _stock(x, weight, bias, dilation)
+        out, statistics = _DepthwiseConv.apply(x, weight, bias, dilation, triton)
+        return out, statistics if triton else None
+    return _stock(x, weight, bias, dilation), None
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -52,16 +55,21 @@ class _DepthwiseConv(torch.autograd.Function):
     def forward(ctx, x, weight, bias, dilation, triton):
         ctx.save_for_backward(x, weight)
         ctx.options = dilation, triton
-        return torch.ops.convnext_backbone.depthwise_conv(x, weight, bias, dilation, triton)
+        out, statistics = torch.ops.convnext_backbone.depthwise_conv(
+            x, weight, bias, dilation, triton, triton
+        )
+        ctx.mark_non_differentiable(statistics)
+        return out, statistics
 
     @staticmethod
-    def backward(ctx, grad):
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
         x, weight = ctx.saved_tensors
         ops = torch.ops.convnext_backbone
         grad = grad.contiguous(memory_format=torch.channels_last)
         dx = dw = db = None
         if ctx.needs_input_grad[0]:  # the same convolution with the filters turned round
-            dx = ops.depthwise_conv(grad, weight.flip(2, 3), None, *ctx.options)
+            dx = ops.depthwise_conv(grad, weight.flip(2, 3), None, *ctx.options, False)[0]
         if ctx.needs_input_grad[1]:
             dw = ops.depthwise_conv_weight_gradient(x, grad, weight.shape[-1], *ctx.options)
             dw = dw.to(weight.dtype)
@@ -75,15 +83,30 @@ def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Ten
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1])
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, triton: bool) -> Tensor:
-    if triton:
-        return kernels.depthwise_conv(x, weight, bias)
-    return _stock(x, weight, bias, dilation).contiguous(memory_format=torch.channels_last)
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, triton: bool, statistics: bool
+) -> tuple[Tensor, Tensor]:
+    """The result, and if they are wanted and the kernels take it, statistics; else of these no number."""
+    ours = _taken(x, dilation, triton)
+    found = _statistics(x, ours and statistics)
+    if ours:
+        return kernels.depthwise_conv(x, weight, bias, found if statistics else None), found
+    return _stock(x, weight, bias, dilation).contiguous(memory_format=torch.channels_last), found
+
+
+def _taken(x: Tensor, dilation: int, triton: bool) -> bool:
+    return triton and dilation == 1 and kernels.usable(x, x.shape[1])
+
+
+def _statistics(x: Tensor, wanted: bool) -> Tensor:
+    n, c, height, width = x.shape
+    shape = (2, n, height, width, c // kernels.CHANNELS) if wanted else (0,)
+    return x.new_empty(shape, dtype=torch.float32)
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool) -> Tensor:
     """(C, 1, K, K), in float32 at least."""
-    if triton:
+    if _taken(x, dilation, triton):
         return kernels.depthwise_conv_weight_gradient(x, grad, kernel)
     wide = torch.promote_types(x.dtype, torch.float32)
     n, c, height, width = x.shape
@@ -113,8 +136,9 @@ for _device in ('CPU', 'CUDA'):
 
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv')
-def _(x, weight, bias, dilation, triton):
-    return torch.empty_like(x, memory_format=torch.channels_last)
+def _(x, weight, bias, dilation, triton, statistics):
+    found = _statistics(x, statistics and _taken(x, dilation, triton))
+    return torch.empty_like(x, memory_format=torch.channels_last), found
 
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv_weight_gradient')

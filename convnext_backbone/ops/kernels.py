@@ -59,13 +59,14 @@ def _jit(function):
 
 @_jit
 def _depthwise(
-    x_ptr, w_ptr, b_ptr, y_ptr, height, width, rows, C: tl.constexpr, K: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, y_ptr, mean_ptr, square_ptr, height, width, rows, C: tl.constexpr, K: tl.constexpr,
+    HAS_BIAS: tl.constexpr, STATISTICS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """One program: BW columns and BC channels of ``rows`` output rows of one image.
 
     Of each input row every tap is added to the K output rows that it belongs to, whose sums move down by one
-    from row to row.
+    from row to row. If STATISTICS, for the norm behind it: the mean of the BC channels and the sum of their
+    squared distances from it.
     """
     R: tl.constexpr = K // 2
     blocks: tl.constexpr = C // BC
@@ -101,7 +102,15 @@ def _depthwise(
         out = row - R  # complete: sums[K - 1]
         wanted = (out >= first) & (out < last) & (column < width)
         target = y_ptr + image + out * width * C + here
-        tl.store(target, sums[K - 1].to(y_ptr.dtype.element_ty), mask=wanted)
+        result = sums[K - 1].to(y_ptr.dtype.element_ty)
+        tl.store(target, result, mask=wanted)
+        if STATISTICS:
+            result = result.to(tl.float32)
+            mean = tl.sum(result, 1, keep_dims=True) / BC
+            square = tl.sum((result - mean) * (result - mean), 1, keep_dims=True)
+            where = image // BC + (out * width + column) * blocks + program % blocks
+            tl.store(mean_ptr + where, mean, mask=wanted)
+            tl.store(square_ptr + where, square, mask=wanted)
         moved = (start,)
         for ky in tl.static_range(K - 1):
             moved = moved + (sums[ky],)
@@ -159,17 +168,24 @@ def _depthwise_weight_gradient(
         tl.store(out_ptr + where, tl.sum(sums[k], 0))
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, C, H, W) in channels_last memory -> same; ``weight`` (C, 1, K, K)."""
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor | None = None
+) -> Tensor:
+    """(N, C, H, W) in channels_last memory -> same; ``weight`` (C, 1, K, K).
+
+    Into ``statistics``, (2, N, H, W, C / 32) in float32: of each 32 channels of the result the mean, and the
+    sum of the squared distances from it, for :func:`linear_gelu`.
+    """
     n, c, height, width = x.shape
     kernel = weight.shape[-1]
     x = x.contiguous(memory_format=torch.channels_last)
     taps = weight.reshape(c, kernel * kernel).t().contiguous()
     out = torch.empty_like(x)
     grid = (n * triton.cdiv(width, COLUMNS) * (c // CHANNELS), triton.cdiv(height, ROWS))
+    mean, square = (taps, taps) if statistics is None else statistics.unbind()
     _depthwise[grid](
-        x, taps, taps if bias is None else bias, out, height, width, ROWS, c, kernel, bias is not None,
-        COLUMNS, CHANNELS,
+        x, taps, taps if bias is None else bias, out, mean, square, height, width, ROWS, c, kernel,
+        bias is not None, statistics is not None, COLUMNS, CHANNELS,
     )  # fmt: skip
     return out
 
@@ -208,15 +224,20 @@ def _normal_cdf(x, EXACT: tl.constexpr):
 
 @_jit
 def _linear(
-    a_ptr, w_ptr, b_ptr, gain_ptr, other_ptr, out_ptr, second_ptr, m, N: tl.constexpr, K: tl.constexpr,
-    END: tl.constexpr, TRANSPOSED: tl.constexpr, HAS_GAIN: tl.constexpr, SAVE: tl.constexpr,
-    EXACT: tl.constexpr, WIDEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    a_ptr, w_ptr, b_ptr, gain_ptr, scale_ptr, other_ptr, out_ptr, second_ptr, mean_ptr, square_ptr,
+    norm_w_ptr, norm_b_ptr, eps, m, N: tl.constexpr, K: tl.constexpr, END: tl.constexpr,
+    TRANSPOSED: tl.constexpr, HAS_GAIN: tl.constexpr, HAS_SCALE: tl.constexpr, SAVE: tl.constexpr,
+    NORM: tl.constexpr, AFFINE: tl.constexpr, GROUPS: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """``a @ w`` (K x N, or N x K if TRANSPOSED) of BM rows and BN columns, and then by END:
 
     0: + bias, GELU to ``out``, what GELU got to ``second`` if SAVE;
     1: times the derivative of GELU at ``other`` to ``out``, GELU of ``other`` to ``second``;
-    2: + bias, times gain, + ``other`` to ``out``.
+    2: + bias, times the gain of the column and the scale of the row, + ``other`` to ``out``.
+
+    If NORM, the rows of ``a`` are normalised on their way in, by the statistics of each NORM of their
+    numbers; there are at most GROUPS of these, a power of two.
     """
     across: tl.constexpr = (N + BN - 1) // BN
     program = tl.program_id(0)
@@ -227,6 +248,17 @@ def _linear(
     columns = (column < N)[None, :]
     k = tl.arange(0, BK)
     a_ptr += first.to(tl.int64) * K
+    if NORM:
+        groups: tl.constexpr = K // NORM
+        group = tl.arange(0, GROUPS)[None, :]
+        where = first.to(tl.int64) * groups + row * groups + group
+        there = rows & (group < groups)
+        means = tl.load(mean_ptr + where, mask=there, other=0.0)
+        squares = tl.load(square_ptr + where, mask=there, other=0.0)
+        mean = tl.sum(means, 1, keep_dims=True) / groups
+        apart = tl.where(there, means - mean, 0.0)
+        variance = tl.sum(squares + NORM * apart * apart, 1, keep_dims=True) / K
+        rstd = 1.0 / tl.sqrt(variance + eps)
     total = tl.zeros([BM, BN], tl.float32)
     for k0 in range(0, K, BK):
         deep = k0 + k
@@ -236,6 +268,12 @@ def _linear(
         else:
             w = w_ptr + deep[:, None] * N + column[None, :]
         w = tl.load(w, mask=columns & (deep < K)[:, None], other=0.0)
+        if NORM:
+            a = (a.to(tl.float32) - mean) * rstd
+            if AFFINE:
+                a *= tl.load(norm_w_ptr + deep, mask=deep < K, other=0.0).to(tl.float32)[None, :]
+                a += tl.load(norm_b_ptr + deep, mask=deep < K, other=0.0).to(tl.float32)[None, :]
+            a = a.to(a_ptr.dtype.element_ty)
         if WIDEN:  # the interpreter multiplies the bits of bfloat16
             a, w = a.to(tl.float32), w.to(tl.float32)
         total = tl.dot(a, w, total)
@@ -263,29 +301,41 @@ def _linear(
     if END == 2:
         if HAS_GAIN:
             total *= tl.load(gain_ptr + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
+        if HAS_SCALE:
+            total *= tl.load(scale_ptr + first + row, mask=rows, other=0.0).to(tl.float32)
         other = tl.load(other_ptr + where, mask=mask, other=0.0).to(tl.float32)
         tl.store(out_ptr + where, (total + other).to(kind), mask=mask)
 
 
-def _launch(end, a, w, out, *, bias=None, gain=None, other=None, second=None, transposed=True) -> None:
+def _launch(
+    end, a, w, out, *, bias=None, gain=None, scale=None, other=None, second=None, transposed=True, norm=None
+) -> None:
     m, k = a.shape
     n = out.shape[1]
     # As wide as the registers carry without spilling (checked by compiling for sm_90).
     tile = (16, 16, 16) if INTERPRETED else (128, 128 if end == 0 else 64, 32)
     grid = (triton.cdiv(m, tile[0]) * triton.cdiv(n, tile[1]),)
-    unused = a  # an address for what is not read
+    mean, square, norm_weight, norm_bias, eps = norm or (None, None, None, None, 0.0)
+    read = (bias, gain, scale, other), (second, mean, square, norm_weight, norm_bias)
+    read = [[a if t is None else t for t in tensors] for tensors in read]  # an address for what is not read
     _linear[grid](
-        a, w, *(unused if t is None else t for t in (bias, gain, other)), out,
-        unused if second is None else second, m, n, k, end, transposed, gain is not None,
-        second is not None, out.dtype == torch.float32, INTERPRETED, *tile,
+        a, w, *read[0], out, *read[1], eps, m, n, k, end, transposed, gain is not None, scale is not None,
+        second is not None, CHANNELS if norm else 0, norm_weight is not None,
+        triton.next_power_of_2(k // CHANNELS) if norm else 1, out.dtype == torch.float32, INTERPRETED, *tile,
         **({} if INTERPRETED else dict(num_warps=8)),
     )  # fmt: skip
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """``gelu(x @ weight.T + bias)``, (M, K) and (N, K) -> (M, N); before GELU into ``hidden`` if given."""
+def linear_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor | None = None, norm: tuple | None = None
+) -> Tensor:
+    """``gelu(norm(x) @ weight.T + bias)``, (M, K) and (N, K) -> (M, N); before GELU into ``hidden`` if given.
+
+    ``norm``: both statistics of :func:`depthwise_conv`, each (M, K / 32), weight and bias of the norm, which
+    may be ``None``, and eps. Without it, no norm.
+    """
     out = x.new_empty(len(x), len(weight))
-    _launch(0, x.contiguous(), weight.contiguous(), out, bias=bias, second=hidden)
+    _launch(0, x.contiguous(), weight.contiguous(), out, bias=bias, second=hidden, norm=norm)
     return out
 
 
@@ -297,7 +347,17 @@ def linear_gelu_backward(grad: Tensor, weight: Tensor, hidden: Tensor) -> tuple[
 
 
 def linear_residual(
-    x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor | None, residual: Tensor, out: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor,
+    out: Tensor,
 ) -> None:
-    """``residual + gain * (x @ weight.T + bias)`` into ``out``, which may be ``residual`` itself."""
-    _launch(2, x, weight.contiguous(), out, bias=bias, gain=gain, other=residual.contiguous())
+    """``residual + scale * gain * (x @ weight.T + bias)`` into ``out``, which may be ``residual`` itself.
+
+    ``gain`` (N,) is of the columns, ``scale`` (M, 1) of the rows.
+    """
+    other = residual.contiguous()
+    _launch(2, x, weight.contiguous(), out, bias=bias, gain=gain, scale=scale, other=other)

@@ -1,11 +1,14 @@
 """Norm, linear, GELU, linear, layer scale and residual sum of a block (V1) in one function.
 
 Of the four activations that autograd would keep (after the norm, before and after GELU, before the layer
-scale) one is kept, the hidden layer before GELU; norm and GELU are computed again in the backward pass. On a
-CPU the rows go through in chunks whose hidden layer stays in the cache: a large one would be allocated from
-the system, page by page, each time.
+scale) one is kept, the hidden layer before GELU; norm and GELU are computed again in the backward pass.
+
+On a CPU the rows go through in chunks whose hidden layer stays in the cache: a large one would be allocated
+from the system, page by page, each time. Products are oneDNN's, which are faster than those of the library
+that PyTorch takes for float32, the more so with weights in the order in which it reads them.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -16,6 +19,18 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import kernels
 
 CHUNK_BYTES = 2**23  # of the hidden layer; measured: 4 to 16 MiB are alike, 2 is slower in training
+PACKED_ROWS = 4096  # from which on it pays to reorder a weight for a single use; measured: 1000 to 4000
+
+_library = torch.library.Library('convnext_backbone', 'FRAGMENT')
+_weights = (
+    'Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1, Tensor b1, Tensor w2, Tensor b2, '
+    'Tensor? gain, Tensor? scale, bool triton'
+)
+_library.define(
+    f'norm_mlp(Tensor x, Tensor? statistics, Tensor residual, {_weights}, bool keep, bool constant) '
+    '-> (Tensor, Tensor[])'
+)
+_library.define(f'norm_mlp_backward(Tensor grad, Tensor x, Tensor[] hidden, {_weights}) -> Tensor[]')
 
 
 def norm_mlp(
@@ -25,10 +40,12 @@ def norm_mlp(
     first: tuple[Tensor, Tensor],
     second: tuple[Tensor, Tensor],
     gain: Tensor | None,
+    scale: Tensor | None = None,
     constant: bool = False,
     triton: bool = False,
+    statistics: Tensor | None = None,
 ) -> Tensor:
-    """``residual + gain * second(gelu(first(norm(x))))``, as the layers by themselves compute it.
+    """``residual + scale * gain * second(gelu(first(norm(x))))``, as the layers by themselves compute it.
 
     Under autocast the linear layers and the norm work in its data type; norm statistics and sums over rows
     are in float32 at least.
@@ -40,123 +57,194 @@ def norm_mlp(
         first: weight (D, C) and bias (D,).
         second: weight (C, D) and bias (C,).
         gain: (C,), or ``None``: 1.
+        scale: (N,), without gradient, or ``None``: 1.
         constant: the weights of the linear layers will not change: on a CPU they are kept, too, in the order
             in which oneDNN reads them. Without gradients only.
         triton: by our kernels, where they take it.
+        statistics: of ``x``, from :func:`depthwise_conv`.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         x = x.to(low)
-        cast = _kept_cast if constant else torch.Tensor.to
-        first, second = ((cast(weight, low), cast(bias, low)) for weight, bias in (first, second))
-    arguments = (x, residual, *norm, *first, *second, gain)
+        if not constant:
+            first, second = ((weight.to(low), bias.to(low)) for weight, bias in (first, second))
+    arguments = (x, statistics, residual, *norm, *first, *second, gain, scale, triton)
     if torch.is_grad_enabled():
-        return _NormMLP.apply(*arguments, triton)
-    linear = _packed_linear if constant and _can_pack(x) else F.linear
-    return _forward(*arguments, triton, linear=linear)[0]
-
-
-def _forward(
-    x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, triton, keep=False, linear=F.linear
-):
-    """The result, and if ``keep`` mean and 1 / std of each row and the hidden layer."""
-    shape, dim = residual.shape, x.shape[-1]
-    x, residual = x.reshape(-1, dim), residual.reshape(-1, dim)
-    rows = len(x)
-    triton = triton and kernels.usable(x, dim)
-    norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
-    out = torch.empty_like(residual) if keep or x.dtype != residual.dtype else x
-    hidden = x.new_empty(rows, len(w1)) if keep else None
-    statistics = []
-    with torch.autocast(x.device.type, enabled=False):
-        for part in _chunks(rows, w1, x):
-            normed, mean, rstd = torch.native_layer_norm(x[part], (dim,), norm_weight, norm_bias, eps)
-            statistics.append((mean, rstd))
-            if triton:
-                g = kernels.linear_gelu(normed, w1, b1, hidden[part] if keep else None)
-                kernels.linear_residual(g, w2, b2, gain, residual[part], out[part])
-                continue
-            if keep:
-                g = F.gelu(torch.addmm(b1, normed, w1.t(), out=hidden[part]))
-            else:
-                g = torch.ops.aten.gelu_(linear(normed, w1, b1))
-            g = linear(g, w2, b2)
-            if gain is not None:  # in float32 if the gain is: 1e-6 of a small float16 would be zero
-                g = g.mul_(gain) if gain.dtype == g.dtype else g * gain
-            if g.dtype == residual.dtype:
-                torch.add(residual[part], g, out=out[part])
-            else:
-                out[part] = residual[part] + g
-    mean, rstd = (torch.cat(values) for values in zip(*statistics)) if keep else (None, None)
-    return out.view(shape), mean, rstd, hidden
+        return _NormMLP.apply(*arguments)
+    if torch.compiler.is_compiling():
+        return torch.ops.convnext_backbone.norm_mlp(*arguments, False, constant)[0]
+    return _forward(*arguments, False, constant, x if x.dtype == residual.dtype else None)[0]
 
 
 class _NormMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, triton):
-        out, mean, rstd, hidden = _forward(
-            x, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, triton, keep=True
-        )
-        ctx.save_for_backward(x, norm_weight, norm_bias, w1, w2, b2, gain, mean, rstd, hidden)
-        ctx.eps, ctx.triton = eps, triton and kernels.usable(x, x.shape[-1])
+    def forward(
+        ctx, x, statistics, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton
+    ):
+        arguments = norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton
+        out, hidden = torch.ops.convnext_backbone.norm_mlp(x, statistics, residual, *arguments, True, False)
+        ctx.save_for_backward(x, norm_weight, norm_bias, w1, b1, w2, b2, gain, scale, *hidden)
+        ctx.eps, ctx.triton = eps, triton
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, norm_weight, norm_bias, w1, w2, b2, gain, mean, rstd, hidden = ctx.saved_tensors
-        shape, dim = x.shape, x.shape[-1]
-        x, flat = x.reshape(-1, dim), grad.reshape(-1, dim)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        norm_dtype = None if norm_weight is None else norm_weight.dtype
-        norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
-        dx = torch.empty_like(x)
-        sums: list[Tensor | None] = [None] * 6  # of norm weight, norm bias, w1, b1, outer product, b2
-
-        def add(number: int, value: Tensor) -> None:
-            """From the second chunk on in float32 at least."""
-            total = sums[number]
-            sums[number] = value if total is None else total.to(wide).add_(value)
-
-        with torch.autocast(x.device.type, enabled=False):
-            for part in _chunks(len(x), w1, x):
-                dout = flat[part].to(x.dtype)
-                h = hidden[part]
-                normed = torch.native_layer_norm(x[part], (dim,), norm_weight, norm_bias, ctx.eps)[0]
-                scaled = dout if gain is None else (flat[part] * gain).to(x.dtype)
-                if ctx.triton:
-                    dh, g = kernels.linear_gelu_backward(scaled, w2, h)
-                else:
-                    g = F.gelu(h)
-                    dh = torch.ops.aten.gelu_backward(scaled @ w2, h)
-                add(4, dout.t() @ g)
-                add(5, dout.sum(0))
-                add(2, dh.t() @ normed)
-                add(3, dh.sum(0))
-                wanted = [True, norm_weight is not None, norm_weight is not None]
-                dx[part], dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-                    dh @ w1, x[part], (dim,), mean[part], rstd[part], norm_weight, norm_bias, wanted
-                )
-                if norm_weight is not None:
-                    add(0, dweight)
-                    add(1, dbias)
-        dnorm = [total if total is None else total.to(norm_dtype) for total in sums[:2]]
-        dw1, db1, outer, db2 = sums[2], sums[3], sums[4], sums[5]
-        dgain = None
-        if gain is not None:  # from the outer product, so that the output needs not be kept
-            dgain = ((outer * w2).sum(1, dtype=wide) + db2 * b2).to(gain.dtype)
-            outer, db2 = outer * gain[:, None], db2 * gain
-        found = (dw1, db1, outer, db2)
-        dw1, db1, dw2, db2 = (total.to(w1.dtype) for total in found)
-        return dx.view(shape), grad, *dnorm, None, dw1, db1, dw2, db2, dgain, None
+        x, norm_weight, norm_bias, w1, b1, w2, b2, gain, scale, *hidden = ctx.saved_tensors
+        arguments = norm_weight, norm_bias, ctx.eps, w1, b1, w2, b2, gain, scale, ctx.triton
+        found = torch.ops.convnext_backbone.norm_mlp_backward(grad, x, hidden, *arguments)
+        dx, dw1, db1, dw2, db2 = found[:5]
+        dgain = None if gain is None else found[5]
+        dnorm = (None, None) if norm_weight is None else found[-2:]
+        return dx, None, grad, *dnorm, None, dw1, db1, dw2, db2, dgain, None, None
 
 
-def _chunks(rows: int, w1: Tensor, x: Tensor):
-    """Slices of the rows; one on a GPU, whose cache is no reason to split."""
-    most = rows if x.device.type != 'cpu' else max(1, CHUNK_BYTES // (len(w1) * x.element_size()))
-    step = -(-rows // -(-rows // most))  # all of the same length
-    return [slice(i, i + step) for i in range(0, rows, step)]
+def _forward(
+    x,
+    statistics,
+    residual,
+    norm_weight,
+    norm_bias,
+    eps,
+    w1,
+    b1,
+    w2,
+    b2,
+    gain,
+    scale,
+    triton,
+    keep,
+    constant,
+    out=None,
+):
+    """The result, into ``out`` if given, and if ``keep`` the hidden layer, in chunks (by Triton in one)."""
+    shape, dim = residual.shape, x.shape[-1]
+    x, residual = x.reshape(-1, dim), residual.reshape(-1, dim)
+    rows = len(x)
+    if constant and w1.dtype != x.dtype:
+        w1, b1, w2, b2 = (_kept_cast(weight, x.dtype) for weight in (w1, b1, w2, b2))
+    out = torch.empty_like(residual) if out is None else out.view(-1, dim)
+    scale = _of_rows(scale, rows)
+    if triton and kernels.usable(x, dim):
+        h, norm = x.new_empty(rows, len(w1)) if keep else None, None
+        if statistics is not None and statistics.numel():  # norms what it reads
+            norm = (*statistics.view(2, rows, -1), norm_weight, norm_bias, eps)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                x = torch.native_layer_norm(x, (dim,), *_affine(norm_weight, norm_bias, x), eps)[0]
+        g = kernels.linear_gelu(x, w1, b1, h, norm)
+        kernels.linear_residual(g, w2, b2, gain, scale, residual, out)
+        return out.view(shape), [h] if keep else []
+    affine = _affine(norm_weight, norm_bias, x)
+    first, second = (_linear(w, x, constant) for w in (w1, w2))
+    hidden = []
+    with torch.autocast(x.device.type, enabled=False):
+        for part in _chunks(rows, w1, x):
+            normed = torch.native_layer_norm(x[part], (dim,), *affine, eps)[0]
+            g = first(normed, b1)
+            if keep:
+                hidden.append(g)
+            g = second(F.gelu(g) if keep else torch.ops.aten.gelu_(g), b2)
+            if gain is not None:  # in float32 if the gain is: 1e-6 of a small float16 would be zero
+                g = g.mul_(gain) if gain.dtype == g.dtype else g * gain
+            if scale is not None:
+                g = g.mul_(scale[part])
+            if g.dtype == residual.dtype:
+                torch.add(residual[part], g, out=out[part])
+            else:
+                out[part] = residual[part] + g
+    return out.view(shape), hidden
+
+
+def _backward(grad, x, hidden, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton):
+    """Gradients of x, w1, b1, w2, b2, and of the gain and of both of the norm, where they are."""
+    shape, dim = x.shape, x.shape[-1]
+    x, flat = x.reshape(-1, dim), grad.reshape(-1, dim)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm_dtype = None if norm_weight is None else norm_weight.dtype
+    norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
+    triton = triton and kernels.usable(x, dim)
+    dx = torch.empty_like(x)
+    scale = _of_rows(scale, len(x))
+    sums: list[Tensor | None] = [None] * 6  # of norm weight, norm bias, w1, b1, outer product, b2
+
+    if not triton:
+        through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
+
+    def add(number: int, value: Tensor) -> None:
+        """From the second chunk on in float32 at least."""
+        total = sums[number]
+        sums[number] = value if total is None else total.to(wide).add_(value)
+
+    with torch.autocast(x.device.type, enabled=False):
+        for part, h in zip(_chunks(len(x), w1, x), hidden, strict=True):
+            dout = flat[part] if scale is None else flat[part] * scale[part]
+            statistics = torch.native_layer_norm(x[part], (dim,), norm_weight, norm_bias, eps)
+            scaled = (dout if gain is None else dout * gain).to(x.dtype)
+            dout = dout.to(x.dtype)
+            if triton:
+                dh, g = kernels.linear_gelu_backward(scaled, w2, h)
+            else:
+                g = F.gelu(h)
+                dh = torch.ops.aten.gelu_backward(through_second(scaled), h)
+            add(4, dout.t() @ g)
+            add(5, dout.sum(0))
+            add(2, dh.t() @ statistics[0])
+            add(3, dh.sum(0))
+            wanted = [True, norm_weight is not None, norm_weight is not None]
+            dx[part], dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+                dh @ w1 if triton else through_first(dh),
+                x[part],
+                (dim,),
+                *statistics[1:],
+                norm_weight,
+                norm_bias,
+                wanted,
+            )
+            if norm_weight is not None:
+                add(0, dweight)
+                add(1, dbias)
+    dw1, db1, outer, db2 = sums[2:]
+    dgain = []
+    if gain is not None:  # from the outer product, so that the output needs not be kept
+        dgain = [((outer * w2).sum(1, dtype=wide) + db2 * b2).to(gain.dtype)]
+        outer, db2 = outer * gain[:, None], db2 * gain
+    weights = [total.to(w1.dtype) for total in (dw1, db1, outer, db2)]
+    return [dx.view(shape), *weights, *dgain, *(t.to(norm_dtype) for t in sums[:2] if t is not None)]
+
+
+for _device in ('CPU', 'CUDA'):
+    _library.impl('norm_mlp', _forward, _device)
+    _library.impl('norm_mlp_backward', _backward, _device)
+
+
+@torch.library.register_fake('convnext_backbone::norm_mlp')
+def _(
+    x, statistics, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton, keep, constant
+):
+    n, height, width, _ = x.shape
+    chunks = _chunks(n * height * width, w1, x) if keep else []  # a compiled graph holds for their number
+    sizes = [part.stop - part.start for part in chunks]
+    return residual.new_empty(residual.shape), [x.new_empty(size, len(w1)) for size in sizes]
+
+
+@torch.library.register_fake('convnext_backbone::norm_mlp_backward')
+def _(grad, x, hidden, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton):
+    alike = [x, w1, b1, w2, b2, *(t for t in (gain, norm_weight, norm_bias) if t is not None)]
+    return [t.new_empty(t.shape) for t in alike]
+
+
+def _of_rows(scale: Tensor | None, rows: int) -> Tensor | None:
+    """(N,) -> (rows, 1): of the sample that each row is of."""
+    return None if scale is None else scale.repeat_interleave(rows // len(scale))[:, None]
+
+
+def _chunks(rows: int, w1: Tensor, x: Tensor) -> list[slice]:
+    """Slices of the rows, as long as each other; one on a GPU, whose cache is no reason to split."""
+    most = max(1, CHUNK_BYTES // (len(w1) * x.element_size()))
+    count = max(1, int(-(-rows // most))) if x.device.type == 'cpu' else 1
+    return [slice(i * rows // count, (i + 1) * rows // count) for i in range(count)]
 
 
 # Of weights that will not change.
@@ -172,27 +260,40 @@ def _kept_cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return found
 
 
-def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear`` by oneDNN with a weight that was put in its order once."""
-    if (packed := _packed_weights.get(weight)) is None:
-        packed = _packed_weights[weight] = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, 'none', [], '')
+def _linear(weight: Tensor, x: Tensor, constant: bool = False) -> Callable:
+    """``F.linear`` with ``weight``, of input and bias, for all rows of ``x`` or a part at a time."""
+    if x.device.type != 'cpu' or not _has_onednn(x.dtype):
+        return lambda part, bias=None: F.linear(part, weight, bias)
+    if constant:
+        if weight not in _packed_weights:
+            _packed_weights[weight] = _packed(weight, len(x))
+        weight = _packed_weights[weight]
+    elif len(x) >= PACKED_ROWS:
+        weight = _packed(weight, len(x))
+    elif x.dtype != torch.float32 and not weight.is_contiguous():  # there PyTorch takes the faster product
+        return lambda part, bias=None: F.linear(part, weight, bias)
+    return lambda part, bias=None: torch.ops.mkldnn._linear_pointwise(part, weight, bias, 'none', [], '')
+
+
+def _packed(weight: Tensor, rows: int) -> Tensor:
+    """``weight`` in the order in which oneDNN reads it."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
 @cache
-def _has_packing(dtype: torch.dtype) -> bool:
+def _has_onednn(dtype: torch.dtype) -> bool:
     """Tried once: the operators are not a public interface, and not on every machine."""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = (torch.ones(shape, dtype=dtype) for shape in ((2, 16), (16, 16), (16,)))
+    expected = F.linear(x, weight, bias)
     try:
-        return torch.equal(_packed_linear(x, weight, bias), F.linear(x, weight, bias))
+        return all(
+            torch.equal(torch.ops.mkldnn._linear_pointwise(x, w, bias, 'none', [], ''), expected)
+            for w in (weight, weight.t(), _packed(weight, 2), _packed(weight.t(), 2))
+        )
     except (RuntimeError, AttributeError):
         return False
-
-
-def _can_pack(x: Tensor) -> bool:
-    return x.device.type == 'cpu' and _has_packing(x.dtype)
 
 
 def _affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
