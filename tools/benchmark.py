@@ -1,7 +1,7 @@
-"""Time ConvNeXt against timm, torchvision and Hugging Face, alternating in one process.
+"""Time ConvNeXt against timm, torchvision, Hugging Face and mmpretrain, alternating in one process.
 
 python tools/benchmark.py                                                  # tiny at 224 x 224, eager
-python tools/benchmark.py --sizes tiny base --tasks classify 800x1280 512x2048 --compile --out DIR
+python tools/benchmark.py --sizes tiny base --tasks classify 1x800x1280 2x512x2048 --compile --out DIR
 
 All contestants have the same weights; one whose outputs differ from ours is left out. Training is forward,
 backward and AdamW (fused), with the paper's stochastic depth. Peers run in both memory layouts; ours has one.
@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -52,11 +53,12 @@ def parse_args(argv=None):
         nargs='+',
         default=['classify'],
         metavar='TASK',
-        help='classify (224 x 224), or HEIGHTxWIDTH: the four maps of the backbone',
+        help='classify (224 x 224), or IMAGESxHEIGHTxWIDTH: the four maps of the backbone',
     )
     parser.add_argument('--modes', nargs='+', default=list(MODES), choices=MODES)
     parser.add_argument('--precisions', nargs='+', default=list(PRECISIONS), choices=PRECISIONS)
-    parser.add_argument('--batch', type=int, help='images; default 8 on a CPU, 128 on a GPU; 1 or 2 for maps')
+    parser.add_argument('--batch', type=int, help='images to classify; default 8 on a CPU, 128 on a GPU')
+    parser.add_argument('--peers', nargs='+', default=list(PEERS), choices=PEERS)
     parser.add_argument('--compile', action='store_true', help='each contestant under torch.compile, too')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--seconds', type=float, default=0.3, help='of work in a turn, at least')
@@ -79,7 +81,7 @@ class Cell:
 
     @property
     def image(self) -> tuple[int, int]:
-        return (224, 224) if self.task == 'classify' else tuple(map(int, self.task.split('x')))
+        return (224, 224) if self.task == 'classify' else tuple(map(int, self.task.split('x')[1:]))
 
     def __str__(self) -> str:
         how = 'compiled' if self.compiled else 'eager'
@@ -162,7 +164,32 @@ def transformers(size: str, dense: bool, drop_path: float, weights: dict) -> nn.
     return _HuggingFace(model.convnext if dense else model, dense)
 
 
-PEERS = dict(timm=timm, torchvision=torchvision, transformers=transformers)
+class _MMPretrain(nn.Module):
+    def __init__(self, backbone: nn.Module, head: nn.Module | None):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        maps = self.backbone(x)
+        return list(maps) if self.head is None else self.head.fc(maps[-1])
+
+
+def mmpretrain(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Module:
+    from mmpretrain.models.backbones import ConvNeXt
+
+    options = dict(out_indices=(0, 1, 2, 3), gap_before_final_norm=False) if dense else {}
+    backbone = ConvNeXt(size, drop_path_rate=drop_path, **options)
+    head = None if dense else nn.ModuleDict(dict(fc=nn.Linear(ARCHITECTURES[size][1][3], CLASSES)))
+    if dense:  # the others have no output norms
+        for i in range(4):
+            setattr(backbone, f'norm{i}', nn.Identity())
+    model = _MMPretrain(backbone, head)
+    tensors = from_released(weights, 'mmpretrain')
+    model.load_state_dict({name: tensors[name] for name in model.state_dict()})
+    return model
+
+
+PEERS = dict(timm=timm, torchvision=torchvision, transformers=transformers, mmpretrain=mmpretrain)
 
 
 def random_weights(size: str) -> dict[str, Tensor]:
@@ -350,7 +377,6 @@ def contest(cell: Cell, weights: dict, builders: dict, args) -> dict:
     for contestant in contestants:
         contestant()  # compiles, allocates, chooses algorithms
         contestant.measure_memory()
-        contestant()
         turns[contestant.name] = max(1, round(args.seconds / timed(contestant, cell.device)))
     times = {contestant.name: [] for contestant in contestants}
     for _ in range(args.rounds):
@@ -387,20 +413,21 @@ def cells_of(args, device: str):
     for size in args.sizes:
         for task in args.tasks:
             for mode in args.modes:
-                default = {'cpu': (8, 1), 'cuda': (128, 2)}[device][task != 'classify']
-                if task != 'classify' and mode == 'inference':
-                    default = 1
+                if task == 'classify':
+                    batch = args.batch or dict(cpu=8, cuda=128)[device]
+                else:
+                    batch = int(task.split('x')[0])
                 for precision in args.precisions:
                     for compiled in (False, True)[: 1 + args.compile]:
-                        yield Cell(size, task, mode, precision, compiled, args.batch or default, device)
+                        yield Cell(size, task, mode, precision, compiled, batch, device)
 
 
 def main(argv=None) -> list[dict]:
     args = parse_args(argv)
     device = prepare.choose_device(args.device)
     for task in args.tasks:
-        if task != 'classify' and not (len(p := task.split('x')) == 2 and all(n.isdigit() for n in p)):
-            raise UserError(f'--tasks: expected classify or HEIGHTxWIDTH, got {task!r}')
+        if task != 'classify' and not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){2}', task):
+            raise UserError(f'--tasks: expected classify or IMAGESxHEIGHTxWIDTH, got {task!r}')
     if args.out:
         prepare.check_work_dir(args.out)
     torch.set_flush_denormal(True)
@@ -413,24 +440,27 @@ def main(argv=None) -> list[dict]:
             weights = {cell.size: random_weights(cell.size)}
         key = (cell.size, cell.task != 'classify')
         if key not in builders:
-            builders[key] = admitted(cell, weights[cell.size])
+            builders[key] = admitted(cell, weights[cell.size], args.peers)
         results.append(contest(cell, weights[cell.size], builders[key], args))
         print(line(results[-1]), flush=True)
+        if args.out:
+            content = json.dumps(dict(about=header, results=results), indent=1)
+            Path(args.out, 'benchmark.json').write_text(content + '\n')
     print('\n' + (text := table(results)))
     if args.out:
         out = Path(args.out)
-        (out / 'benchmark.json').write_text(json.dumps(dict(about=header, results=results), indent=1) + '\n')
         (out / 'benchmark.md').write_text(f'{header}\n\n{text}\n')
         draw(results, header, out / 'benchmark.png')
         print(f'written: {out}/benchmark.json, .md and .png')
     return results
 
 
-def admitted(cell: Cell, weights: dict) -> dict[str, Callable]:
+def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]:
     """Ours, and the peers that are installed and compute the same."""
     reference = ours(cell.size, cell.task != 'classify', 0.0, weights).eval()
     found = dict(ours=ours)
-    for name, build in PEERS.items():
+    for name in peers:
+        build = PEERS[name]
         if importlib.util.find_spec(name) is None:
             print(f'{name} is not installed')
             continue
