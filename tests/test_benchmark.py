@@ -63,14 +63,17 @@ def test_a_peer_that_computes_something_else_is_left_out(monkeypatch, capsys):
 def test_limits_are_those_of_the_paper_and_of_a_hand_calculation():
     """ConvNeXt-T: 4.456 G multiply-adds at 224 x 224; 27.8 M parameters without classifier."""
     assert benchmark.flops(cell()) == pytest.approx(2 * 4.456e9, rel=1e-3)
-    assert benchmark.flops(cell(mode='training', batch=4)) == pytest.approx(24 * 4.456e9, rel=1e-3)
+    step = cell(mode='training', batch=4, compiled=True)
+    assert benchmark.flops(step) == pytest.approx(24 * 4.456e9, rel=1e-3)
+    eager = cell(mode='training', batch=4)  # stochastic depth from 0 to 0.1: 5 % of the work is left out
+    assert benchmark.flops(eager) == pytest.approx(0.95 * 24 * 4.456e9, rel=1e-3)
     maps = 3 * 96 * 56**2 + 3 * 192 * 28**2 + 9 * 384 * 14**2 + 3 * 768 * 7**2
     parameters = sum(p.numel() for p in benchmark.backbone_parameters('tiny'))
     assert parameters == pytest.approx(27.82e6, rel=1e-3)
     assert benchmark.least_bytes(cell()) == 4 * (2 * maps + parameters)
     low = cell(precision='bfloat16', batch=3)
     assert benchmark.least_bytes(low) == 2 * (2 * 3 * maps + parameters)
-    step = cell(mode='training', precision='autocast')
+    step = cell(mode='training', precision='autocast', compiled=True)
     assert benchmark.least_bytes(step) == 2 * 5 * maps + parameters * (2 * 2 + 8 * 4)
 
 

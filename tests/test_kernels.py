@@ -180,9 +180,9 @@ def test_kernels_compile_for_a_gpu_that_is_not_here():
         constants = dict(HAS_BIAS=True, STATISTICS=statistics, **tile)
         assert 'fma.rn.f32' in compiled(kernels._depthwise, constants)
     assert 'fma.rn.f32' in compiled(kernels._depthwise_weight_gradient, tile, types | dict(out_ptr='*fp32'))
-    for end, norm in ((0, True), (0, False), (1, False), (2, False)):
-        constants = dict(N=384, K=96, END=end, TRANSPOSED=end != 1, HAS_GAIN=end == 2, HAS_SCALE=end == 2)
-        constants |= dict(SAVE=end != 2, NORM=32 if norm else 0, AFFINE=norm, GROUPS=4 if norm else 1)
+    for end, dim, norm in ((0, 96, True), (0, 2048, True), (0, 96, False), (1, 96, False), (2, 96, False)):
+        constants = dict(N=4 * dim, K=dim, END=end, TRANSPOSED=end != 1, HAS_GAIN=end == 2)
+        constants |= dict(HAS_SCALE=end == 2, SAVE=end != 2, NORM=32 if norm else 0, AFFINE=norm)
         constants |= dict(EXACT=False, WIDEN=False, BM=128, BN=128 if end == 0 else 64, BK=32)
         assert 'wgmma' in compiled(kernels._linear, constants, num_warps=8)  # tensor cores
 

@@ -230,6 +230,27 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('n', [1, 2])
+def test_a_map_in_another_memory_layout_gives_the_same(n, grad):
+    torch.manual_seed(0)
+    block, plain = (Block(32, layer_scale=1.0, fused=fused) for fused in (True, False))
+    plain.load_state_dict(block.state_dict())
+    x = torch.randn(n, 32, 5, 6)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(block(x), plain(x))
+        isotropic = IsotropicConvNeXt(depth=1, dim=32, in_channels=1)
+        isotropic(torch.randn(n, 1, 64, 64))  # its one-channel image is in both layouts
+
+
+def test_what_needs_no_gradient_keeps_nothing():
+    block = Block(32).requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+        block(torch.randn(2, 32, 8, 8))
+    assert not kept
+
+
 def test_what_the_backward_pass_needs_is_half_of_what_the_layers_keep():
     """x, the map after the convolution, and the hidden layer: 6 of the 12 units of a block's map."""
     sizes = []
@@ -366,7 +387,7 @@ def test_compiled_inference_takes_the_same_operators(autocast):
 
 
 @pytest.mark.parametrize('training', [False, True])
-def test_one_compiled_graph_serves_images_of_many_sizes(training):
+def test_few_compiled_graphs_serve_images_of_many_sizes(training, monkeypatch):
     """As a detector's batches are."""
     torch._dynamo.reset()
     model = ConvNeXt(**SMALL, drop_path_rate=0.3, layer_scale_init_value=0.5).train(training)
@@ -377,14 +398,15 @@ def test_one_compiled_graph_serves_images_of_many_sizes(training):
         return graph
 
     compiled = torch.compile(model, backend=count, fullgraph=True, dynamic=True)
-    for size in ((64, 96), (96, 64), (128, 160)):
+    monkeypatch.setattr(mlp, 'CHUNK_BYTES', 20000)  # 2 or 4 chunks in the first stage
+    for size in ((64, 96), (96, 64), (96, 128), (128, 96)):
         x = torch.randn(2, 3, *size)
         with torch.set_grad_enabled(training):
             maps = compiled(x)
         if not training:
             for a, b in zip(maps, model(x)):
                 torch.testing.assert_close(a, b)
-    assert len(graphs) == 1
+    assert len(graphs) <= 2
 
 
 def test_compiled_stochastic_depth_drops_samples_and_scales_the_others():

@@ -1,16 +1,18 @@
 """Time ConvNeXt against timm, torchvision, Hugging Face and mmpretrain, alternating in one process.
 
 python tools/benchmark.py                                                  # tiny at 224 x 224, eager
-python tools/benchmark.py --sizes tiny base --tasks classify 1x800x1280 2x512x2048 --compile --out DIR
+python tools/benchmark.py --sizes tiny base --tasks classify 1x800x1280 2x512x2048 --ways eager compiled
 
 All contestants have the same weights; one whose outputs differ from ours is left out. Training is forward,
-backward and AdamW (fused), with the paper's stochastic depth. Peers run in both memory layouts; ours has one.
+backward and AdamW (fused), with the paper's stochastic depth; in inference ours is after
+`fuse_for_inference`, the peers are as they come. Peers run in both memory layouts; ours has one.
 Every round runs each contestant once; times are medians over the rounds, ratios medians of the ratios in a
 round. The roofline is the larger of FLOPs over the measured rate of a matrix product and least bytes over the
 measured copy bandwidth, see `least_bytes`.
 """
 
 import contextlib
+import functools
 import gc
 import importlib
 import importlib.util
@@ -41,6 +43,7 @@ from convnext_backbone.errors import UserError
 DROP_PATH = dict(tiny=0.1, small=0.4, base=0.5, large=0.5, xlarge=0.5)  # paper, Table 5 (xlarge: as large)
 CLASSES = 1000
 MODES = ('inference', 'training')
+WAYS = ('eager', 'compiled')
 PRECISIONS = ('float32', 'bfloat16', 'autocast')
 TOLERANCE = 1e-3  # of the largest number of our output, in float32
 
@@ -59,7 +62,7 @@ def parse_args(argv=None):
     parser.add_argument('--precisions', nargs='+', default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument('--batch', type=int, help='images to classify; default 8 on a CPU, 128 on a GPU')
     parser.add_argument('--peers', nargs='+', default=list(PEERS), choices=PEERS)
-    parser.add_argument('--compile', action='store_true', help='each contestant under torch.compile, too')
+    parser.add_argument('--ways', nargs='+', default=['eager'], choices=WAYS, help='compiled: torch.compile')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--seconds', type=float, default=0.3, help='of work in a turn, at least')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
@@ -100,8 +103,8 @@ def network(size: str, dense: bool, **options) -> nn.Module:
     return MODELS.build(dict(type='convnext_backbone.Classifier', backbone=backbone, num_classes=CLASSES))
 
 
-def ours(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Module:
-    model = network(size, dense, drop_path_rate=drop_path)
+def ours(size: str, dense: bool, drop_path: float, weights: dict, **options) -> nn.Module:
+    model = network(size, dense, drop_path_rate=drop_path, **options)
     names = released_names(model.state_dict())
     model.load_state_dict({own: weights[name] for own, name in names.items()})
     return model
@@ -189,6 +192,7 @@ def mmpretrain(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Mo
     return model
 
 
+OURS = {'ours': ours, 'ours triton': functools.partial(ours, fused='triton')}  # the latter on a GPU
 PEERS = dict(timm=timm, torchvision=torchvision, transformers=transformers, mmpretrain=mmpretrain)
 
 
@@ -239,7 +243,7 @@ class Contestant:
             self.optimizer = torch.optim.AdamW(
                 self.model.parameters(), lr=1e-5, weight_decay=0.05, fused=True
             )
-        elif build is ours:
+        elif name in OURS:
             fuse_for_inference(self.model)
         self.run_model = torch.compile(self.model) if cell.compiled else self.model
 
@@ -311,7 +315,12 @@ def measured_limits(device: str, precision: str) -> tuple[float, float]:
     return 2 * n**3 / matrix, 2 * size / copy
 
 
-def least_bytes(cell: Cell) -> int:
+def share_computed(cell: Cell) -> float:
+    """Of blocks and samples: our eager training leaves out those that stochastic depth drops."""
+    return 1 - DROP_PATH[cell.size] / 2 if cell.mode == 'training' and not cell.compiled else 1.0
+
+
+def least_bytes(cell: Cell) -> float:
     """What any implementation must move: maps at the borders of blocks, weights, and the optimizer's state.
 
     Inference: each block reads and writes its map once, each weight is read once. Training: forward the same,
@@ -329,7 +338,7 @@ def least_bytes(cell: Cell) -> int:
     parameters = sum(t.numel() for t in backbone_parameters(cell.size))
     if cell.mode == 'inference':
         return 2 * sum(maps) * cell.batch * low + parameters * low
-    return 5 * sum(maps) * cell.batch * low + parameters * (2 * low + 8 * wide)
+    return 5 * sum(maps) * cell.batch * low * share_computed(cell) + parameters * (2 * low + 8 * wide)
 
 
 def backbone_parameters(size: str) -> list[Tensor]:
@@ -337,14 +346,15 @@ def backbone_parameters(size: str) -> list[Tensor]:
         return list(MODELS.build(dict(type='convnext_backbone.ConvNeXt', arch=size)).parameters())
 
 
-def flops(cell: Cell) -> int:
+def flops(cell: Cell) -> float:
     """Two per multiply-add of convolutions and linear layers; three times as many in training."""
     with torch.device('meta'):
         model = network(cell.size, cell.task != 'classify').eval()
         images = torch.empty(1, 3, *cell.image)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
-    return counter.get_total_flops() * cell.batch * (3 if cell.mode == 'training' else 1)
+    passes = 3 if cell.mode == 'training' else 1
+    return counter.get_total_flops() * cell.batch * passes * share_computed(cell)
 
 
 # --- timing
@@ -370,8 +380,8 @@ def contest(cell: Cell, weights: dict, builders: dict, args) -> dict:
     """Run all contestants of a cell in turn."""
     contestants = []
     for name, build in builders.items():
-        for layout in ('NHWC',) if build is ours else ('NCHW', 'NHWC'):
-            label = name if build is ours else f'{name} {layout}'
+        for layout in ('NHWC',) if name in OURS else ('NCHW', 'NHWC'):
+            label = name if name in OURS else f'{name} {layout}'
             contestants.append(Contestant(label, build, layout, cell, weights))
     turns = {}
     for contestant in contestants:
@@ -379,12 +389,15 @@ def contest(cell: Cell, weights: dict, builders: dict, args) -> dict:
         contestant.measure_memory()
         turns[contestant.name] = max(1, round(args.seconds / timed(contestant, cell.device)))
     times = {contestant.name: [] for contestant in contestants}
-    for _ in range(args.rounds):
+    for number in range(args.rounds):
         for contestant in contestants:
+            torch.manual_seed(number)
             times[contestant.name].append(timed(contestant, cell.device, turns[contestant.name]))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    best = min((name for name in medians if name != 'ours'), key=medians.get)
-    ratios = [theirs / own for theirs, own in zip(times[best], times['ours'])]
+    best, own = (
+        min((name for name in medians if (name in OURS) is mine), key=medians.get) for mine in (False, True)
+    )
+    ratios = [a / b for a, b in zip(times[best], times[own])]
     rate, bandwidth = measured_limits(cell.device, cell.precision)
     roof = max(flops(cell) / rate, least_bytes(cell) / bandwidth)
     result = dict(
@@ -392,14 +405,15 @@ def contest(cell: Cell, weights: dict, builders: dict, args) -> dict:
         **vars(cell),
         milliseconds={name: value * 1000 for name, value in medians.items()},
         spread={name: [min(v) * 1000, max(v) * 1000] for name, v in times.items()},
-        images_per_second=cell.batch / medians['ours'],
+        images_per_second=cell.batch / medians[own],
+        ours=own,
         best_peer=best,
         ratio=statistics.median(ratios),
         ratio_range=[min(ratios), max(ratios)],
         kept_mib={c.name: c.kept for c in contestants},
         peak_mib={c.name: c.peak for c in contestants},
         roofline_milliseconds=roof * 1000,
-        roofline_share=roof / medians['ours'],
+        roofline_share=roof / medians[own],
         matrix_tflops=rate / 1e12,
         copy_gb_per_second=bandwidth / 1e9,
     )
@@ -418,8 +432,8 @@ def cells_of(args, device: str):
                 else:
                     batch = int(task.split('x')[0])
                 for precision in args.precisions:
-                    for compiled in (False, True)[: 1 + args.compile]:
-                        yield Cell(size, task, mode, precision, compiled, batch, device)
+                    for way in args.ways:
+                        yield Cell(size, task, mode, precision, way == 'compiled', batch, device)
 
 
 def main(argv=None) -> list[dict]:
@@ -458,7 +472,7 @@ def main(argv=None) -> list[dict]:
 def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]:
     """Ours, and the peers that are installed and compute the same."""
     reference = ours(cell.size, cell.task != 'classify', 0.0, weights).eval()
-    found = dict(ours=ours)
+    found = dict(OURS) if cell.device == 'cuda' else dict(ours=ours)
     for name in peers:
         build = PEERS[name]
         if importlib.util.find_spec(name) is None:
@@ -474,7 +488,7 @@ def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]
             continue
         print(f'{name} computes the same (difference {difference:.1e})', flush=True)
         found[name] = build
-    if len(found) == 1:
+    if not found.keys() - OURS.keys():
         raise UserError('no peer to compare with: pip install timm torchvision transformers')
     return found
 
@@ -502,10 +516,10 @@ def table(results: list[dict]) -> str:
         '|---|---|---|---|---|---|---|---|',
     ]
     for r in results:
-        ms, best, kept = r['milliseconds'], r['best_peer'], r[memory]
-        both = '-' if kept['ours'] is None else f'{kept["ours"]:.0f} / {kept[best]:.0f}'
+        ms, own, best, kept = r['milliseconds'], r['ours'], r['best_peer'], r[memory]
+        both = '-' if kept[own] is None else f'{kept[own]:.0f} / {kept[best]:.0f}'
         rows.append(
-            f'| {r["cell"]} | {ms["ours"]:.1f} | {r["images_per_second"]:.1f} | {best} | {ms[best]:.1f} '
+            f'| {r["cell"]} | {ms[own]:.1f} | {r["images_per_second"]:.1f} | {best} | {ms[best]:.1f} '
             f'| **{r["ratio"]:.2f}** | {both} | {r["roofline_share"]:.0%} |'
         )
     return '\n'.join(rows)

@@ -116,10 +116,11 @@ class Block(nn.Module):
 
     def _sum(self, x: Tensor, scale: float | Tensor | None = None) -> Tensor:
         """``x + scale * branch(x)`` by :mod:`convnext_backbone.ops`; one scale, or (N, 1, 1, 1)."""
-        conv = self.dwconv
-        y, statistics = ops.depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], self.triton)
+        conv, plain = self.dwconv, isinstance(self.grn, nn.Identity)
+        options = conv.dilation[0], self.triton, plain
+        y, statistics = ops.depthwise_conv(x, conv.weight, conv.bias, *options)
         y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
-        if not isinstance(self.grn, nn.Identity):
+        if not plain:
             y = self._mlp(y).permute(0, 3, 1, 2)
             return x + (y if scale is None else y * scale)
         folded = self._folded()

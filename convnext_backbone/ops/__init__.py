@@ -6,6 +6,7 @@ kernels of our own (:mod:`.kernels`). Each gives what the ordinary layers give, 
 
 import torch
 
+from . import kernels
 from .depthwise import depthwise_conv
 from .mlp import norm_mlp
 
@@ -16,13 +17,15 @@ def available(x: torch.Tensor, triton: bool) -> bool:
     """Whether the functions take ``x``: on a CPU or with CUDA.
 
     Not while a program is traced or exported, which is to consist of PyTorch's own operators.
-    ``torch.compile`` takes them as they are on a CPU, and on CUDA if they are of Triton: else it fuses the
-    ordinary layers.
+    ``torch.compile`` takes them as they are on a CPU, and on CUDA if our kernels do the work: else it fuses
+    the ordinary layers.
     """
     if (
         torch.jit.is_tracing() or torch.compiler._is_exporting_flag
     ):  # is_exporting() is true in any compilation
         return False
-    if torch.compiler.is_compiling():
-        return x.device.type == 'cpu' or (triton and x.device.type == 'cuda')
-    return x.device.type in ('cpu', 'cuda')
+    device = x.device.type
+    if torch.compiler.is_compiling() and device == 'cuda':
+        autocast = torch.is_autocast_enabled(device)
+        return triton and kernels.fits(torch.get_autocast_dtype(device) if autocast else x.dtype, x.shape[1])
+    return device in ('cpu', 'cuda')

@@ -25,8 +25,8 @@ _library.define(
 
 
 def depthwise_conv(
-    x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, triton: bool = False
-) -> tuple[Tensor, Tensor | None]:
+    x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, triton: bool = False, statistics: bool = False
+) -> tuple[Tensor, Tensor]:
     """``F.conv2d`` with one filter a channel and a map of the same size.
 
     Under autocast in its data type, as a convolution.
@@ -36,27 +36,27 @@ def depthwise_conv(
         weight: (C, 1, K, K), K odd.
         bias: (C,).
         triton: by our kernels, where they take it.
+        statistics: of the result, for :func:`norm_mlp`; by our kernels only.
 
     Returns:
-        (N, C, H, W) in channels_last memory; and what :func:`norm_mlp` can norm it by, if ``triton``.
+        (N, C, H, W) in channels_last memory; and statistics, of no number if there are none.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(low), weight.to(low), bias.to(low)
     if triton or (device == 'cpu' and torch.is_grad_enabled()):  # where the stock weight gradient is slow
-        out, statistics = _DepthwiseConv.apply(x, weight, bias, dilation, triton)
-        return out, statistics if triton else None
-    return _stock(x, weight, bias, dilation), None
+        return _DepthwiseConv.apply(x, weight, bias, dilation, triton, statistics)
+    return _stock(x, weight, bias, dilation), _statistics(x, False)
 
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, dilation, triton):
+    def forward(ctx, x, weight, bias, dilation, triton, statistics):
         ctx.save_for_backward(x, weight)
         ctx.options = dilation, triton
         out, statistics = torch.ops.convnext_backbone.depthwise_conv(
-            x, weight, bias, dilation, triton, triton
+            x, weight, bias, dilation, triton, statistics
         )
         ctx.mark_non_differentiable(statistics)
         return out, statistics
@@ -75,7 +75,7 @@ class _DepthwiseConv(torch.autograd.Function):
             dw = dw.to(weight.dtype)
         if ctx.needs_input_grad[2]:
             db = grad.sum((0, 2, 3))
-        return dx, dw, db, None, None
+        return dx, dw, db, None, None, None
 
 
 def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:

@@ -29,13 +29,14 @@ ROWS = 14  # of a map that a program goes down
 
 
 def usable(x: Tensor, channels: int) -> bool:
-    """Whether the kernels take ``x``: CUDA from compute capability 8.0, 16 bit, channels in 32s.
+    """Whether the kernels take ``x``: what :func:`fits`, on CUDA from compute capability 8.0 on."""
+    return fits(x.dtype, channels) and (INTERPRETED or (x.is_cuda and _capable(x.device.index)))
 
-    float32 stays with cuDNN and cuBLAS (TF32); in the interpreter it is taken too.
-    """
-    if triton is None or channels % CHANNELS or x.dtype not in DTYPES:
-        return False
-    return INTERPRETED or (x.is_cuda and x.dtype != torch.float32 and _capable(x.device.index))
+
+def fits(dtype: torch.dtype, channels: int) -> bool:
+    """16 bit, channels in 32s; float32, which stays with cuDNN and cuBLAS (TF32), in the interpreter only."""
+    low = dtype in DTYPES and (INTERPRETED or dtype != torch.float32)
+    return triton is not None and low and channels % CHANNELS == 0
 
 
 @cache
@@ -183,10 +184,11 @@ def depthwise_conv(
     out = torch.empty_like(x)
     grid = (n * triton.cdiv(width, COLUMNS) * (c // CHANNELS), triton.cdiv(height, ROWS))
     mean, square = (taps, taps) if statistics is None else statistics.unbind()
-    _depthwise[grid](
-        x, taps, taps if bias is None else bias, out, mean, square, height, width, ROWS, c, kernel,
-        bias is not None, statistics is not None, COLUMNS, CHANNELS,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current one
+        _depthwise[grid](
+            x, taps, taps if bias is None else bias, out, mean, square, height, width, ROWS, c, kernel,
+            bias is not None, statistics is not None, COLUMNS, CHANNELS,
+        )  # fmt: skip
     return out
 
 
@@ -197,9 +199,10 @@ def depthwise_conv_weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tens
     strips = n * triton.cdiv(width, COLUMNS)
     groups = min(strips, max(1, _processors(x) * 4 // (c // CHANNELS)))
     partial = x.new_empty(groups, kernel * kernel, c, dtype=torch.float32)
-    _depthwise_weight_gradient[(groups * (c // CHANNELS),)](
-        x, grad, partial, height, width, strips, c, kernel, COLUMNS, CHANNELS
-    )
+    with torch.cuda.device_of(x):
+        _depthwise_weight_gradient[(groups * (c // CHANNELS),)](
+            x, grad, partial, height, width, strips, c, kernel, COLUMNS, CHANNELS
+        )
     return partial.sum(0).t().reshape(c, 1, kernel, kernel)
 
 
@@ -227,7 +230,7 @@ def _linear(
     a_ptr, w_ptr, b_ptr, gain_ptr, scale_ptr, other_ptr, out_ptr, second_ptr, mean_ptr, square_ptr,
     norm_w_ptr, norm_b_ptr, eps, m, N: tl.constexpr, K: tl.constexpr, END: tl.constexpr,
     TRANSPOSED: tl.constexpr, HAS_GAIN: tl.constexpr, HAS_SCALE: tl.constexpr, SAVE: tl.constexpr,
-    NORM: tl.constexpr, AFFINE: tl.constexpr, GROUPS: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
+    NORM: tl.constexpr, AFFINE: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """``a @ w`` (K x N, or N x K if TRANSPOSED) of BM rows and BN columns, and then by END:
@@ -236,8 +239,7 @@ def _linear(
     1: times the derivative of GELU at ``other`` to ``out``, GELU of ``other`` to ``second``;
     2: + bias, times the gain of the column and the scale of the row, + ``other`` to ``out``.
 
-    If NORM, the rows of ``a`` are normalised on their way in, by the statistics of each NORM of their
-    numbers; there are at most GROUPS of these, a power of two.
+    If NORM, the rows of ``a`` are normalised on their way in, by the statistics of each NORM numbers.
     """
     across: tl.constexpr = (N + BN - 1) // BN
     program = tl.program_id(0)
@@ -250,14 +252,20 @@ def _linear(
     a_ptr += first.to(tl.int64) * K
     if NORM:
         groups: tl.constexpr = K // NORM
-        group = tl.arange(0, GROUPS)[None, :]
+        group = tl.arange(0, 4)[None, :]  # a few at a time: all of a wide layer would not fit the registers
         where = first.to(tl.int64) * groups + row * groups + group
-        there = rows & (group < groups)
-        means = tl.load(mean_ptr + where, mask=there, other=0.0)
-        squares = tl.load(square_ptr + where, mask=there, other=0.0)
-        mean = tl.sum(means, 1, keep_dims=True) / groups
-        apart = tl.where(there, means - mean, 0.0)
-        variance = tl.sum(squares + NORM * apart * apart, 1, keep_dims=True) / K
+        mean = tl.zeros([BM, 1], tl.float32)
+        for g0 in range(0, groups, 4):
+            there = rows & (g0 + group < groups)
+            mean += tl.sum(tl.load(mean_ptr + where + g0, mask=there, other=0.0), 1, keep_dims=True)
+        mean /= groups
+        variance = tl.zeros([BM, 1], tl.float32)
+        for g0 in range(0, groups, 4):
+            there = rows & (g0 + group < groups)
+            apart = tl.load(mean_ptr + where + g0, mask=there, other=0.0) - mean
+            square = tl.load(square_ptr + where + g0, mask=there, other=0.0)
+            square = tl.where(there, square + NORM * apart * apart, 0.0)
+            variance += tl.sum(square, 1, keep_dims=True) / K
         rstd = 1.0 / tl.sqrt(variance + eps)
     total = tl.zeros([BM, BN], tl.float32)
     for k0 in range(0, K, BK):
@@ -318,12 +326,13 @@ def _launch(
     mean, square, norm_weight, norm_bias, eps = norm or (None, None, None, None, 0.0)
     read = (bias, gain, scale, other), (second, mean, square, norm_weight, norm_bias)
     read = [[a if t is None else t for t in tensors] for tensors in read]  # an address for what is not read
-    _linear[grid](
-        a, w, *read[0], out, *read[1], eps, m, n, k, end, transposed, gain is not None, scale is not None,
-        second is not None, CHANNELS if norm else 0, norm_weight is not None,
-        triton.next_power_of_2(k // CHANNELS) if norm else 1, out.dtype == torch.float32, INTERPRETED, *tile,
-        **({} if INTERPRETED else dict(num_warps=8)),
-    )  # fmt: skip
+    with torch.cuda.device_of(a):
+        _linear[grid](
+            a, w, *read[0], out, *read[1], eps, m, n, k, end, transposed, gain is not None, scale is not None,
+            second is not None, CHANNELS if norm else 0, norm_weight is not None,
+            out.dtype == torch.float32, INTERPRETED, *tile,
+            **({} if INTERPRETED else dict(num_warps=8)),
+        )  # fmt: skip
 
 
 def linear_gelu(

@@ -51,7 +51,7 @@ def norm_mlp(
     are in float32 at least.
 
     Args:
-        x: (N, H, W, C), contiguous. Without gradients the result may be written over it.
+        x: (N, H, W, C). Without gradients the result may be written over it.
         residual: (N, H, W, C), in its own data type, which the result has too.
         norm: weight and bias (``None``: no affine part) and eps.
         first: weight (D, C) and bias (D,).
@@ -69,8 +69,9 @@ def norm_mlp(
         x = x.to(low)
         if not constant:
             first, second = ((weight.to(low), bias.to(low)) for weight, bias in (first, second))
+    x = x.contiguous()
     arguments = (x, statistics, residual, *norm, *first, *second, gain, scale, triton)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in arguments):
         return _NormMLP.apply(*arguments)
     if torch.compiler.is_compiling():
         return torch.ops.convnext_backbone.norm_mlp(*arguments, False, constant)[0]
@@ -124,7 +125,7 @@ def _forward(
     rows = len(x)
     if constant and w1.dtype != x.dtype:
         w1, b1, w2, b2 = (_kept_cast(weight, x.dtype) for weight in (w1, b1, w2, b2))
-    out = torch.empty_like(residual) if out is None else out.view(-1, dim)
+    out = residual.new_empty(residual.shape) if out is None else out.view(-1, dim)
     scale = _of_rows(scale, rows)
     if triton and kernels.usable(x, dim):
         h, norm = x.new_empty(rows, len(w1)) if keep else None, None
@@ -140,7 +141,7 @@ def _forward(
     first, second = (_linear(w, x, constant) for w in (w1, w2))
     hidden = []
     with torch.autocast(x.device.type, enabled=False):
-        for part in _chunks(rows, w1, x):
+        for part in _chunks(rows, w1, x, triton):
             normed = torch.native_layer_norm(x[part], (dim,), *affine, eps)[0]
             g = first(normed, b1)
             if keep:
@@ -165,7 +166,7 @@ def _backward(grad, x, hidden, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain
     norm_dtype = None if norm_weight is None else norm_weight.dtype
     norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
     triton = triton and kernels.usable(x, dim)
-    dx = torch.empty_like(x)
+    dx = x.new_empty(x.shape)
     scale = _of_rows(scale, len(x))
     sums: list[Tensor | None] = [None] * 6  # of norm weight, norm bias, w1, b1, outer product, b2
 
@@ -178,7 +179,7 @@ def _backward(grad, x, hidden, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain
         sums[number] = value if total is None else total.to(wide).add_(value)
 
     with torch.autocast(x.device.type, enabled=False):
-        for part, h in zip(_chunks(len(x), w1, x), hidden, strict=True):
+        for part, h in zip(_chunks(len(x), w1, x, triton), hidden, strict=True):
             dout = flat[part] if scale is None else flat[part] * scale[part]
             statistics = torch.native_layer_norm(x[part], (dim,), norm_weight, norm_bias, eps)
             scaled = (dout if gain is None else dout * gain).to(x.dtype)
@@ -224,7 +225,7 @@ def _(
     x, statistics, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton, keep, constant
 ):
     n, height, width, _ = x.shape
-    chunks = _chunks(n * height * width, w1, x) if keep else []  # a compiled graph holds for their number
+    chunks = _chunks(n * height * width, w1, x, triton) if keep else []
     sizes = [part.stop - part.start for part in chunks]
     return residual.new_empty(residual.shape), [x.new_empty(size, len(w1)) for size in sizes]
 
@@ -240,10 +241,16 @@ def _of_rows(scale: Tensor | None, rows: int) -> Tensor | None:
     return None if scale is None else scale.repeat_interleave(rows // len(scale))[:, None]
 
 
-def _chunks(rows: int, w1: Tensor, x: Tensor) -> list[slice]:
-    """Slices of the rows, as long as each other; one on a GPU, whose cache is no reason to split."""
+def _chunks(rows: int, w1: Tensor, x: Tensor, triton: bool) -> list[slice]:
+    """Slices of the rows, as long as each other; one on a GPU, whose cache is no reason to split.
+
+    Their number is a power of two, so that few graphs serve maps of many sizes: a compiled one holds for a
+    number of chunks.
+    """
     most = max(1, CHUNK_BYTES // (len(w1) * x.element_size()))
-    count = max(1, int(-(-rows // most))) if x.device.type == 'cpu' else 1
+    count = 1
+    while x.device.type == 'cpu' and not triton and count * most < rows:
+        count *= 2
     return [slice(i * rows // count, (i + 1) * rows // count) for i in range(count)]
 
 
@@ -253,7 +260,9 @@ _low_weights = WeakIdKeyDictionary()  # weight -> the same in the data type of a
 
 
 def _kept_cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """``weight.to(dtype)``, once."""
+    """``weight.to(dtype)``, once on a CPU; on a GPU it may be part of a graph that is being captured."""
+    if weight.device.type != 'cpu':
+        return weight.to(dtype)
     found = _low_weights.get(weight)
     if found is None or found.dtype != dtype:
         found = _low_weights[weight] = weight.to(dtype)
@@ -280,17 +289,23 @@ def _packed(weight: Tensor, rows: int) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
-@cache
 def _has_onednn(dtype: torch.dtype) -> bool:
+    return torch.backends.mkldnn.enabled and dtype in (torch.float32, torch.bfloat16) and _onednn_works(dtype)
+
+
+@cache
+def _onednn_works(dtype: torch.dtype) -> bool:
     """Tried once: the operators are not a public interface, and not on every machine."""
-    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():
         return False
-    x, weight, bias = (torch.ones(shape, dtype=dtype) for shape in ((2, 16), (16, 16), (16,)))
-    expected = F.linear(x, weight, bias)
+    x, weight, bias = (torch.arange(n, device='cpu') % 7 for n in (2 * 16, 16 * 48, 48))  # exact in bfloat16
+    x, weight, bias = x.view(2, 16).to(dtype), weight.view(48, 16).to(dtype), bias.to(dtype)
+    turned = weight.t().contiguous().t()
+    expected = (x.double() @ weight.double().t() + bias.double()).to(dtype)
     try:
         return all(
             torch.equal(torch.ops.mkldnn._linear_pointwise(x, w, bias, 'none', [], ''), expected)
-            for w in (weight, weight.t(), _packed(weight, 2), _packed(weight.t(), 2))
+            for w in (weight, turned, _packed(weight, 2), _packed(turned, 2))
         )
     except (RuntimeError, AttributeError):
         return False
