@@ -243,12 +243,23 @@ def test_a_map_in_another_memory_layout_gives_the_same(n, grad):
         isotropic(torch.randn(n, 1, 64, 64))  # its one-channel image is in both layouts
 
 
-def test_what_needs_no_gradient_keeps_nothing():
-    block = Block(32).requires_grad_(False)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
-        block(torch.randn(2, 32, 8, 8))
-    assert not kept
+def test_frozen_blocks_compute_as_in_inference():
+    """Not by the operator that hands out the hidden layer for a backward pass."""
+    block = Block(32)
+    for needed in (True, False):
+        with Operators() as seen:
+            block.requires_grad_(needed)(torch.randn(2, 32, 8, 8))
+        assert any('norm_mlp' in name for name in seen.names) is needed
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_an_exported_program_consists_of_pytorchs_own_operators(strict):
+    model = ConvNeXt(**SMALL).eval()
+    fuse_for_inference(model)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(1, 3, 64, 64),), strict=strict)
+    called = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
+    assert called and not [name for name in called if 'convnext_backbone' in name or 'mkldnn' in name]
 
 
 def test_what_the_backward_pass_needs_is_half_of_what_the_layers_keep():
