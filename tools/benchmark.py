@@ -449,7 +449,7 @@ def main(argv=None) -> list[dict]:
         if task != 'classify' and not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){2}', task):
             raise UserError(f'--tasks: expected classify or IMAGESxHEIGHTxWIDTH, got {task!r}')
     if args.out:
-        prepare.check_work_dir(args.out)
+        prepare.check_work_dir(args.out, '--out')
     torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True

@@ -31,7 +31,7 @@ def parse_args(argv=None):
 def main(argv=None) -> None:
     args = parse_args(argv)
     files = image_files(args.images)
-    prepare.check_work_dir(args.out)
+    prepare.check_work_dir(args.out, '--out')
     predictor = Predictor(args.config, args.checkpoint, args.device)
     unreadable = []
     for file in files:
