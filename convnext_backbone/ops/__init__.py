@@ -20,9 +20,8 @@ def available(x: torch.Tensor, triton: bool) -> bool:
     ``torch.compile`` takes them as they are on a CPU, and on CUDA if our kernels do the work: else it fuses
     the ordinary layers.
     """
-    if (
-        torch.jit.is_tracing() or torch.compiler._is_exporting_flag
-    ):  # is_exporting() is true in any compilation
+    # torch.compiler.is_exporting() is true in any compilation, too (torch 2.11)
+    if torch.jit.is_tracing() or torch.compiler._is_exporting_flag:
         return False
     device = x.device.type
     if torch.compiler.is_compiling() and device == 'cuda':

@@ -170,8 +170,7 @@ def _backward(grad, x, hidden, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain
     scale = _of_rows(scale, len(x))
     sums: list[Tensor | None] = [None] * 6  # of norm weight, norm bias, w1, b1, outer product, b2
 
-    if not triton:
-        through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
+    through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
 
     def add(number: int, value: Tensor) -> None:
         """From the second chunk on in float32 at least."""
@@ -195,13 +194,7 @@ def _backward(grad, x, hidden, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain
             add(3, dh.sum(0))
             wanted = [True, norm_weight is not None, norm_weight is not None]
             dx[part], dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-                dh @ w1 if triton else through_first(dh),
-                x[part],
-                (dim,),
-                *statistics[1:],
-                norm_weight,
-                norm_bias,
-                wanted,
+                through_first(dh), x[part], (dim,), *statistics[1:], norm_weight, norm_bias, wanted
             )
             if norm_weight is not None:
                 add(0, dweight)
