@@ -78,7 +78,7 @@ def test_operators_keep_the_rules_of_torch_custom_operators(monkeypatch):
     assert len(hidden) == 4
     for operator, arguments in (
         (ops.depthwise_conv, (x, weight, None, 1, False, False)),
-        (ops.depthwise_conv_weight_gradient, (x, x.clone(), 7, 1, False)),
+        (ops.depthwise_conv_gradient, (x, x.clone(), 7, 1, False)),
         (ops.norm_mlp, (y, None, residual, *weights, *options, True, False)),
         (ops.norm_mlp, (y, None, residual, None, None, *weights[2:], None, False, False, True)),
         (ops.norm_mlp_backward, (residual, y, hidden, *weights, *options)),

@@ -1,15 +1,16 @@
 """Depthwise convolution with a weight gradient that is not the slow part of training.
 
 PyTorch's (oneDNN's) weight gradient of a depthwise convolution on a CPU takes several times as long as the
-convolution. Here the batch is folded into the channels and the gradient of the output is the kernel: one
-depthwise convolution with a large kernel and a 7 x 7 output, in bands of rows.
+convolution. Where our kernels (:mod:`.native`) do not take it, the batch is folded into the channels and
+the gradient of the output is the kernel: one depthwise convolution with a large kernel and a 7 x 7 output, in
+bands of rows.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
+from . import kernels, native
 
 BAND = 16  # rows of the gradient that make a kernel; a taller one is slower and less exact
 WHOLE = 32  # rows of a map that is taken as one band
@@ -20,7 +21,8 @@ _library.define(
     '-> (Tensor, Tensor)'
 )
 _library.define(
-    'depthwise_conv_weight_gradient(Tensor x, Tensor grad, int kernel, int dilation, bool triton) -> Tensor'
+    'depthwise_conv_gradient(Tensor x, Tensor grad, int kernel, int dilation, bool triton) '
+    '-> (Tensor, Tensor)'
 )
 
 
@@ -32,8 +34,8 @@ def depthwise_conv(
     Under autocast in its data type, as a convolution.
 
     Args:
-        x: (N, C, H, W) in channels_last memory.
-        weight: (C, 1, K, K), K odd.
+        x: (N, C, H, W) in channels_last memory; on a CPU without gradients of any data type.
+        weight: (C, 1, K, K), K odd; the result has its data type.
         bias: (C,).
         triton: by our kernels, where they take it.
         statistics: of the result, for :func:`norm_mlp`; by our kernels only.
@@ -44,10 +46,16 @@ def depthwise_conv(
     device = x.device.type
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(low), weight.to(low), bias.to(low)
-    if triton or (device == 'cpu' and torch.is_grad_enabled()):  # where the stock weight gradient is slow
-        return _DepthwiseConv.apply(x, weight, bias, dilation, triton, statistics)
-    return _stock(x, weight, bias, dilation), _statistics(x, False)
+        weight, bias = weight.to(low), bias.to(low)
+        if triton or device != 'cpu' or torch.is_grad_enabled():  # else read as it is; what is kept is small
+            x = x.to(low)
+    arguments = x, weight, bias, dilation, triton, statistics
+    if triton or device == 'cpu':
+        if torch.is_grad_enabled():
+            return _DepthwiseConv.apply(*arguments)
+        if torch.compiler.is_compiling():
+            return torch.ops.convnext_backbone.depthwise_conv(*arguments)
+    return _forward(*arguments)
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -70,17 +78,10 @@ class _DepthwiseConv(torch.autograd.Function):
         dx = dw = db = None
         if ctx.needs_input_grad[0]:  # the same convolution with the filters turned round
             dx = ops.depthwise_conv(grad, weight.flip(2, 3), None, *ctx.options, False)[0]
-        if ctx.needs_input_grad[1]:
-            dw = ops.depthwise_conv_weight_gradient(x, grad, weight.shape[-1], *ctx.options)
-            dw = dw.to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            db = grad.sum((0, 2, 3))
+        if any(ctx.needs_input_grad[1:3]):
+            found = ops.depthwise_conv_gradient(x, grad, weight.shape[-1], *ctx.options)
+            dw, db = (t.to(weight.dtype) for t in found)
         return dx, dw, db, None, None, None
-
-
-def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    padding = weight.shape[-1] // 2 * dilation
-    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1])
 
 
 def _forward(
@@ -91,11 +92,19 @@ def _forward(
     found = _statistics(x, ours and statistics)
     if ours:
         return kernels.depthwise_conv(x, weight, bias, found if statistics else None), found
-    return _stock(x, weight, bias, dilation).contiguous(memory_format=torch.channels_last), found
+    if _taken_natively(weight.shape[-1], dilation, x, weight):
+        return native.convolution(x, weight, bias), found
+    pad = weight.shape[-1] // 2 * dilation
+    out = F.conv2d(x.to(weight.dtype), weight, bias, padding=pad, dilation=dilation, groups=x.shape[1])
+    return out.contiguous(memory_format=torch.channels_last), found
 
 
 def _taken(x: Tensor, dilation: int, triton: bool) -> bool:
     return triton and dilation == 1 and kernels.usable(x, x.shape[1])
+
+
+def _taken_natively(kernel: int, dilation: int, *tensors: Tensor) -> bool:
+    return dilation == 1 and kernel == native.KERNEL and native.takes(*tensors)
 
 
 def _statistics(x: Tensor, wanted: bool) -> Tensor:
@@ -104,11 +113,20 @@ def _statistics(x: Tensor, wanted: bool) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool) -> Tensor:
-    """(C, 1, K, K), in float32 at least."""
-    if _taken(x, dilation, triton):
-        return kernels.depthwise_conv_weight_gradient(x, grad, kernel)
+def _gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool) -> tuple[Tensor, Tensor]:
+    """Of the weight (C, 1, K, K) and the bias (C,), in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
+    if _taken(x, dilation, triton):
+        found = kernels.depthwise_conv_weight_gradient(x, grad, kernel)
+        return found, grad.sum((0, 2, 3), dtype=wide)
+    if _taken_natively(kernel, dilation, x, grad):
+        return native.convolution_gradient(x, grad)
+    bias = grad.sum((0, 2, 3), dtype=wide)
+    return _weight_gradient(x, grad, kernel, dilation, wide), bias
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, wide: torch.dtype) -> Tensor:
+    """By PyTorch's operators."""
     n, c, height, width = x.shape
     if x.device.type != 'cpu':
         weight = x.new_empty(c, 1, kernel, kernel)
@@ -132,16 +150,17 @@ def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton
 
 for _device in ('CPU', 'CUDA'):
     _library.impl('depthwise_conv', _forward, _device)
-    _library.impl('depthwise_conv_weight_gradient', _weight_gradient, _device)
+    _library.impl('depthwise_conv_gradient', _gradient, _device)
 
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv')
 def _(x, weight, bias, dilation, triton, statistics):
     found = _statistics(x, statistics and _taken(x, dilation, triton))
-    return torch.empty_like(x, memory_format=torch.channels_last), found
+    return torch.empty_like(x, dtype=weight.dtype, memory_format=torch.channels_last), found
 
 
-@torch.library.register_fake('convnext_backbone::depthwise_conv_weight_gradient')
+@torch.library.register_fake('convnext_backbone::depthwise_conv_gradient')
 def _(x, grad, kernel, dilation, triton):
     wide = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape[1], 1, kernel, kernel, dtype=wide)
+    channels = x.shape[1]
+    return x.new_empty(channels, 1, kernel, kernel, dtype=wide), x.new_empty(channels, dtype=wide)

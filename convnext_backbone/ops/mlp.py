@@ -5,18 +5,20 @@ scale) one is kept, the hidden layer before GELU; norm and GELU are computed aga
 
 On a CPU the rows go through in chunks whose hidden layer stays in the cache: a large one would be allocated
 from the system, page by page, each time. Products are oneDNN's, which are faster than those of the library
-that PyTorch takes for float32, the more so with weights in the order in which it reads them.
+that PyTorch takes for float32, the more so with weights in the order in which it reads them; what is between
+them is done by our kernels (:mod:`.native`), or by PyTorch's.
 """
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import kernels
+from . import kernels, native
 
 CHUNK_BYTES = 2**23  # of the hidden layer; measured: 4 to 16 MiB are alike, 2 is slower in training
 PACKED_ROWS = 4096  # from which on it pays to reorder a weight for a single use; measured: 1000 to 4000
@@ -31,6 +33,20 @@ _library.define(
     '-> (Tensor, Tensor[])'
 )
 _library.define(f'norm_mlp_backward(Tensor grad, Tensor x, Tensor[] hidden, {_weights}) -> Tensor[]')
+
+
+class Weights(NamedTuple):
+    """What :func:`norm_mlp` computes with, in the order of the operators' arguments."""
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    eps: float
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    gain: Tensor | None
+    scale: Tensor | None
 
 
 def norm_mlp(
@@ -69,143 +85,187 @@ def norm_mlp(
         x = x.to(low)
         if not constant:
             first, second = ((weight.to(low), bias.to(low)) for weight, bias in (first, second))
-    x = x.contiguous()
-    arguments = (x, statistics, residual, *norm, *first, *second, gain, scale, triton)
+    x, residual = x.contiguous(), residual.contiguous()
+    arguments = (x, statistics, residual, *Weights(*norm, *first, *second, gain, scale), triton)
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in arguments):
         return _NormMLP.apply(*arguments)
     if torch.compiler.is_compiling():
         return torch.ops.convnext_backbone.norm_mlp(*arguments, False, constant)[0]
-    return _forward(*arguments, False, constant, x if x.dtype == residual.dtype else None)[0]
+    return _forward(*arguments, False, constant, out=x if x.dtype == residual.dtype else None)[0]
 
 
 class _NormMLP(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x, statistics, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton
-    ):
-        arguments = norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton
+    def forward(ctx, x, statistics, residual, *arguments):  # weights, triton
         out, hidden = torch.ops.convnext_backbone.norm_mlp(x, statistics, residual, *arguments, True, False)
-        ctx.save_for_backward(x, norm_weight, norm_bias, w1, b1, w2, b2, gain, scale, *hidden)
-        ctx.eps, ctx.triton = eps, triton
+        ctx.eps, ctx.triton = arguments[2], arguments[-1]
+        ctx.save_for_backward(x, *arguments[:2], *arguments[3:-1], *hidden)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, norm_weight, norm_bias, w1, b1, w2, b2, gain, scale, *hidden = ctx.saved_tensors
-        arguments = norm_weight, norm_bias, ctx.eps, w1, b1, w2, b2, gain, scale, ctx.triton
-        found = torch.ops.convnext_backbone.norm_mlp_backward(grad, x, hidden, *arguments)
+        x, *tensors = ctx.saved_tensors
+        weights, hidden = Weights(*tensors[:2], ctx.eps, *tensors[2:8]), tensors[8:]
+        found = torch.ops.convnext_backbone.norm_mlp_backward(grad, x, hidden, *weights, ctx.triton)
         dx, dw1, db1, dw2, db2 = found[:5]
-        dgain = None if gain is None else found[5]
-        dnorm = (None, None) if norm_weight is None else found[-2:]
+        dgain = None if weights.gain is None else found[5]
+        dnorm = (None, None) if weights.norm_weight is None else found[-2:]
         return dx, None, grad, *dnorm, None, dw1, db1, dw2, db2, dgain, None, None
 
 
-def _forward(
-    x,
-    statistics,
-    residual,
-    norm_weight,
-    norm_bias,
-    eps,
-    w1,
-    b1,
-    w2,
-    b2,
-    gain,
-    scale,
-    triton,
-    keep,
-    constant,
-    out=None,
-):
+def _forward(x, statistics, residual, *arguments, out=None):
     """The result, into ``out`` if given, and if ``keep`` the hidden layer, in chunks (by Triton in one)."""
+    weights, triton, keep, constant = Weights(*arguments[:-3]), *arguments[-3:]
     shape, dim = residual.shape, x.shape[-1]
     x, residual = x.reshape(-1, dim), residual.reshape(-1, dim)
-    rows = len(x)
-    if constant and w1.dtype != x.dtype:
-        w1, b1, w2, b2 = (_kept_cast(weight, x.dtype) for weight in (w1, b1, w2, b2))
     out = residual.new_empty(residual.shape) if out is None else out.view(-1, dim)
-    scale = _of_rows(scale, rows)
-    if triton and kernels.usable(x, dim):
-        h, norm = x.new_empty(rows, len(w1)) if keep else None, None
-        if statistics is not None and statistics.numel():  # norms what it reads
-            norm = (*statistics.view(2, rows, -1), norm_weight, norm_bias, eps)
-        else:
-            with torch.autocast(x.device.type, enabled=False):
-                x = torch.native_layer_norm(x, (dim,), *_affine(norm_weight, norm_bias, x), eps)[0]
-        g = kernels.linear_gelu(x, w1, b1, h, norm)
-        kernels.linear_residual(g, w2, b2, gain, scale, residual, out)
-        return out.view(shape), [h] if keep else []
-    affine = _affine(norm_weight, norm_bias, x)
-    first, second = (_linear(w, x, constant) for w in (w1, w2))
-    hidden = []
+    if constant and weights.w1.dtype != x.dtype:
+        names = ('w1', 'b1', 'w2', 'b2')
+        weights = weights._replace(**{n: _kept_cast(getattr(weights, n), x.dtype) for n in names})
     with torch.autocast(x.device.type, enabled=False):
-        for part in _chunks(rows, w1, x, triton):
-            normed = torch.native_layer_norm(x[part], (dim,), *affine, eps)[0]
-            g = first(normed, b1)
-            if keep:
-                hidden.append(g)
-            g = second(F.gelu(g) if keep else torch.ops.aten.gelu_(g), b2)
-            if gain is not None:  # in float32 if the gain is: 1e-6 of a small float16 would be zero
-                g = g.mul_(gain) if gain.dtype == g.dtype else g * gain
-            if scale is not None:
-                g = g.mul_(scale[part])
-            if g.dtype == residual.dtype:
-                torch.add(residual[part], g, out=out[part])
-            else:
-                out[part] = residual[part] + g
+        if triton and kernels.usable(x, dim):
+            hidden = _by_triton(x, statistics, residual, weights, keep, out)
+        else:
+            chunks = _chunks(len(x), weights.w1, x, triton)
+            linears = [_linear(weight, x, constant) for weight in (weights.w1, weights.w2)]
+            way = _natively if native.takes(x, residual) else _plainly
+            hidden = way(x, residual, weights, chunks, *linears, keep, out)
     return out.view(shape), hidden
 
 
-def _backward(grad, x, hidden, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton):
+def _by_triton(x, statistics, residual, weights, keep, out) -> list[Tensor]:
+    norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale = weights
+    h, norm = x.new_empty(len(x), len(w1)) if keep else None, None
+    if statistics is not None and statistics.numel():  # norms what it reads
+        norm = (*statistics.view(2, len(x), -1), norm_weight, norm_bias, eps)
+    else:
+        x = torch.native_layer_norm(x, x.shape[1:], *_affine(norm_weight, norm_bias, x), eps)[0]
+    g = kernels.linear_gelu(x, w1, b1, h, norm)
+    kernels.linear_residual(g, w2, b2, gain, _of_rows(scale, len(x)), residual, out)
+    return [h] if keep else []
+
+
+def _natively(x, residual, weights, chunks, first, second, keep, out) -> list[Tensor]:
+    norm_weight, norm_bias, eps, w1, b1, _, b2, gain, scale = weights
+    longest, of_sample = _sizes(chunks, scale)
+    normed, hidden = x.new_empty(longest, x.shape[1]), []
+    activated = x.new_empty(longest, len(w1)) if keep else None
+    for part in chunks:
+        rows = part.stop - part.start
+        h = first(native.norm(x[part], norm_weight, norm_bias, eps, normed[:rows]), b1)
+        if keep:
+            hidden.append(h)
+        g = second(native.gelu(h, activated[:rows] if keep else h), b2)
+        native.branch_sum(residual[part], g, gain, scale, out[part], part.start, of_sample)
+    return hidden
+
+
+def _plainly(x, residual, weights, chunks, first, second, keep, out) -> list[Tensor]:
+    norm_weight, norm_bias, eps, _, b1, _, b2, gain, scale = weights
+    affine, scale = _affine(norm_weight, norm_bias, x), _of_rows(scale, len(x))
+    hidden = []
+    for part in chunks:
+        g = first(torch.native_layer_norm(x[part], x.shape[1:], *affine, eps)[0], b1)
+        if keep:
+            hidden.append(g)
+        g = second(F.gelu(g) if keep else torch.ops.aten.gelu_(g), b2)
+        if gain is not None:  # in float32 if the gain is: 1e-6 of a small float16 would be zero
+            g = g.mul_(gain) if gain.dtype == g.dtype else g * gain
+        if scale is not None:
+            g = g.mul_(scale[part])
+        if g.dtype == residual.dtype:
+            torch.add(residual[part], g, out=out[part])
+        else:
+            out[part] = residual[part] + g
+    return hidden
+
+
+def _backward(grad, x, hidden, *arguments):
     """Gradients of x, w1, b1, w2, b2, and of the gain and of both of the norm, where they are."""
+    weights, triton = Weights(*arguments[:-1]), arguments[-1]
     shape, dim = x.shape, x.shape[-1]
-    x, flat = x.reshape(-1, dim), grad.reshape(-1, dim)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norm_dtype = None if norm_weight is None else norm_weight.dtype
-    norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
-    triton = triton and kernels.usable(x, dim)
-    dx = x.new_empty(x.shape)
-    scale = _of_rows(scale, len(x))
-    sums: list[Tensor | None] = [None] * 6  # of norm weight, norm bias, w1, b1, outer product, b2
-
-    through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
-
-    def add(number: int, value: Tensor) -> None:
-        """From the second chunk on in float32 at least."""
-        total = sums[number]
-        sums[number] = value if total is None else total.to(wide).add_(value)
-
+    x, grad = x.reshape(-1, dim), grad.contiguous().view(-1, dim)
+    chunks = list(zip(_chunks(len(x), weights.w1, x, triton), hidden, strict=True))
     with torch.autocast(x.device.type, enabled=False):
-        for part, h in zip(_chunks(len(x), w1, x, triton), hidden, strict=True):
-            dout = flat[part] if scale is None else flat[part] * scale[part]
-            statistics = torch.native_layer_norm(x[part], (dim,), norm_weight, norm_bias, eps)
-            scaled = (dout if gain is None else dout * gain).to(x.dtype)
-            dout = dout.to(x.dtype)
-            if triton:
-                dh, g = kernels.linear_gelu_backward(scaled, w2, h)
-            else:
-                g = F.gelu(h)
-                dh = torch.ops.aten.gelu_backward(through_second(scaled), h)
-            add(4, dout.t() @ g)
-            add(5, dout.sum(0))
-            add(2, dh.t() @ statistics[0])
-            add(3, dh.sum(0))
-            wanted = [True, norm_weight is not None, norm_weight is not None]
-            dx[part], dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-                through_first(dh), x[part], (dim,), *statistics[1:], norm_weight, norm_bias, wanted
-            )
-            if norm_weight is not None:
-                add(0, dweight)
-                add(1, dbias)
-    dw1, db1, outer, db2 = sums[2:]
+        if not (triton and kernels.usable(x, dim)) and native.takes(x, grad):
+            dx, sums = _natively_back(grad, x, weights, chunks)
+        else:
+            dx, sums = _plainly_back(grad, x, weights, chunks, triton and kernels.usable(x, dim))
+    dw1, db1, outer, db2, *dnorm = sums
+    w1, w2, b2, gain = weights.w1, weights.w2, weights.b2, weights.gain
+    wide = torch.promote_types(x.dtype, torch.float32)
     dgain = []
     if gain is not None:  # from the outer product, so that the output needs not be kept
         dgain = [((outer * w2).sum(1, dtype=wide) + db2 * b2).to(gain.dtype)]
         outer, db2 = outer * gain[:, None], db2 * gain
-    weights = [total.to(w1.dtype) for total in (dw1, db1, outer, db2)]
-    return [dx.view(shape), *weights, *dgain, *(t.to(norm_dtype) for t in sums[:2] if t is not None)]
+    dweights = [total.to(w1.dtype) for total in (dw1, db1, outer, db2)]
+    dnorm = [] if weights.norm_weight is None else [t.to(weights.norm_weight.dtype) for t in dnorm]
+    return [dx.view(shape), *dweights, *dgain, *dnorm]
+
+
+def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
+    """Gradient of x; of w1, b1, w2 and b2 without gain, and of the norm's weight and bias."""
+    norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
+    through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
+    longest, of_sample = _sizes([part for part, _ in chunks], scale)
+    dim = x.shape[1]
+    ready = scale is None and grad.dtype == x.dtype  # for products, as it is
+    dx = torch.empty_like(x)
+    normed, scaled, gained = (x.new_empty(longest, dim) for _ in range(3))
+    activated = x.new_empty(longest, len(w1))
+    db1, db2, dnorm = (x.new_zeros(n, dtype=torch.float32) for n in (len(w1), dim, 2 * dim))
+    dw1, outer = _Total(), _Total()
+    for part, h in chunks:
+        rows, options = part.stop - part.start, (x.dtype, db2, part.start, of_sample)
+        dout = grad[part] if ready else scaled[:rows]
+        times_gain = None if gain is None else gained[:rows]
+        native.branch_gradient(grad[part], gain, scale, None if ready else dout, times_gain, *options)
+        dh = through_second(dout if gain is None else times_gain)
+        g = native.gelu_gradient(dh, h, activated[:rows], db1)
+        outer.add(dout.t() @ g)
+        dw1.add(dh.t() @ native.norm(x[part], norm_weight, norm_bias, eps, normed[:rows]))
+        native.norm_gradient(through_first(dh), x[part], norm_weight, eps, dx[part], dnorm)
+    return dx, [dw1.value, db1, outer.value, db2, *(t.clone() for t in dnorm.view(2, dim))]
+
+
+def _plainly_back(grad, x, weights, chunks, triton) -> tuple[Tensor, list[Tensor]]:
+    """As :func:`_natively_back`; the second linear layer and GELU by Triton, if asked for."""
+    norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
+    norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
+    dx, scale = x.new_empty(x.shape), _of_rows(scale, len(x))
+    through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
+    wanted = [True, norm_weight is not None, norm_weight is not None]
+    sums = [_Total() for _ in range(6)]
+    for part, h in chunks:
+        dout = grad[part] if scale is None else grad[part] * scale[part]
+        statistics = torch.native_layer_norm(x[part], x.shape[1:], norm_weight, norm_bias, eps)
+        scaled = (dout if gain is None else dout * gain).to(x.dtype)
+        dout = dout.to(x.dtype)
+        if triton:
+            dh, g = kernels.linear_gelu_backward(scaled, w2, h)
+        else:
+            g = F.gelu(h)
+            dh = torch.ops.aten.gelu_backward(through_second(scaled), h)
+        dx[part], *dnorm = torch.ops.aten.native_layer_norm_backward(
+            through_first(dh), x[part], x.shape[1:], *statistics[1:], norm_weight, norm_bias, wanted
+        )
+        found = dh.t() @ statistics[0], dh.sum(0), dout.t() @ g, dout.sum(0), *dnorm
+        for total, value in zip(sums, found, strict=True):
+            total.add(value)
+    return dx, [total.value for total in sums]
+
+
+class _Total:
+    """A sum over chunks, from the second on in float32 at least."""
+
+    value: Tensor | None = None
+
+    def add(self, value: Tensor | None) -> None:
+        if self.value is None:
+            self.value = value
+        else:
+            self.value = self.value.to(torch.promote_types(value.dtype, torch.float32)).add_(value)
 
 
 for _device in ('CPU', 'CUDA'):
@@ -214,19 +274,26 @@ for _device in ('CPU', 'CUDA'):
 
 
 @torch.library.register_fake('convnext_backbone::norm_mlp')
-def _(
-    x, statistics, residual, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton, keep, constant
-):
+def _(x, statistics, residual, *arguments):
+    weights, triton, keep, _ = Weights(*arguments[:-3]), *arguments[-3:]
     n, height, width, _ = x.shape
-    chunks = _chunks(n * height * width, w1, x, triton) if keep else []
-    sizes = [part.stop - part.start for part in chunks]
-    return residual.new_empty(residual.shape), [x.new_empty(size, len(w1)) for size in sizes]
+    chunks = _chunks(n * height * width, weights.w1, x, triton) if keep else []
+    hidden = [x.new_empty(part.stop - part.start, len(weights.w1)) for part in chunks]
+    return residual.new_empty(residual.shape), hidden
 
 
 @torch.library.register_fake('convnext_backbone::norm_mlp_backward')
-def _(grad, x, hidden, norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale, triton):
-    alike = [x, w1, b1, w2, b2, *(t for t in (gain, norm_weight, norm_bias) if t is not None)]
-    return [t.new_empty(t.shape) for t in alike]
+def _(grad, x, hidden, *arguments):
+    weights = Weights(*arguments[:-1])
+    always = [x, weights.w1, weights.b1, weights.w2, weights.b2]
+    found = [*always, *(t for t in (weights.gain, weights.norm_weight, weights.norm_bias) if t is not None)]
+    return [t.new_empty(t.shape) for t in found]
+
+
+def _sizes(chunks: list[slice], scale: Tensor | None) -> tuple[int, int]:
+    """Rows of the longest chunk, and of a sample that has a scale of its own."""
+    longest = max(part.stop - part.start for part in chunks)
+    return longest, 1 if scale is None else chunks[-1].stop // len(scale)
 
 
 def _of_rows(scale: Tensor | None, rows: int) -> Tensor | None:
