@@ -10,11 +10,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, fuse_for_inference
 from convnext_backbone.backbones.convnext import Block
 from convnext_backbone.errors import UserError
-from convnext_backbone.ops import depthwise_conv, mlp, norm_mlp
+from convnext_backbone.ops import depthwise_conv, mlp, native, norm_mlp
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 EPS = {torch.float64: 1e-15, torch.float32: 1.2e-7, torch.bfloat16: 7.9e-3, torch.float16: 9.8e-4}
 every_dtype = pytest.mark.parametrize('dtype', EPS, ids=lambda dtype: str(dtype)[6:])
+
+
+@pytest.fixture(params=['kernels', 'pytorch'])
+def way(request, monkeypatch):
+    """With our kernels for a CPU, and without."""
+    if request.param == 'pytorch':
+        monkeypatch.setattr(native, '_works', lambda: False)
+    elif not native._works():
+        pytest.skip('no kernels of our own on this machine, see the log')
 
 
 def gradients(function, inputs, grad):
@@ -47,7 +56,7 @@ def compare(found, stock, exact, dtype) -> None:
         ((1, 8, 40, 40), 4),
     ],
 )
-def test_depthwise_convolution_and_its_gradients(shape, dilation, dtype):
+def test_depthwise_convolution_and_its_gradients(way, shape, dilation, dtype):
     torch.manual_seed(0)
     channels = shape[1]
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
@@ -65,7 +74,7 @@ def test_depthwise_convolution_and_its_gradients(shape, dilation, dtype):
     assert all((a - b).abs().max() <= 8 * EPS[dtype] * b.abs().max() for a, b in zip(found, exact))
 
 
-def test_operators_keep_the_rules_of_torch_custom_operators(monkeypatch):
+def test_operators_keep_the_rules_of_torch_custom_operators(way, monkeypatch):
     x = torch.randn(2, 8, 9, 11).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(8, 1, 7, 7)
     ops = torch.ops.convnext_backbone
@@ -111,7 +120,7 @@ def mlp_inputs(shape, gain=True):
 @pytest.mark.parametrize('packed', [True, False])
 @pytest.mark.parametrize('gain', [True, False])
 @pytest.mark.parametrize('shape', [(2, 7, 7, 40), (1, 3, 1, 8), (1, 1, 1, 8), (2, 20, 13, 24)])
-def test_norm_and_mlp_and_their_gradients(shape, gain, packed, dtype, monkeypatch):
+def test_norm_and_mlp_and_their_gradients(way, shape, gain, packed, dtype, monkeypatch):
     inputs = [None if t is None else t.to(dtype) for t in mlp_inputs(shape, gain)]
     monkeypatch.setattr(mlp, 'CHUNK_BYTES', 5000)  # several chunks, the last one shorter
     monkeypatch.setattr(mlp, 'PACKED_ROWS', 1 if packed else 10**9)
@@ -135,7 +144,7 @@ def test_norm_and_mlp_without_affine_part_as_when_folded():
 
 
 @every_dtype
-def test_each_sample_can_have_its_own_scale(dtype, monkeypatch):
+def test_each_sample_can_have_its_own_scale(way, dtype, monkeypatch):
     monkeypatch.setattr(mlp, 'CHUNK_BYTES', 5000)  # chunks with rows of two samples
     inputs = [t.to(dtype) for t in mlp_inputs((3, 5, 7, 16))]
     scale, grad = torch.tensor([0.0, 1.25, 2.5]).to(dtype), torch.randn(3, 5, 7, 16).to(dtype)
@@ -159,7 +168,7 @@ def test_gradients_of_gradients_are_refused():
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_gives_what_the_layers_under_autocast_give(dtype):
+def test_autocast_gives_what_the_layers_under_autocast_give(way, dtype):
     """Float32 residual, parameters and gradients; the error of the layers, not more."""
     inputs = mlp_inputs((2, 9, 9, 32))
     grad = torch.randn(2, 9, 9, 32)
@@ -232,7 +241,7 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize('grad', [False, True])
 @pytest.mark.parametrize('n', [1, 2])
-def test_a_map_in_another_memory_layout_gives_the_same(n, grad):
+def test_a_map_in_another_memory_layout_gives_the_same(way, n, grad):
     torch.manual_seed(0)
     block, plain = (Block(32, layer_scale=1.0, fused=fused) for fused in (True, False))
     plain.load_state_dict(block.state_dict())
@@ -292,7 +301,7 @@ def test_no_map_is_copied_from_one_layout_to_another_in_inference():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_folded_and_packed_weights_are_as_exact_as_the_layers(dtype):
+def test_folded_and_packed_weights_are_as_exact_as_the_layers(way, dtype):
     torch.manual_seed(0)
     model = ConvNeXt(**SMALL, layer_scale_init_value=0.5).eval()
     x = torch.randn(2, 3, 96, 64)
@@ -363,7 +372,7 @@ def gradients_of(model, run, x, autocast) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize('autocast', [False, True])
-def test_compiled_in_one_graph_with_the_same_gradients(autocast):
+def test_compiled_in_one_graph_with_the_same_gradients(way, autocast):
     """The gradient of this loss is all but cancelled by the norms: it shows a sum in bfloat16, too."""
     torch.manual_seed(0)
     torch._dynamo.reset()
@@ -377,7 +386,7 @@ def test_compiled_in_one_graph_with_the_same_gradients(autocast):
 
 
 @pytest.mark.parametrize('autocast', [False, True])
-def test_compiled_inference_takes_the_same_operators(autocast):
+def test_compiled_inference_takes_the_same_operators(way, autocast):
     torch.manual_seed(0)
     torch._dynamo.reset()
     model = ConvNeXt(**SMALL, layer_scale_init_value=0.5).eval()
@@ -398,7 +407,7 @@ def test_compiled_inference_takes_the_same_operators(autocast):
 
 
 @pytest.mark.parametrize('training', [False, True])
-def test_few_compiled_graphs_serve_images_of_many_sizes(training, monkeypatch):
+def test_few_compiled_graphs_serve_images_of_many_sizes(way, training, monkeypatch):
     """As a detector's batches are."""
     torch._dynamo.reset()
     model = ConvNeXt(**SMALL, drop_path_rate=0.3, layer_scale_init_value=0.5).train(training)

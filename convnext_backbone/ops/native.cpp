@@ -1,8 +1,8 @@
 // What a block computes beside its matrix products, for a CPU: see native.py, which builds and calls this.
 //
 // Maps are (N, H, W, C) and rows (rows, C) in memory without gaps, in float32 or bfloat16; parameters and
-// sums over positions are float32. Products and sums are in float32, each result is rounded once. No result
-// depends on the number of threads, but sums over rows do in their last bits.
+// sums over positions are float32. Products and sums are in float32, each result is rounded once. Sums over
+// rows depend on the number of threads in their last bits, nothing else does.
 
 #include <algorithm>
 #include <cstdint>
@@ -20,9 +20,7 @@ constexpr int L = 16;  // numbers of a vector
 constexpr int L = 8;
 #endif
 constexpr int K = 7, R = K / 2, TAPS = K * K;
-constexpr long STRIP =
-    32;  // columns of a map that are taken at once: with K rows in the cache next to the core
-constexpr long BAND = 32;  // rows of a map that are taken at once, about
+constexpr long BAND = 32, STRIP = 32;  // rows and columns of a map that are taken at once
 
 typedef float Vector __attribute__((vector_size(4 * L)));
 typedef uint32_t Bits __attribute__((vector_size(4 * L)));
@@ -500,84 +498,89 @@ void branch_gradient(const O *grad, const float *gain, const float *scale, T *sc
 
 }  // namespace
 
-// Whether an array is bfloat16 (else float32) is the letter b in the last arguments' names; all sizes are
-// long.
-#define EITHER(low, call)   \
-    if (low) {              \
-        typedef bfloat16 T; \
-        call;               \
-    } else {                \
-        typedef float T;    \
-        call;               \
-    }
+// function(T()) with T the type of an array.
+template <class Function>
+void of_type(int low, const Function &function) {
+    low ? function(bfloat16()) : function(float());
+}
 
+// `low`: whether arrays are bfloat16, else float32.
 extern "C" {
 
 void convnext_convolution(const void *x, const float *weight, const float *bias, void *y, long N, long H,
                           long W, long C, int x_low, int y_low, int threads) {
     const bool sevens = (W + 6) / 7 * 7 < (W + 7) / 8 * 8;  // fewer columns in vain
-#define GO(I, O)                                                                                           \
-    (sevens ? convolution<7, I, O> : convolution<8, I, O>)((const I *)x, weight, bias, (O *)y, N, H, W, C, \
-                                                           threads)
-    if (x_low && y_low)
-        GO(bfloat16, bfloat16);
-    else if (x_low)
-        GO(bfloat16, float);
-    else if (y_low)
-        GO(float, bfloat16);
-    else
-        GO(float, float);
-#undef GO
+    of_type(x_low, [=](auto i) {
+        of_type(y_low, [=](auto o) {
+            typedef decltype(i) I;
+            typedef decltype(o) O;
+            const auto run = sevens ? convolution<7, I, O> : convolution<8, I, O>;
+            run((const I *)x, weight, bias, (O *)y, N, H, W, C, threads);
+        });
+    });
 }
 
 void convnext_convolution_gradient(const void *x, const void *grad, float *dweight, float *dbias, long N,
                                    long H, long W, long C, int low, int threads) {
-    EITHER(low, convolution_gradient((const T *)x, (const T *)grad, dweight, dbias, N, H, W, C, threads))
+    of_type(low, [=](auto t) {
+        typedef decltype(t) T;
+        convolution_gradient((const T *)x, (const T *)grad, dweight, dbias, N, H, W, C, threads);
+    });
 }
 
 void convnext_norm(const void *x, const float *weight, const float *bias, void *y, long rows, long C,
                    float eps, int low, int threads) {
-    EITHER(low, norm((const T *)x, weight, bias, (T *)y, rows, C, eps, threads))
+    of_type(low, [=](auto t) {
+        typedef decltype(t) T;
+        norm((const T *)x, weight, bias, (T *)y, rows, C, eps, threads);
+    });
 }
 
 void convnext_norm_gradient(const void *grad, const void *x, const float *weight, void *dx, float *sums,
                             long rows, long C, float eps, int low, int threads) {
-    EITHER(low, norm_gradient((const T *)grad, (const T *)x, weight, (T *)dx, sums, rows, C, eps, threads))
+    of_type(low, [=](auto t) {
+        typedef decltype(t) T;
+        norm_gradient((const T *)grad, (const T *)x, weight, (T *)dx, sums, rows, C, eps, threads);
+    });
 }
 
 void convnext_gelu(const void *x, void *y, long count, int low, int threads) {
-    EITHER(low, gelu((const T *)x, (T *)y, count, threads))
+    of_type(low, [=](auto t) {
+        typedef decltype(t) T;
+        gelu((const T *)x, (T *)y, count, threads);
+    });
 }
 
 void convnext_gelu_gradient(void *grad, const void *x, void *y, float *sums, long rows, long C, int low,
                             int threads) {
-    EITHER(low, gelu_gradient((T *)grad, (const T *)x, (T *)y, sums, rows, C, threads))
+    of_type(low, [=](auto t) {
+        typedef decltype(t) T;
+        gelu_gradient((T *)grad, (const T *)x, (T *)y, sums, rows, C, threads);
+    });
 }
 
 void convnext_branch_sum(const void *residual, const void *x, const float *gain, const float *scale, void *y,
                          long rows, long C, long first, long of_sample, int low, int y_low, int threads) {
-#define GO(O)                                                                                      \
-    EITHER(low, branch_sum((const O *)residual, (const T *)x, gain, scale, (O *)y, rows, C, first, \
-                           of_sample, threads))
-    if (y_low) {
-        GO(bfloat16)
-    } else {
-        GO(float)
-    }
-#undef GO
+    of_type(low, [=](auto t) {
+        of_type(y_low, [=](auto o) {
+            typedef decltype(t) T;
+            typedef decltype(o) O;
+            branch_sum((const O *)residual, (const T *)x, gain, scale, (O *)y, rows, C, first, of_sample,
+                       threads);
+        });
+    });
 }
 
 void convnext_branch_gradient(const void *grad, const float *gain, const float *scale, void *scaled,
                               void *gained, float *sums, long rows, long C, long first, long of_sample,
                               int low, int grad_low, int threads) {
-#define GO(O)                                                                                          \
-    EITHER(low, branch_gradient((const O *)grad, gain, scale, (T *)scaled, (T *)gained, sums, rows, C, \
-                                first, of_sample, threads))
-    if (grad_low) {
-        GO(bfloat16)
-    } else {
-        GO(float)
-    }
-#undef GO
+    of_type(low, [=](auto t) {
+        of_type(grad_low, [=](auto o) {
+            typedef decltype(t) T;
+            typedef decltype(o) O;
+            branch_gradient((const O *)grad, gain, scale, (T *)scaled, (T *)gained, sums, rows, C, first,
+                            of_sample, threads);
+        });
+    });
 }
 }

@@ -36,7 +36,7 @@ def takes(*tensors: Tensor) -> bool:
     ordinary = all(
         type(x) in (Tensor, nn.Parameter) and x.device.type == 'cpu' and x.dtype in DTYPES for x in tensors
     )
-    return ordinary and _library() is not None
+    return ordinary and _works()
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -144,18 +144,42 @@ def _call(name: str, *arguments) -> None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """The kernels, compiled if they were not yet; ``None`` if they are switched off or cannot be."""
+def _works() -> bool:
+    """Whether the kernels are there, and give what PyTorch's operators give: compilers err, too."""
     if os.environ.get(SWITCH) == '0':
-        return None
+        return False
     try:
-        library = ctypes.CDLL(str(_built()))
+        _library()
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, 'stderr', None) or str(error)
-        line = said.strip().splitlines()[0] if said.strip() else type(error).__name__
-        print_log(f'no kernels of our own on this CPU, PyTorch instead: {line}', 'current', logging.WARNING)
-        return None
-    return library
+        said = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()
+        line = next((line for line in said if 'error' in line), said[0] if said else type(error).__name__)
+        _say(f'no kernels of our own on this CPU, PyTorch instead: {line}', logging.WARNING)
+        return False
+    with torch.no_grad():
+        x = torch.linspace(-6, 6, 2 * 21 * 9 * 11, device='cpu').view(2, 21, 9, 11)
+        weight = torch.linspace(-1, 1, 21 * KERNEL**2, device='cpu').view(21, 1, KERNEL, KERNEL)
+        pairs = [
+            (convolution(x, weight, x[0, :, 0, 0]), _stock_convolution(x, weight, x[0, :, 0, 0])),
+            (gelu(x, torch.empty_like(x)), torch.nn.functional.gelu(x)),
+        ]
+    right = all(torch.allclose(ours, stock, rtol=1e-4, atol=1e-4) for ours, stock in pairs)
+    if not right:
+        _say('kernels of our own are wrong on this CPU (please report it), PyTorch instead', logging.WARNING)
+    return right
+
+
+def _stock_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.nn.functional.conv2d(x, weight, bias, padding=KERNEL // 2, groups=len(weight))
+
+
+def _say(line: str, level: int) -> None:
+    print_log(line, 'current', level)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The kernels, compiled if they were not yet."""
+    return ctypes.CDLL(str(_built()))
 
 
 def _built() -> Path:
@@ -173,7 +197,7 @@ def _built() -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock', timeout=LONGEST_BUILD):  # of several processes one builds
         if not path.exists():
-            print_log(f'compiling kernels for this CPU, once: {path}', 'current', logging.INFO)
+            _say(f'compiling kernels for this CPU, once: {path}', logging.INFO)
             part = path.with_suffix('.part')
             line = [compiler, *OPTIONS, str(SOURCE), '-o', str(part)]
             subprocess.run(line, capture_output=True, text=True, check=True, timeout=LONGEST_BUILD)
