@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import convnext_backbone.backbones  # noqa: F401  registers ours
 from convnext_backbone.backbones import fuse_for_inference
 from convnext_backbone.backbones.convnext import ARCHITECTURES
+from convnext_backbone.ops import mlp, native
 from convnext_backbone.checkpoint.formats import from_released, released_names
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.engine import prepare
@@ -305,7 +306,8 @@ def same_outputs(build: Callable, reference: nn.Module, cell: Cell, weights: dic
 def measured_limits(device: str, precision: str) -> tuple[float, float]:
     """FLOPs per second of a large matrix product, bytes per second of a copy (read and written).
 
-    The product as such and as a 1 x 1 convolution, which another library may compute: the faster of the two.
+    The product as such, as a 1 x 1 convolution, and as blocks do it, which other libraries may compute: the
+    fastest of them.
     """
     low = torch.float32 if precision == 'float32' else torch.bfloat16
     n = 8192 if device == 'cuda' else 1536
@@ -314,8 +316,9 @@ def measured_limits(device: str, precision: str) -> tuple[float, float]:
     size = 2**30 if device == 'cuda' else 2**27
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    products = (lambda: a @ b, lambda: F.conv2d(image, filters))
     with torch.no_grad():
+        linear = mlp._linear(b, a)
+        products = (lambda: a @ b, lambda: F.conv2d(image, filters), lambda: linear(a))
         matrix = min(timed(product, device) for product in products for _ in range(7))
     copy = min(timed(lambda: target.copy_(source), device) for _ in range(7))
     return 2 * n**3 / matrix, 2 * size / copy
@@ -488,8 +491,8 @@ def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]
             continue
         try:
             difference = same_outputs(build, reference, cell, weights)
-        except ImportError as error:
-            print(f'{name}: {error}')
+        except Exception as error:  # a package beside others that it does not fit raises anything
+            print(f'{name} is left out: {type(error).__name__}: {error}')
             continue
         if not difference < TOLERANCE:
             print(f'{name} computes something else (difference {difference:.1e}): left out')
@@ -502,12 +505,25 @@ def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]
 
 
 def about(device: str) -> str:
-    name = torch.cuda.get_device_name() if device == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    if device == 'cuda':
+        name = torch.cuda.get_device_name()
+    else:
+        own = 'with' if native.takes(torch.zeros(1)) else 'without'
+        name = f'CPU, {torch.get_num_threads()} threads, {processor()}, {own} our kernels'
     versions = [f'torch {torch.__version__}']
     for package in PEERS:
-        if importlib.util.find_spec(package) is not None:
+        with contextlib.suppress(Exception):  # said when it is asked to compute
             versions.append(f'{package} {importlib.import_module(package).__version__}')
-    return f'{name} ({platform.machine()}), {", ".join(versions)}, {date.today().isoformat()}'
+    return f'{name}, {", ".join(versions)}, {date.today().isoformat()}'
+
+
+def processor() -> str:
+    """Its architecture, and what bears on speed of that which Linux names."""
+    flags = ''
+    with contextlib.suppress(OSError):
+        flags = Path('/proc/cpuinfo').read_text()
+    found = set(re.findall(r'\b(avx2|avx512f|avx512_bf16|amx_bf16|sve|bf16)\b', flags))
+    return ' '.join([platform.machine(), *sorted(found)])
 
 
 def line(result: dict) -> str:
