@@ -35,11 +35,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import convnext_backbone.backbones  # noqa: F401  registers ours
 from convnext_backbone.backbones import fuse_for_inference
 from convnext_backbone.backbones.convnext import ARCHITECTURES
-from convnext_backbone.ops import mlp, native
 from convnext_backbone.checkpoint.formats import from_released, released_names
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.engine import prepare
 from convnext_backbone.errors import UserError
+from convnext_backbone.ops import mlp, native
 
 DROP_PATH = dict(tiny=0.1, small=0.4, base=0.5, large=0.5, xlarge=0.5)  # paper, Table 5 (xlarge: as large)
 CLASSES = 1000
