@@ -111,6 +111,7 @@ def test_gelu_of_every_bfloat16_number():
     finite = every.isfinite()
     error, unit = (found.double() - exact).abs()[finite], 2.0 ** (exact[finite].abs().log2().floor() - 7)
     large = exact[finite].abs() > 1e-3
+    assert not found[every < -20].nan_to_num().any()
     assert (error <= unit)[large].all()  # one unit of the last place
     assert (error <= 2**-8 * exact[finite].abs() + 4e-6 * every[finite].double().abs() + 2**-126).all()
     assert found[every.isnan()].isnan().all() and found[every == torch.inf] == torch.inf
@@ -140,7 +141,7 @@ def test_the_gradient_of_gelu_and_its_sum_over_rows(c, dtype):
     )
     leaf, before, total = x.double().requires_grad_(), grad.double(), sums.double()
     F.gelu(leaf).backward(before)
-    out = native.gelu_gradient(grad, x, out.to(dtype), sums)
+    out = native.gelu_gradient(grad, x, torch.empty_like(x), sums)
     close(out, F.gelu(x.double()), dtype)
     close(grad, leaf.grad, dtype, 1e-4 if dtype == torch.bfloat16 else 4e-6)
     close(sums, total + leaf.grad.sum(0), torch.float32, 1e-4 if dtype == torch.bfloat16 else 4e-6)
@@ -168,6 +169,17 @@ def test_the_sum_with_the_branch_and_its_gradient(wide, dtype):
             close(sums, (grad.double() * factor).sum(0), torch.float32)
             if g is not None:
                 close(gained, grad.double() * factor * times, dtype)
+
+
+@needed
+@both_dtypes
+@pytest.mark.parametrize('wide', [False, True], ids=['same', 'float32'])
+def test_the_gradient_of_the_gain(wide, dtype):
+    outer, weight = draw(20, 84, dtype=torch.float32 if wide else dtype), draw(20, 84, dtype=dtype, seed=1)
+    gain = draw(20, seed=2)
+    dgain, dweight = native.gain_gradient(outer, weight, gain)
+    close(dgain, (outer.double() * weight.double()).sum(1), torch.float32)
+    close(dweight, outer.double() * gain.double()[:, None], dtype)
 
 
 @needed
@@ -226,7 +238,60 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
 
 
 @needed
-def test_kernels_that_compute_something_else_are_not_used(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    'first',
+    [
+        "with torch.autocast('cpu', torch.bfloat16): block(x)",
+        'torch.set_default_dtype(torch.float16); block(x)',
+        'torch.set_default_dtype(torch.float64); block(x)',
+    ],
+)
+def test_the_first_use_may_be_anywhere(first):
+    """What is tried out then has data types of its own."""
+    script = f"""
+import torch
+from convnext_backbone.backbones.convnext import Block
+from convnext_backbone.ops import native
+block, x = Block(32), torch.randn(1, 32, 8, 8)
+{first}
+assert native._works()
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needed
+def test_a_parameter_of_another_size_is_refused():
+    """The kernels would read what is not theirs."""
+    x = draw_map(1, 64, 5, 5, dtype=torch.float32)
+    with pytest.raises(
+        RuntimeError, match=r'3136 numbers on the CPU is needed .*, got \[32, 1, 7, 7\] on cpu'
+    ):
+        native.convolution(x, draw(32, 1, 7, 7), None)
+    for gain in (draw(1), draw(24, 2), torch.empty(24, device='meta')):
+        with pytest.raises(RuntimeError, match='a parameter of 24 numbers on the CPU'):
+            native.branch_sum(*[draw(3, 24)] * 2, gain, None, draw(3, 24), 0, 1)
+    with pytest.raises(RuntimeError, match=r'a branch of shape \[3, 24\] and a residual of \[2, 24\]'):
+        native.branch_sum(draw(2, 24), draw(3, 24), None, None, draw(3, 24), 0, 1)
+
+
+@needed
+def test_a_file_that_was_cut_off_is_built_again(tmp_path):
+    fresh(tmp_path)
+    (file,) = (tmp_path / '.cache/convnext_backbone').glob('native-*.so')
+    whole = file.stat().st_size
+    file.write_bytes(b'')
+    assert 'kernels: True' in fresh(tmp_path) and file.stat().st_size == whole
+
+
+@needed
+def test_options_of_the_compiler_and_a_compiler_that_is_not_there(tmp_path):
+    assert 'kernels: True' in fresh(tmp_path, CXX='env g++')
+    assert 'no C++ compiler found (/no/such)' in fresh(tmp_path, CXX='/no/such')
+
+
+@needed
+def test_kernels_that_compute_something_else_are_not_used(monkeypatch):
     monkeypatch.setattr(native, 'gelu', lambda x, out: x)
     said = []
     monkeypatch.setattr(native, '_say', lambda line, level: said.append((line, level)))

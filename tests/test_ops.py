@@ -252,6 +252,38 @@ def test_a_map_in_another_memory_layout_gives_the_same(way, n, grad):
         isotropic(torch.randn(n, 1, 64, 64))  # its one-channel image is in both layouts
 
 
+def test_what_is_written_over_is_known_to_autograd(way):
+    x, residual, norm_weight, norm_bias, *rest = mlp_inputs((1, 2, 3, 16))
+    weight = torch.ones(16, requires_grad=True)
+    total = (x * weight).sum()
+    with torch.no_grad():
+        fast(x, residual, norm_weight, norm_bias, *rest)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        total.backward()
+
+
+def test_a_layer_without_bias_and_an_empty_map_go_the_ordinary_way(way):
+    x = torch.randn(2, 32, 9, 8)
+    conv = torch.nn.Conv2d(32, 32, 7, padding=3, groups=32, bias=False)
+    for name, layer in dict(dwconv=conv, norm=torch.nn.LayerNorm(32, eps=1e-6, bias=False)).items():
+        block, plain = (Block(32, layer_scale=1.0, fused=fused) for fused in (True, False))
+        for one in (block, plain):
+            setattr(one, name, copy.deepcopy(layer))
+        plain.load_state_dict(block.state_dict())
+        torch.testing.assert_close(block(x), plain(x))
+        block(x).sum().backward()
+    with pytest.raises(RuntimeError, match='[Kk]ernel size'):
+        Block(32)(torch.randn(1, 32, 0, 9))
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_forward_mode_derivatives_are_refused_not_dropped(grad):
+    with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(grad):
+        x = torch.autograd.forward_ad.make_dual(torch.randn(1, 32, 5, 5), torch.randn(1, 32, 5, 5))
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            Block(32)(x)
+
+
 def test_frozen_blocks_compute_as_in_inference():
     """Not by the operator that hands out the hidden layer for a backward pass."""
     block = Block(32)

@@ -105,6 +105,7 @@ class Block(nn.Module):
         return all(
             type(layer) is kind
             and type(layer.weight) is nn.Parameter
+            and layer.bias is not None
             and not (watched and (layer._forward_hooks or layer._forward_pre_hooks))
             for layer, kind in (
                 (self.dwconv, nn.Conv2d),

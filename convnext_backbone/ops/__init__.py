@@ -1,7 +1,8 @@
 """The two heavy parts of a block, each as one function, the fastest way that device and shape allow.
 
-:func:`depthwise_conv` and :func:`norm_mlp`: plain PyTorch everywhere, and where asked for, on CUDA, Triton
-kernels of our own (:mod:`.kernels`). Each gives what the ordinary layers give, gradients included.
+:func:`depthwise_conv` and :func:`norm_mlp`: on a CPU by kernels in C++ (:mod:`.native`) where they can be
+built, on CUDA where asked for by Triton kernels (:mod:`.kernels`), elsewhere in plain PyTorch. Each gives
+what the ordinary layers give, gradients included.
 """
 
 import torch

@@ -37,8 +37,8 @@ def depthwise_conv(
         x: (N, C, H, W) in channels_last memory; on a CPU without gradients of any data type.
         weight: (C, 1, K, K), K odd; the result has its data type.
         bias: (C,).
-        triton: by our kernels, where they take it.
-        statistics: of the result, for :func:`norm_mlp`; by our kernels only.
+        triton: by the Triton kernels, where they take it.
+        statistics: of the result, for :func:`norm_mlp`; by the Triton kernels only.
 
     Returns:
         (N, C, H, W) in channels_last memory; and statistics, of no number if there are none.
@@ -80,7 +80,9 @@ class _DepthwiseConv(torch.autograd.Function):
             dx = ops.depthwise_conv(grad, weight.flip(2, 3), None, *ctx.options, False)[0]
         if any(ctx.needs_input_grad[1:3]):
             found = ops.depthwise_conv_gradient(x, grad, weight.shape[-1], *ctx.options)
-            dw, db = (t.to(weight.dtype) for t in found)
+            dw, db = (
+                t.to(weight.dtype) if wanted else None for t, wanted in zip(found, ctx.needs_input_grad[1:])
+            )
         return dx, dw, db, None, None, None
 
 
@@ -92,7 +94,7 @@ def _forward(
     found = _statistics(x, ours and statistics)
     if ours:
         return kernels.depthwise_conv(x, weight, bias, found if statistics else None), found
-    if _taken_natively(weight.shape[-1], dilation, x, weight):
+    if x.numel() and _taken_natively(weight.shape[-1], dilation, x, weight):
         return native.convolution(x, weight, bias), found
     pad = weight.shape[-1] // 2 * dilation
     out = F.conv2d(x.to(weight.dtype), weight, bias, padding=pad, dilation=dilation, groups=x.shape[1])

@@ -76,7 +76,7 @@ def norm_mlp(
         scale: (N,), without gradient, or ``None``: 1.
         constant: the weights of the linear layers will not change: on a CPU they are kept, too, in the order
             in which oneDNN reads them. Without gradients only.
-        triton: by our kernels, where they take it.
+        triton: by the Triton kernels, where they take it.
         statistics: of ``x``, from :func:`depthwise_conv`.
     """
     device = x.device.type
@@ -131,6 +131,8 @@ def _forward(x, statistics, residual, *arguments, out=None):
             linears = [_linear(weight, x, constant) for weight in (weights.w1, weights.w2)]
             way = _natively if native.takes(x, residual) else _plainly
             hidden = way(x, residual, weights, chunks, *linears, keep, out)
+            if not out.is_inference():  # our kernels write past autograd, which is to know
+                torch.autograd.graph.increment_version(out)
     return out.view(shape), hidden
 
 
@@ -194,12 +196,15 @@ def _backward(grad, x, hidden, *arguments):
             dx, sums = _plainly_back(grad, x, weights, chunks, triton and kernels.usable(x, dim))
     dw1, db1, outer, db2, *dnorm = sums
     w1, w2, b2, gain = weights.w1, weights.w2, weights.b2, weights.gain
-    wide = torch.promote_types(x.dtype, torch.float32)
-    dgain = []
+    dw2, dgain = outer, []
     if gain is not None:  # from the outer product, so that the output needs not be kept
-        dgain = [((outer * w2).sum(1, dtype=wide) + db2 * b2).to(gain.dtype)]
-        outer, db2 = outer * gain[:, None], db2 * gain
-    dweights = [total.to(w1.dtype) for total in (dw1, db1, outer, db2)]
+        if native.takes(outer, w2):
+            dots, dw2 = native.gain_gradient(outer, w2, gain)
+        else:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            dots, dw2 = (outer * w2).sum(1, dtype=wide), outer * gain[:, None]
+        dgain, db2 = [(dots + db2 * b2).to(gain.dtype)], db2 * gain
+    dweights = [total.to(w1.dtype) for total in (dw1, db1, dw2, db2)]
     dnorm = [] if weights.norm_weight is None else [t.to(weights.norm_weight.dtype) for t in dnorm]
     return [dx.view(shape), *dweights, *dgain, *dnorm]
 
@@ -226,7 +231,8 @@ def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
         outer.add(dout.t() @ g)
         dw1.add(dh.t() @ native.norm(x[part], norm_weight, norm_bias, eps, normed[:rows]))
         native.norm_gradient(through_first(dh), x[part], norm_weight, eps, dx[part], dnorm)
-    return dx, [dw1.value, db1, outer.value, db2, *(t.clone() for t in dnorm.view(2, dim))]
+    dnorm = [t.clone() for t in dnorm.view(2, dim)]  # results of an operator share no memory
+    return dx, [dw1.value, db1, outer.value, db2, *dnorm]
 
 
 def _plainly_back(grad, x, weights, chunks, triton) -> tuple[Tensor, list[Tensor]]:

@@ -1,8 +1,9 @@
 // What a block computes beside its matrix products, for a CPU: see native.py, which builds and calls this.
 //
 // Maps are (N, H, W, C) and rows (rows, C) in memory without gaps, in float32 or bfloat16; parameters and
-// sums over positions are float32. Products and sums are in float32, each result is rounded once. Sums over
-// rows depend on the number of threads in their last bits, nothing else does.
+// sums over positions are float32. Products and sums are in float32, each result is rounded once (in bfloat16
+// what is below 2^-126 may become zero). Sums over rows depend on the number of threads in their last bits,
+// nothing else does.
 
 #include <algorithm>
 #include <cstdint>
@@ -312,7 +313,8 @@ void norm(const T *x, const float *weight, const float *bias, T *y, long rows, l
         const Moments m = moments(in, C, eps);
         for (long c = 0; c < C; c += L) {
             Vector v = (load(in + c, C - c) - m.mean) * m.rstd;
-            if (weight) v = v * load(weight + c, C - c) + load(bias + c, C - c);
+            if (weight) v *= load(weight + c, C - c);
+            if (bias) v += load(bias + c, C - c);
             store(y + row * C + c, v, C - c);
         }
     }
@@ -334,7 +336,7 @@ void over_rows(long rows, long floats, float *out, int threads, const Body &body
 
 inline void add(float *sums, Vector v, long n) { store(sums, load(sums, n) + v, n); }
 
-// `sums`: to the gradients of weight and of bias, (2, C).
+// To `sums` the gradients of weight and of bias are added, (2, C).
 template <class T>
 void norm_gradient(const T *grad, const T *x, const float *weight, T *dx, float *sums, long rows, long C,
                    float eps, int threads) {
@@ -364,7 +366,7 @@ void norm_gradient(const T *grad, const T *x, const float *weight, T *dx, float 
 }
 
 // The normal distribution function and the derivative of x times it are 1/2 + x P(2 x^2 / LIMIT^2 - 1), with
-// the P of least absolute error of the whole on [-LIMIT, LIMIT], beyond which 0 or 1 are near enough: errors
+// the P of least absolute error of the whole on [-LIMIT, LIMIT]; 0 below, what it is at LIMIT above. Errors
 // of 1e-7 and 6e-7 for float32, 3e-6 and 7e-5 for bfloat16 (whose own roundings are of 4e-3).
 template <class T>
 struct Gelu;
@@ -409,7 +411,10 @@ __attribute__((always_inline)) inline void step(const float (&coefficients)[N], 
 #pragma GCC unroll 8
         for (int b = 0; b < B; b++) p[b] = p[b] * u[b] + coefficients[i];
 #pragma GCC unroll 8
-    for (int b = 0; b < B; b++) out[b] = clamp(x[b], limit) * p[b] + 0.5f;
+    for (int b = 0; b < B; b++) {
+        const Vector found = clamp(x[b], limit) * p[b] + 0.5f;
+        out[b] = x[b] < -limit ? Vector{} : found;
+    }
 }
 
 template <int B, class T>
@@ -496,6 +501,22 @@ void branch_gradient(const O *grad, const float *gain, const float *scale, T *sc
     });
 }
 
+// Of a (C, D) product summed over rows: its dot products with the rows of `weight`, and it times gain.
+template <class T, class O>
+void gain_gradient(const O *outer, const T *weight, const float *gain, T *scaled, float *dots, long C, long D,
+                   int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long c = 0; c < C; c++) {
+        Vector dot = {};
+        for (long d = 0; d < D; d += L) {
+            const Vector v = load(outer + c * D + d, D - d);
+            dot += v * load(weight + c * D + d, D - d);
+            store(scaled + c * D + d, v * gain[c], D - d);
+        }
+        dots[c] = sum(dot);
+    }
+}
+
 }  // namespace
 
 // function(T()) with T the type of an array.
@@ -580,6 +601,17 @@ void convnext_branch_gradient(const void *grad, const float *gain, const float *
             typedef decltype(o) O;
             branch_gradient((const O *)grad, gain, scale, (T *)scaled, (T *)gained, sums, rows, C, first,
                             of_sample, threads);
+        });
+    });
+}
+
+void convnext_gain_gradient(const void *outer, const void *weight, const float *gain, void *scaled,
+                            float *dots, long C, long D, int low, int outer_low, int threads) {
+    of_type(low, [=](auto t) {
+        of_type(outer_low, [=](auto o) {
+            typedef decltype(t) T;
+            typedef decltype(o) O;
+            gain_gradient((const O *)outer, (const T *)weight, gain, (T *)scaled, dots, C, D, threads);
         });
     });
 }

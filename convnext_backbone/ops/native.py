@@ -2,7 +2,8 @@
 
 They are compiled on first use (seconds, once per machine), by ``$CXX`` or the first C++ compiler on the path,
 into ``~/.cache/convnext_backbone``. Where there is none, with ``CONVNEXT_NATIVE=0`` in the environment, and
-for other data types than float32 and bfloat16 the callers take PyTorch's operators.
+for other data types than float32 and bfloat16 the callers take PyTorch's operators. Another compiler, another
+processor or another version of the source is another file there.
 
 Maps are (N, C, H, W) in channels_last memory, rows (rows, C) without gaps; parameters may have any data type.
 """
@@ -12,15 +13,18 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 SWITCH = 'CONVNEXT_NATIVE'  # environment variable; 0: off
 SOURCE = Path(__file__).with_suffix('.cpp')
@@ -36,15 +40,16 @@ def takes(*tensors: Tensor) -> bool:
     ordinary = all(
         type(x) in (Tensor, nn.Parameter) and x.device.type == 'cpu' and x.dtype in DTYPES for x in tensors
     )
-    return ordinary and _works()
+    return ordinary and forward_ad._current_level < 0 and _works()
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Depthwise, of a map of any of the data types, with weight (C, 1, 7, 7), whose data type it gives."""
     x = x.permute(0, 2, 3, 1).contiguous()
+    c = x.shape[-1]
     out = x.new_empty(x.shape, dtype=weight.dtype)
     low = [t.dtype == torch.bfloat16 for t in (x, out)]
-    _call('convolution', x, _floats(weight), _floats(bias), out, *x.shape, *low)
+    _call('convolution', x, _floats(weight, c * KERNEL**2), _floats(bias, c), out, *x.shape, *low)
     return out.permute(0, 3, 1, 2)
 
 
@@ -60,7 +65,8 @@ def convolution_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> Tensor:
     """LayerNorm of rows into ``out``."""
-    _call('norm', x, _floats(weight), _floats(bias), out, *x.shape, float(eps), x.dtype == torch.bfloat16)
+    affine, low = [_floats(t, x.shape[1]) for t in (weight, bias)], x.dtype == torch.bfloat16
+    _call('norm', x, *affine, out, *x.shape, float(eps), low)
     return out
 
 
@@ -69,7 +75,7 @@ def norm_gradient(
 ) -> None:
     """Of ``x`` into ``out``; of weight and bias added to ``sums`` (2, C), float32."""
     low = x.dtype == torch.bfloat16
-    _call('norm_gradient', grad, x, _floats(weight), out, sums, *x.shape, float(eps), low)
+    _call('norm_gradient', grad, x, _floats(weight, x.shape[1]), out, sums, *x.shape, float(eps), low)
 
 
 def gelu(x: Tensor, out: Tensor) -> Tensor:
@@ -101,8 +107,11 @@ def branch_sum(
         first: row of all the rows that the first of these is.
         of_sample: rows of a sample.
     """
+    if residual.shape != x.shape:
+        raise RuntimeError(f'a branch of shape {list(x.shape)} and a residual of {list(residual.shape)}')
     low = [t.dtype == torch.bfloat16 for t in (x, out)]
-    _call('branch_sum', residual, x, _floats(gain), _floats(scale), out, *x.shape, first, of_sample, *low)
+    factors = _floats(gain, x.shape[1]), _floats(scale)
+    _call('branch_sum', residual, x, *factors, out, *x.shape, first, of_sample, *low)
 
 
 def branch_gradient(
@@ -121,12 +130,31 @@ def branch_gradient(
     ``dtype`` is that of both results, of which either may be left out.
     """
     low = [t == torch.bfloat16 for t in (dtype, grad.dtype)]
-    arrays = grad, _floats(gain), _floats(scale), scaled, gained, sums
+    arrays = grad, _floats(gain, grad.shape[1]), _floats(scale), scaled, gained, sums
     _call('branch_gradient', *arrays, *grad.shape, first, of_sample, *low)
 
 
-def _floats(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.detach().float().contiguous()
+def gain_gradient(outer: Tensor, weight: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``gain`` (C,) in float32 and of ``weight`` (C, D).
+
+    Args:
+        outer: (C, D), the sum over the rows of the products of the output's gradient and the input.
+    """
+    weight = weight.contiguous()
+    dweight, dgain = torch.empty_like(weight), outer.new_empty(len(outer), dtype=torch.float32)
+    low = [t.dtype == torch.bfloat16 for t in (weight, outer)]
+    _call('gain_gradient', outer, weight, _floats(gain, len(outer)), dweight, dgain, *outer.shape, *low)
+    return dgain, dweight
+
+
+def _floats(parameter: Tensor | None, count: int | None = None) -> Tensor | None:
+    """As the kernels read it; ``count`` numbers, or it is refused: they would read what is not theirs."""
+    if parameter is None:
+        return None
+    if parameter.device.type != 'cpu' or count not in (None, parameter.numel()):
+        given = f'{list(parameter.shape)} on {parameter.device}'
+        raise RuntimeError(f'a parameter of {count} numbers on the CPU is needed for this map, got {given}')
+    return parameter.detach().float().contiguous()
 
 
 _KINDS = {bool: ctypes.c_int, int: ctypes.c_long, float: ctypes.c_float}
@@ -145,31 +173,38 @@ def _call(name: str, *arguments) -> None:
 
 @cache
 def _works() -> bool:
-    """Whether the kernels are there, and give what PyTorch's operators give: compilers err, too."""
+    """Whether the kernels are there, and compute what PyTorch does (a few of them): compilers err, too."""
     if os.environ.get(SWITCH) == '0':
         return False
     try:
         _library()
-    except (OSError, subprocess.SubprocessError) as error:
+        right = _right()
+    except Exception as error:  # whatever it is, PyTorch computes
         said = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()
         line = next((line for line in said if 'error' in line), said[0] if said else type(error).__name__)
         _say(f'no kernels of our own on this CPU, PyTorch instead: {line}', logging.WARNING)
         return False
-    with torch.no_grad():
-        x = torch.linspace(-6, 6, 2 * 21 * 9 * 11, device='cpu').view(2, 21, 9, 11)
-        weight = torch.linspace(-1, 1, 21 * KERNEL**2, device='cpu').view(21, 1, KERNEL, KERNEL)
-        pairs = [
-            (convolution(x, weight, x[0, :, 0, 0]), _stock_convolution(x, weight, x[0, :, 0, 0])),
-            (gelu(x, torch.empty_like(x)), torch.nn.functional.gelu(x)),
-        ]
-    right = all(torch.allclose(ours, stock, rtol=1e-4, atol=1e-4) for ours, stock in pairs)
     if not right:
         _say('kernels of our own are wrong on this CPU (please report it), PyTorch instead', logging.WARNING)
     return right
 
 
-def _stock_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.nn.functional.conv2d(x, weight, bias, padding=KERNEL // 2, groups=len(weight))
+def _right() -> bool:
+    options = dict(device='cpu', dtype=torch.float32)
+    with torch.no_grad(), torch.autocast('cpu', enabled=False):
+        for dtype in DTYPES:
+            x = torch.linspace(-6, 6, 2 * 21 * 9 * 11, **options).view(2, 21, 9, 11).to(dtype)
+            weight = torch.linspace(-1, 1, 21 * KERNEL**2, **options).view(21, 1, KERNEL, KERNEL).to(dtype)
+            rows, bias = x.view(-1, 21), weight[:, 0, 0, 0]
+            pairs = [
+                (convolution(x, weight, bias), F.conv2d(x, weight, bias, padding=KERNEL // 2, groups=21)),
+                (gelu(x, torch.empty_like(x)), F.gelu(x)),
+                (norm(rows, bias, bias, 1e-5, torch.empty_like(rows)), F.layer_norm(rows, (21,), bias, bias)),
+            ]
+            bound = 1e-4 if dtype == torch.float32 else 2e-2
+            if not all(torch.allclose(ours, stock, rtol=bound, atol=bound) for ours, stock in pairs):
+                return False
+    return True
 
 
 def _say(line: str, level: int) -> None:
@@ -179,17 +214,19 @@ def _say(line: str, level: int) -> None:
 @cache
 def _library() -> ctypes.CDLL:
     """The kernels, compiled if they were not yet."""
-    return ctypes.CDLL(str(_built()))
+    path = _built()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # not the file that was written
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(_built()))
 
 
 def _built() -> Path:
     """The compiled library for this source, compiler and processor."""
-    found = [shutil.which(name) for name in (os.environ.get('CXX'), 'c++', 'g++', 'clang++') if name]
-    compiler = next(filter(None, found), None)
-    if compiler is None:
-        raise OSError('no C++ compiler found (c++, g++, clang++ or $CXX)')
-    version = subprocess.run([compiler, '--version'], capture_output=True, text=True, check=True).stdout
-    what = [SOURCE.read_text(), *OPTIONS, compiler, version, platform.machine(), _processor()]
+    compiler = _compiler()
+    version = _output([*compiler, '--version'])
+    what = [SOURCE.read_text(), *OPTIONS, *compiler, version, platform.machine(), _processor()]
     key = hashlib.sha256('\n'.join(what).encode()).hexdigest()[:16]
     path = Path(FOLDER).expanduser() / f'native-{key}.so'
     if path.exists():
@@ -199,10 +236,25 @@ def _built() -> Path:
         if not path.exists():
             _say(f'compiling kernels for this CPU, once: {path}', logging.INFO)
             part = path.with_suffix('.part')
-            line = [compiler, *OPTIONS, str(SOURCE), '-o', str(part)]
-            subprocess.run(line, capture_output=True, text=True, check=True, timeout=LONGEST_BUILD)
+            _output([*compiler, *OPTIONS, str(SOURCE), '-o', str(part)])
+            with part.open('rb') as stream:
+                os.fsync(stream.fileno())
             part.replace(path)
     return path
+
+
+def _compiler() -> list[str]:
+    """``$CXX``, which may have options, or the first that is there."""
+    asked = shlex.split(os.environ.get('CXX', ''))
+    for line in [asked] if asked else [['c++'], ['g++'], ['clang++']]:
+        if found := shutil.which(line[0]):
+            return [found, *line[1:]]
+    raise OSError(f'no C++ compiler found ({asked[0] if asked else "c++, g++, clang++ or $CXX"})')
+
+
+def _output(line: list[str]) -> str:
+    options = dict(capture_output=True, text=True, errors='replace', check=True, timeout=LONGEST_BUILD)
+    return subprocess.run(line, **options).stdout
 
 
 def _processor() -> str:
