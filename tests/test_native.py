@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -288,6 +289,19 @@ def test_a_file_that_was_cut_off_is_built_again(tmp_path):
 def test_options_of_the_compiler_and_a_compiler_that_is_not_there(tmp_path):
     assert 'kernels: True' in fresh(tmp_path, CXX='env g++')
     assert 'no C++ compiler found (/no/such)' in fresh(tmp_path, CXX='/no/such')
+
+
+@needed
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='options for x86')
+def test_the_same_with_the_vectors_of_an_older_processor(tmp_path):
+    environment = {**os.environ, 'HOME': str(tmp_path), 'CXX': 'c++ -mno-avx512f'}
+    line = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-n', '0', __file__, '-k']
+    names = 'convolution or norm or gelu or branch or gain or threads or number'
+    done = subprocess.run([*line, names], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and ' passed' in done.stdout and 'skipped' not in done.stdout, done.stdout
+    (built,) = (tmp_path / '.cache/convnext_backbone').glob('native-*.so')
+    code = subprocess.run(['objdump', '-d', str(built)], capture_output=True, text=True).stdout
+    assert '%zmm' not in code
 
 
 @needed
