@@ -17,6 +17,16 @@ SHARED = ROOT.parent / 'shared'
 torch.set_num_threads(1)
 
 
+def kernels_are_built() -> bool:
+    """Whether this machine has our kernels for a CPU; if they are there and wrong, tests are to fail."""
+    from convnext_backbone.ops import native
+
+    try:
+        return os.environ.get(native.SWITCH) != '0' and bool(native._library())
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 @pytest.fixture(scope='session', autouse=True)
 def in_the_root() -> None:
     """The tools and configs are named as a user in the project's folder names them."""

@@ -10,12 +10,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import kernels_are_built
 
 from convnext_backbone.ops import native
 
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}
 both_dtypes = pytest.mark.parametrize('dtype', ROUNDING, ids=lambda dtype: str(dtype)[6:])
-needed = pytest.mark.skipif(not native._works(), reason='no kernels of our own on this machine, see the log')
+needed = pytest.mark.skipif(not kernels_are_built(), reason='no C++ compiler, or switched off')
 
 
 def close(found, exact, dtype, of_sum=4e-6) -> None:
@@ -58,6 +59,12 @@ def test_the_convolution_and_its_gradients(shape, dtype):
     exact.backward(grad.double())
     for found, leaf in zip(native.convolution_gradient(x, grad), leaves):
         close(found, leaf.grad, torch.float32)
+
+
+@needed
+def test_they_are_used():
+    assert native.takes(torch.zeros(1)) and native.takes(torch.zeros(1, dtype=torch.bfloat16))
+    assert not native.takes(torch.zeros(1).double()) and not native.takes(torch.zeros(1, device='meta'))
 
 
 @needed
