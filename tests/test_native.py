@@ -209,7 +209,7 @@ print('kernels:', native.takes(torch.zeros(1)))
 
 def fresh(home, **environment) -> str:
     """What a new process prints that has its cache in ``home``."""
-    environment = {**os.environ, 'HOME': str(home), **environment}
+    environment = {**os.environ, 'HOME': str(home), native.SWITCH: '1', **environment}
     done = subprocess.run([sys.executable, '-c', SCRIPT], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
