@@ -189,11 +189,12 @@ def _backward(grad, x, hidden, *arguments):
     shape, dim = x.shape, x.shape[-1]
     x, grad = x.reshape(-1, dim), grad.contiguous().view(-1, dim)
     chunks = list(zip(_chunks(len(x), weights.w1, x, triton), hidden, strict=True))
+    triton = triton and kernels.usable(x, dim)
     with torch.autocast(x.device.type, enabled=False):
-        if not (triton and kernels.usable(x, dim)) and native.takes(x, grad):
+        if not triton and native.takes(x, grad):
             dx, sums = _natively_back(grad, x, weights, chunks)
         else:
-            dx, sums = _plainly_back(grad, x, weights, chunks, triton and kernels.usable(x, dim))
+            dx, sums = _plainly_back(grad, x, weights, chunks, triton)
     dw1, db1, outer, db2, *dnorm = sums
     w1, w2, b2, gain = weights.w1, weights.w2, weights.b2, weights.gain
     dw2, dgain = outer, []

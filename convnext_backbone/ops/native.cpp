@@ -188,8 +188,8 @@ template <int T, class I, class O>
 void convolution(const I *x, const float *weight, const float *bias, O *y, long N, long height, long width,
                  long C, int threads) {
     const Tasks tasks(N, height, width, C, T);
-    std::vector<Line> weights(tasks.pairs * 2 *
-                              (TAPS + 1));  // of each vector of channels the taps, then the bias
+    // of each vector of channels the taps, then the bias
+    std::vector<Line> weights(tasks.pairs * 2 * (TAPS + 1));
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
@@ -227,8 +227,8 @@ void convolution(const I *x, const float *weight, const float *bias, O *y, long 
     }
 }
 
-template <class I, class O>
-void convolution_gradient(const I *x, const O *grad, float *dweight, float *dbias, long N, long height,
+template <class T>
+void convolution_gradient(const T *x, const T *grad, float *dweight, float *dbias, long N, long height,
                           long width, long C, int threads) {
     const Tasks tasks(N, height, width, C, 1);
     std::vector<Line> found(tasks.count * 2 * (TAPS + 1));
