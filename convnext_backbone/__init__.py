@@ -6,3 +6,7 @@ dependencies (mmdet, mmseg, mmcv) are imported where they are used.
 """
 
 __version__ = '0.1.0'
+
+from .mmcv_ops import install
+
+install()

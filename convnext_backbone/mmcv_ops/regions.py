@@ -1,0 +1,334 @@
+"""Fixed-size features of regions: RoIAlign, RoIPool and deformable RoI pooling.
+
+Regions are (K, 5): index of the image, x1, y1, x2, y2 in pixels of the image. Everything is computed in
+float32 at least: coordinates in half precision would be off by pixels. Maps may lie in any memory format.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torchvision
+from torch import Tensor
+
+CHUNK = 1 << 24  # numbers that are gathered at once
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+# Points between pixels
+
+
+def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The four pixels around each point: row, column, weight.
+
+    A point up to one pixel outside takes the pixel at the border, one further outside has no weight.
+    """
+    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    top, left = y.detach().floor(), x.detach().floor()
+    down, right = y - top, x - left
+    for dy, wy in ((0, 1 - down), (1, down)):
+        for dx, wx in ((0, 1 - right), (1, right)):
+            row = (top + dy).clamp(max=height - 1).long()
+            column = (left + dx).clamp(max=width - 1).long()
+            yield row, column, wy * wx * inside
+
+
+def _sample(maps: Tensor, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Bilinear samples of ``maps`` (N, C, H, W) at (K, S) points of images (K,) -> (K, S, C)."""
+    nhwc = maps.permute(0, 2, 3, 1)
+    parts = (
+        nhwc[image[:, None], row, column] * weight[..., None]
+        for row, column, weight in _corners(y, x, *maps.shape[2:])
+    )
+    return sum(parts)
+
+
+def _groups(sizes: Tensor, numbers: int) -> Iterator[tuple[Tensor, int, int]]:
+    """Indices of the regions with the same (rows, columns), at most :data:`CHUNK` numbers at once.
+
+    Args:
+        sizes: (K, 2) whole numbers.
+        numbers: that one region gathers for each row and column.
+    """
+    kinds, which = sizes.long().unique(dim=0, return_inverse=True)
+    for kind, (rows, columns) in enumerate(kinds.tolist()):
+        least = max(1, CHUNK // max(1, rows * columns * numbers))
+        for indices in (which == kind).nonzero().flatten().split(least):
+            yield indices, rows, columns
+
+
+def _bins(start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Coordinates of ``rows`` x ``columns`` points in each bin of each region.
+
+    Args:
+        start, size: (K, 2) as (y, x); may be (K, PH, PW, 2), each bin with a start of its own.
+
+    Returns:
+        y, x: (K, PH, PW, rows, columns).
+    """
+    if start.ndim == 2:
+        start = start[:, None, None]
+    grids = []
+    for axis, (count, points) in enumerate(zip(bins, (rows, columns))):
+        place = torch.arange(points, device=start.device, dtype=start.dtype)
+        place = torch.arange(count, device=start.device)[:, None] + (place + 0.5) / max(points, 1)
+        place = place * (size[:, axis, None, None] / count)  # (K, bins, points)
+        shape = (-1, count, 1, points, 1) if axis == 0 else (-1, 1, count, 1, points)
+        grids.append(start[..., axis, None, None] + place.reshape(shape))
+    y, x = torch.broadcast_tensors(*grids)
+    return y, x
+
+
+def _frame(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
+    """(y, x) of the regions' starts, and their heights and widths, in pixels of the map."""
+    corners = rois[:, 1:] * scale - (0.5 if aligned else 0.0)
+    start, size = corners[:, [1, 0]], corners[:, [3, 2]] - corners[:, [1, 0]]
+    return start, size if aligned else size.clamp(min=1)
+
+
+def _points_per_bin(size: Tensor, bins: tuple[int, int], ratio: int) -> Tensor:
+    if ratio > 0:
+        return torch.full_like(size, ratio)
+    return (size / size.new_tensor(bins)).ceil().clamp(min=0)
+
+
+# RoIAlign
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Fill ``output`` (K, C, PH, PW) with the mean or maximum of bilinear samples (Mask R-CNN, Sec. 3).
+
+    Args:
+        input: maps (N, C, H, W).
+        argmax_y, argmax_x: like ``output``, filled with the place of the maximum; unused for the mean.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples of a bin along each axis; 0: as many as the bin has pixels.
+        pool_mode: 0 maximum, 1 mean.
+        aligned: pixels have their centre at half coordinates.
+    """
+    maps, rois, bins = _wide(input), _wide(rois).to(_wide(input).dtype), (aligned_height, aligned_width)
+    if pool_mode == 1:
+        output.copy_(
+            torch.ops.torchvision.roi_align(maps, rois, spatial_scale, *bins, sampling_ratio, aligned)
+        )
+        return
+    start, size = _frame(rois, spatial_scale, aligned)
+    argmax_y.fill_(-2)  # outside: without a sample there is no gradient
+    argmax_x.fill_(-2)
+    channels, height, width = maps.shape[1:]
+    points = _points_per_bin(size, bins, sampling_ratio)
+    for index, rows, columns in _groups(points, channels * bins[0] * bins[1]):
+        if rows * columns == 0:
+            continue
+        y, x = _bins(start[index], size[index], bins, rows, columns)
+        values = _sample(maps, rois[index, 0].long(), y.flatten(1), x.flatten(1))
+        values = values.unflatten(1, (*bins, rows * columns)).permute(0, 4, 1, 2, 3)
+        largest, place = values.max(-1)  # (k, C, PH, PW)
+        output[index] = largest.to(output.dtype)
+        for target, grid in ((argmax_y, y), (argmax_x, x)):
+            grid = grid.flatten(3)[:, None].expand(-1, channels, -1, -1, -1)
+            target[index] = grid.gather(-1, place[..., None])[..., 0].to(target.dtype)
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Fill ``grad_input`` (N, C, H, W); see :func:`roi_align_forward`.
+
+    With ``torch.use_deterministic_algorithms`` on CUDA the mean goes torchvision's plain way, whose sums have
+    an order.
+    """
+    grad = _wide(grad_output)
+    rois, bins = rois.to(grad.dtype), (aligned_height, aligned_width)
+    if pool_mode == 0:
+        height, width = grad_input.shape[2:]
+        image = rois[:, 0].long()[:, None, None, None]
+        channel = torch.arange(grad_input.shape[1], device=grad.device)[:, None, None]
+        total = torch.zeros_like(grad_input, dtype=grad.dtype)
+        for row, column, weight in _corners(argmax_y.to(grad.dtype), argmax_x.to(grad.dtype), height, width):
+            total.index_put_((image, channel, row, column), grad * weight, accumulate=True)
+    elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
+        total = _plain_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
+    else:
+        total = torch.ops.torchvision._roi_align_backward(
+            grad, rois, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
+        )
+    grad_input.copy_(total)
+
+
+def _plain_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, aligned) -> Tensor:
+    """The gradient of RoIAlign by autograd: it is linear, so the maps themselves do not matter."""
+    with torch.enable_grad():
+        maps = grad.new_zeros(shape, requires_grad=True)
+        output = torchvision.ops.roi_align(maps, rois, bins, spatial_scale, sampling_ratio, aligned)
+        return torch.autograd.grad(output, maps, grad)[0]
+
+
+# RoIPool
+
+
+def roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Fill ``output`` (K, C, PH, PW) with the largest pixel of each bin (Fast R-CNN, Sec. 2.1).
+
+    As in mmcv, the last pixel belongs to a region, and corners are not rounded before the bins are.
+
+    Args:
+        argmax: like ``output``, int32, filled with row * W + column of the maximum; -1 for an empty bin.
+    """
+    maps, rois, bins = _wide(input), _wide(rois), (pooled_height, pooled_width)
+    channels, height, width = maps.shape[1:]
+    start = rois[:, [2, 1]] * spatial_scale
+    size = (rois[:, [4, 3]] + 1) * spatial_scale - start
+    output.zero_()
+    argmax.fill_(-1)
+    spans = []  # of both axes: first pixel, end and number of pixels of each bin
+    for axis, (count, length) in enumerate(zip(bins, (height, width))):
+        number = torch.arange(count, device=rois.device)
+        step = size[:, axis, None] / count
+        low = (number * step + start[:, axis, None]).floor().clamp(0, length).long()
+        high = ((number + 1) * step + start[:, axis, None]).ceil().clamp(0, length).long()
+        spans.append((low, high))
+    most = torch.stack([(high - low).amax(1).clamp(min=0) for low, high in spans], 1)
+    most[(size <= 0).any(1)] = 0
+    nhwc = maps.permute(0, 2, 3, 1)
+    for index, rows, columns in _groups(most, channels * bins[0] * bins[1]):
+        if rows * columns == 0:
+            continue
+        places, inside = [], []
+        for (low, high), count, length in zip(spans, (rows, columns), (height, width)):
+            place = low[index, :, None] + torch.arange(count, device=rois.device)
+            inside.append(place < high[index, :, None])
+            places.append(place.clamp(max=length - 1))
+        y, x = places[0][:, :, None, :, None], places[1][:, None, :, None, :]  # (k, PH, PW, rows, columns)
+        valid = (inside[0][:, :, None, :, None] & inside[1][:, None, :, None, :]).flatten(3)
+        values = nhwc[rois[index, 0].long()[:, None, None, None, None], y, x]
+        values = values.flatten(3, 4).masked_fill(~valid[..., None], -torch.inf)
+        largest, best = values.max(3)  # (k, PH, PW, C)
+        flat = (y * width + x).flatten(3)[..., None].expand(-1, -1, -1, -1, channels)
+        flat = flat.gather(3, best[:, :, :, None])[:, :, :, 0]
+        full = valid.any(-1)[..., None]
+        output[index] = torch.where(full, largest, 0).permute(0, 3, 1, 2).to(output.dtype)
+        argmax[index] = torch.where(full, flat, -1).permute(0, 3, 1, 2).to(argmax.dtype)
+
+
+def roi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Fill ``grad_input`` (N, C, H, W); see :func:`roi_pool_forward`."""
+    images, channels, height, width = grad_input.shape
+    grad = _wide(grad_output)
+    plane = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)
+    index = plane[:, :, None, None] * (height * width) + argmax.long().clamp(min=0)
+    total = grad.new_zeros(images * channels * height * width)
+    total.index_put_((index.flatten(),), (grad * (argmax >= 0)).flatten(), accumulate=True)
+    grad_input.copy_(total.view(grad_input.shape))
+
+
+# Deformable RoI pooling
+
+
+def _deform_roi_pool(maps, rois, offset, bins, spatial_scale, sampling_ratio, gamma):
+    """Yield (indices of regions, their output); differentiable in ``maps`` and ``offset``."""
+    start, size = _frame(rois, spatial_scale, aligned=True)
+    points = _points_per_bin(size, bins, sampling_ratio)
+    for index, rows, columns in _groups(points, maps.shape[1] * bins[0] * bins[1]):
+        if rows * columns == 0:
+            continue
+        origin = start[index][:, None, None]
+        if offset.numel():  # (k, 2, PH, PW), x first, in shares of the region's size
+            shift = offset[index].flip(1).permute(0, 2, 3, 1)
+            origin = origin + gamma * size[index][:, None, None] * shift
+        y, x = _bins(origin, size[index], bins, rows, columns)
+        values = _sample(maps, rois[index, 0].long(), y.flatten(1), x.flatten(1))
+        yield index, values.unflatten(1, (*bins, rows * columns)).mean(3).permute(0, 3, 1, 2)
+
+
+def deform_roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Fill ``output`` (K, C, PH, PW) with means over shifted bins (Deformable ConvNets, arXiv:1703.06211).
+
+    Args:
+        offset: (K, 2, PH, PW), shifts along x and y in shares of the region's size; empty for none.
+        gamma: factor on the shifts.
+    """
+    maps, bins = _wide(input), (pooled_height, pooled_width)
+    rois, offset = rois.to(maps.dtype), offset.to(maps.dtype)
+    output.zero_()
+    for index, values in _deform_roi_pool(maps, rois, offset, bins, spatial_scale, sampling_ratio, gamma):
+        output[index] = values.to(output.dtype)
+
+
+def deform_roi_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Fill ``grad_input`` and ``grad_offset``; see :func:`deform_roi_pool_forward`."""
+    bins = (pooled_height, pooled_width)
+    with torch.enable_grad():
+        maps = _wide(input).detach().requires_grad_()
+        shift = offset.detach().to(maps.dtype).requires_grad_()
+        rois, grad = rois.to(maps.dtype), grad_output.to(maps.dtype)
+        wanted = [maps, shift] if shift.numel() else [maps]
+        totals = [torch.zeros_like(each) for each in wanted]
+        for index, values in _deform_roi_pool(maps, rois, shift, bins, spatial_scale, sampling_ratio, gamma):
+            for total, part in zip(totals, torch.autograd.grad(values, wanted, grad[index])):
+                total += part
+    for target, total in zip((grad_input, grad_offset), totals):
+        target.copy_(total)
