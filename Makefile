@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED = 1
 .PHONY: demo test torture test-multihost test-slurm lint format setup clean
 
 demo: setup
-	$(VENV)/bin/python tools/demo.py
+	$(VENV)/bin/convnext demo
 
 # Two processes with one thread each are faster here than one process with two threads.
 test: setup

@@ -1,28 +1,43 @@
-"""What the tools' command lines share: the options of every run, and errors in one line."""
+"""The command ``convnext``, and what its commands share: the options of every run, errors in one line."""
 
 import argparse
+import importlib
 import inspect
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 
-from mmengine.config import DictAction
-
-from .errors import Stopped, UserError
+from . import __version__
+from .errors import Stopped, UserError, missing_package, suggest
 
 STOPPED = 75  # exit status of a training that was asked to end and can be resumed (EX_TEMPFAIL of sysexits.h)
+COMMANDS = {  # each a module of convnext_backbone.commands
+    'train': 'train a classifier, a detector or a segmenter',
+    'test': 'evaluate a checkpoint',
+    'infer': 'predict on images: pictures and JSON',
+    'configs': 'list the configs that come along, with size, FLOPs and published figure',
+    'export': 'write a model as ONNX, TorchScript or torch.export',
+    'convert': 'convert weights between libraries; list the released ones',
+    'publish': 'make a checkpoint fit to be given away',
+    'flops': 'count parameters and FLOPs',
+    'robustness': 'evaluate on shifted and corrupted images',
+    'benchmark': 'time ConvNeXt against other libraries',
+    'demo': 'run the whole line on drawn shapes',
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help begins with the tool's docstring."""
+    """A parser whose help begins with the command's docstring."""
 
     def __init__(self, doc: str):
         super().__init__(description=inspect.cleandoc(doc), formatter_class=argparse.RawTextHelpFormatter)
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
     def add_run_options(self) -> None:
-        """Options of every tool that builds a runner."""
+        """Add the options of every command that builds a runner."""
+        from mmengine.config import DictAction
+
         self.add_argument('--work-dir', help='for logs and checkpoints; default work_dirs/NAME_OF_CONFIG')
         self.add_argument(
             '--data-root', metavar='DIR', help="folder of the dataset, in place of the config's"
@@ -44,10 +59,35 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a tool; a user's error becomes one line on stderr and exit status 1.
+def main(argv: list[str] | None = None) -> None:
+    """Run ``convnext COMMAND ...``; the files in tools/ call this with their own name first."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ('-h', '--help', 'help'):
+        print('convnext COMMAND ...; `convnext COMMAND --help` shows the options\n')
+        print('\n'.join(f'  {name:11s} {what}' for name, what in COMMANDS.items()))
+    elif argv[0] == '--version':
+        print(f'convnext_backbone {__version__}')
+    else:
+        run(lambda: run_command(*argv))
 
-    A training that was stopped by SIGTERM or SIGUSR1, with a checkpoint, ends with status 75.
+
+def run_command(name: str, *arguments: str) -> None:
+    """Run one of :data:`COMMANDS`.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    if name not in COMMANDS:
+        raise UserError(f'convnext has no command {name!r}{suggest(name, COMMANDS, 0.5)}; see convnext --help')
+    sys.argv[0] = f'convnext {name}'  # what argparse calls the program
+    importlib.import_module(f'.commands.{name}', __package__).main(list(arguments))
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run a command; a user's error becomes one line on stderr and exit status 1.
+
+    So does a package that is not installed. A training that was stopped by SIGTERM or SIGUSR1, with a
+    checkpoint, ends with status 75.
     """
     try:
         main()
@@ -55,11 +95,12 @@ def run(main: Callable[[], None]) -> None:
     except Stopped:
         _leave_processes()
         sys.exit(STOPPED)
-    except UserError as error:
-        if '--debug' in sys.argv:
+    except (UserError, ModuleNotFoundError) as error:
+        text = missing_package(error) if isinstance(error, ModuleNotFoundError) else message(error)
+        if '--debug' in sys.argv or not text:
             raise
         rank = f'[rank {os.environ["RANK"]}] ' if int(os.environ.get('WORLD_SIZE', 1)) > 1 else ''
-        print(f'{rank}error: {message(error)}', file=sys.stderr)
+        print(f'{rank}error: {text}', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -78,7 +119,7 @@ def _leave_processes() -> None:
 
 
 def message(error: BaseException) -> str:
-    """The text of an error; of one in a data loader's process, without the traceback around it."""
+    """Return the text of an error; of one in a data loader's process, without the traceback around it."""
     text = str(error).strip()
     if 'Original Traceback' in text:
         text = text.splitlines()[-1].partition(': ')[2]

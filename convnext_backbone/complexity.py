@@ -6,11 +6,9 @@ RPN on the image, then 1000 proposals at the box heads and 100 RoIs at the mask 
 backbone and decode head on the whole image; the auxiliary head works in training only.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -19,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cli import message
+from .config.files import published
 from .engine import prepare
 from .engine.runner import config_errors_in_words
 from .errors import UserError
@@ -171,15 +170,8 @@ def decimals(printed: str) -> int:
     return len(printed.partition('.')[2])
 
 
-def published(configs: Path) -> dict[str, dict]:
-    """Name of a config below ``configs`` -> what is printed about it, numbers as printed."""
-    rows = json.loads((configs / 'published.json').read_text())
-    rows.pop('source')
-    return rows
-
-
-def compare(configs: Path, names=None) -> Iterator[Row]:
-    """A row for each config that has published numbers, or for ``names`` among them."""
-    for name, printed in published(configs).items():
+def compare(names=None) -> Iterator[Row]:
+    """Yield a row for each config that has published numbers, or for ``names`` among them."""
+    for name, printed in published().items():
         if names is None or name in names:
-            yield Row(name, measure(prepare.read_config(str(configs / f'{name}.py'))), printed)
+            yield Row(name, measure(prepare.read_config(name)), printed)

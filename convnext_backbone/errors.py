@@ -3,7 +3,17 @@
 import difflib
 import multiprocessing
 
-from mmengine.logging import print_log
+PACKAGES = {  # imported where they are used: how to get them
+    'mmengine': 'openmmlab',
+    'mmcv': 'openmmlab',
+    'mmdet': 'openmmlab',
+    'mmseg': 'openmmlab',
+    'webdataset': 'classification',
+    'imagecorruptions': 'classification',
+    'onnx': 'onnx',
+    'onnxscript': 'onnx',
+    'onnxruntime': 'onnx',
+}
 
 
 class UserError(Exception):
@@ -30,9 +40,20 @@ class UnreadableImage(UserError):
 
 
 def suggest(name: str, names, cutoff: float = 0.75, kind: str = '') -> str:
-    """The end of an error that proposes the nearest of ``names``; empty if none is near."""
+    """Return the end of an error that proposes the nearest of ``names``; empty if none is near."""
     near = difflib.get_close_matches(name, [str(n) for n in names], 1, cutoff)
     return f'; did you mean {kind}{near[0]!r}?' if near else ''
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """Return one line that says how to install what is missing; empty for a module of no known package."""
+    package = (error.name or '').partition('.')[0]
+    if package not in PACKAGES:
+        return ''
+    line = f"{package} is not installed: pip install 'convnext_backbone[{PACKAGES[package]}]'"
+    if PACKAGES[package] == 'openmmlab':
+        line += '; docs/install.md has the maintained builds, too'
+    return line
 
 
 class SkippedImages:
@@ -53,6 +74,8 @@ class SkippedImages:
         with self._count.get_lock():
             self._count.value += 1
             count = self._count.value
+        from mmengine.logging import print_log
+
         print_log(f'skipped unreadable image {file} ({reason}); {count} so far', 'current', 30)
 
 

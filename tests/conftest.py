@@ -1,5 +1,6 @@
 """What the tests share: the drawn dataset, the reference weights, commands in a fresh process."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from convnext_backbone.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
@@ -112,7 +115,9 @@ def last_line(result: subprocess.CompletedProcess) -> str:
 
 
 def tool(name: str):
-    """The module ``tools/NAME.py``: its ``main`` in this process, where starting one takes seconds."""
+    """The command ``convnext NAME``, or ``tools/NAME.py``, in this process, where starting one takes seconds."""
+    if name in COMMANDS:
+        return importlib.import_module(f'convnext_backbone.commands.{name}')
     spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

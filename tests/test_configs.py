@@ -19,6 +19,7 @@ from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt
 from convnext_backbone.backbones.layers import DropPath
 from convnext_backbone.backbones.roadmap import STEPS
 from convnext_backbone.checkpoint import zoo
+from convnext_backbone.config.files import published
 from convnext_backbone.engine import prepare
 from convnext_backbone.engine.config_check import dicts
 
@@ -28,7 +29,7 @@ NAMES = sorted(
     for file in CONFIGS.rglob('*.py')
     if '_base_' not in file.parts and file.stem != 'small_backbone'
 )
-PUBLISHED = complexity.published(CONFIGS)
+PUBLISHED = published()
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'xl': 'xlarge'}
 every_config = pytest.mark.parametrize('name', NAMES)
 
@@ -110,7 +111,7 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_published_row_has_its_parameters_and_flops(name):
-    row = next(complexity.compare(CONFIGS, [name]))
+    row = next(complexity.compare([name]))
     assert row.agrees() or 'note' in row.printed, f'{row.measured.gflops} against {row.printed}'
     if row.printed['table'] in (10, 11) and 'note' not in row.printed:
         assert f'{row.measured.gflops:.2f}' == row.printed['gflops']
@@ -120,7 +121,7 @@ def test_published_row_has_its_parameters_and_flops(name):
 def test_notes_are_for_the_two_rows_that_contradict_each_other_in_print():
     noted = [name for name, row in PUBLISHED.items() if 'note' in row]
     assert [name.split('/')[-1][9:] for name in noted] == ['15_layer_norm', '16_separate_downsampling']
-    assert not any(row.agrees() for row in complexity.compare(CONFIGS, noted))
+    assert not any(row.agrees() for row in complexity.compare(noted))
 
 
 def test_published_numbers_are_those_of_the_paper():

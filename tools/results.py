@@ -1,16 +1,17 @@
-"""Write the table of results in each folder of configs/: README.md, from the configs and what is printed.
+"""Write the table of results in each folder of configs/, and configs/sizes.json, which `convnext configs` shows.
 
 python tools/results.py
 """
 
 import ast
+import json
 from pathlib import Path
 
 from convnext_backbone.cli import Parser, run
-from convnext_backbone.complexity import measure, published
+from convnext_backbone.complexity import measure
+from convnext_backbone.config.files import CONFIGS, config_names, published
 from convnext_backbone.engine import prepare
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 COLUMNS = {  # of the published numbers, by folder
     'classification': {'top1': 'top-1'},
     'detection': {'box_AP': 'box AP', 'mask_AP': 'mask AP'},
@@ -34,9 +35,24 @@ def title(file: Path) -> str:
     return ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip('.')
 
 
-def table(folder: str, configs: Path = CONFIGS) -> str:
-    """The README of ``configs/FOLDER``."""
-    columns, printed = COLUMNS[folder], published(configs)
+def count() -> dict[str, dict]:
+    """Return image size, parameters and GFLOPs of every config, counted from it."""
+    found = {}
+    for name in sorted(path.with_suffix('').as_posix() for path in config_names().values()):
+        measured = measure(prepare.read_config(name))
+        found[name] = dict(
+            input=list(measured.input), parameters=measured.parameters, gflops=round(measured.gflops, 4)
+        )
+    return found
+
+
+def table(folder: str, sizes: dict[str, dict]) -> str:
+    """Return the README of ``configs/FOLDER``.
+
+    Args:
+        sizes: what :func:`count` found.
+    """
+    columns, printed = COLUMNS[folder], published()
     lines = [
         f'# {folder.capitalize()}',
         '',
@@ -49,28 +65,28 @@ def table(folder: str, configs: Path = CONFIGS) -> str:
         f'| Config | What | Params (M) | GFLOPs | {" | ".join(columns.values())} | Source |',
         f'|---|---|---|---|{"---|" * len(columns)}---|',
     ]
-    names = [
-        path.relative_to(configs).with_suffix('').as_posix() for path in (configs / folder).rglob('*.py')
-    ]
+    names = [name for name in sizes if name.startswith(f'{folder}/')]
     order = {name: number for number, name in enumerate(printed)}
     for name in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
-        file, row = configs / f'{name}.py', printed.get(name, {})
-        measured = measure(prepare.read_config(str(file)))
-        size = '{} x {}'.format(*measured.input)
+        file, row, measured = CONFIGS / f'{name}.py', printed.get(name, {}), sizes[name]
+        size = '{} x {}'.format(*measured['input'])
         numbers = ' | '.join(row.get(key, '-') for key in columns)
         source = f'Table {row["table"]}' if row.get('table') else 'official results page' if row else '-'
         lines.append(
-            f'| [{file.stem}]({file.relative_to(configs / folder).as_posix()}) | {title(file)} '
-            f'| {measured.parameters / 1e6:.1f} | {measured.gflops:.2f} at {size} | {numbers} | {source} |'
+            f'| [{file.stem}]({file.relative_to(CONFIGS / folder).as_posix()}) | {title(file)} '
+            f'| {measured["parameters"] / 1e6:.1f} | {measured["gflops"]:.2f} at {size} | {numbers} | {source} |'
         )
     return '\n'.join(lines) + '\n'
 
 
 def main(argv=None) -> None:
     Parser(__doc__).parse_args(argv)
+    sizes = count()
+    rows = (f' {json.dumps(name)}: {json.dumps(row)}' for name, row in sizes.items())
+    (CONFIGS / 'sizes.json').write_text('{\n' + ',\n'.join(rows) + '\n}\n')
     for folder in COLUMNS:
         file = CONFIGS / folder / 'README.md'
-        file.write_text(table(folder))
+        file.write_text(table(folder, sizes))
         print(f'wrote {file.relative_to(CONFIGS.parent)}')
 
 

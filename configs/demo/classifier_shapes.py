@@ -3,7 +3,7 @@
 Run:     make demo   (which draws the dataset first)
 """
 
-_base_ = ['./small_backbone.py', '../_base_/default_runtime.py']
+_base_ = ['../_base_/models/small_backbone.py', '../_base_/default_runtime.py']
 
 model = dict(
     type='convnext_backbone.Classifier',

@@ -3,7 +3,7 @@
 Run:     make demo   (which draws the dataset and pretrains the backbone first)
 """
 
-_base_ = ['./small_backbone.py', '../detection/mask_rcnn_convnext_t.py']
+_base_ = ['../_base_/models/small_backbone.py', '../detection/mask_rcnn_convnext_t.py']
 
 norm_cfg = dict(type='GN', num_groups=8)
 classes = ('circle', 'cross', 'square', 'star', 'triangle')

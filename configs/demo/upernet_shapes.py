@@ -3,7 +3,7 @@
 Run:     make demo   (which draws the dataset and pretrains the backbone first)
 """
 
-_base_ = ['./small_backbone.py', '../segmentation/upernet_convnext_t.py']
+_base_ = ['../_base_/models/small_backbone.py', '../segmentation/upernet_convnext_t.py']
 
 crop_size = (128, 128)
 class_weight = [0.3, 1.0, 1.0, 1.0, 1.0, 1.0]  # four fifths of the pixels are background

@@ -21,7 +21,7 @@ class Classifier(BaseModel):
 
     Args:
         backbone: config of the backbone; which maps it emits is decided here.
-        num_classes: length of the logits.
+        num_classes: length of the logits; 0 leaves the last layer out: pooled and normed features come out.
         head_init_scale: factor on the starting weights of the last layer (0.001 in fine-tuning).
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
         mixup: arguments of ``timm.data.Mixup`` (``mixup_alpha``, ``cutmix_alpha``, ...), which mixes the
@@ -53,11 +53,12 @@ class Classifier(BaseModel):
         self.backbone = MODELS.build(dict(backbone, out_indices=(index,), output_norm=False))
         (dim,) = self.backbone.out_channels
         self.norm = nn.LayerNorm(dim, eps=1e-6) if self.backbone.classifier_norm else nn.Identity()
-        self.head = nn.Linear(dim, num_classes)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.label_smoothing = label_smoothing
         self.mixup = mixup and Mixup(**mixup, label_smoothing=label_smoothing, num_classes=num_classes)
         init_layer(self.head)
-        self.head.weight.data.mul_(head_init_scale)
+        if num_classes:
+            self.head.weight.data.mul_(head_init_scale)
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'):
         """Logits, losses or predictions, as mmengine's Runner asks for them.

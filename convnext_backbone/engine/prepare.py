@@ -4,6 +4,7 @@ What is changed is returned as notes, one line each, which the tools put into th
 work raises a one-line :class:`~convnext_backbone.errors.UserError` before anything is built.
 """
 
+import copy
 import json
 import os
 import tempfile
@@ -18,6 +19,7 @@ from ..checkpoint import zoo
 from ..checkpoint.read import close_unsafe_reader
 from ..checkpoint.write import checkpoints_in
 from ..cli import message
+from ..config.files import find_config
 from ..errors import UserError
 from . import launch
 from .config_check import apply_options, check_keys, dicts
@@ -26,47 +28,67 @@ PRETRAINED = 'convnext_backbone.Pretrained'
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def run_config(args, splits) -> tuple[Config, list[str]]:
-    """What every run needs: the config of ``args`` with its work dir, data, device and processes.
-
-    Sets ``args.device`` where it was left open.
+def run_config(
+    config: str | os.PathLike | Config,
+    splits: tuple[str, ...],
+    *,
+    work_dir: str | os.PathLike | None = None,
+    data_root: str | os.PathLike | None = None,
+    device: str | None = None,
+    launcher: str = 'none',
+    cfg_options: dict | None = None,
+) -> tuple[Config, str, list[str]]:
+    """Read the config of a run, with its work dir, data, device and processes.
 
     Args:
-        args: the options of :meth:`convnext_backbone.cli.Parser.add_run_options`, and ``config``.
+        config: see :func:`read_config`.
         splits: the data loaders that will be used; their files must exist.
+        work_dir, data_root, device, launcher, cfg_options: the options of every run, see ``convnext train
+            --help``.
+
+    Returns:
+        The config, the device (``cpu`` or ``cuda``), and a line for each thing that was changed.
     """
-    if args.launcher == 'slurm':
+    if launcher == 'slurm':
         launch.slurm_environment()
-    args.device = choose_device(args.device)
-    cfg = read_config(args.config, args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    device = choose_device(device)
+    cfg = read_config(config, cfg_options)
+    name = cfg.filename or 'the config'
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or f'work_dirs/{Path(cfg.filename or "run").stem}')
     check_work_dir(cfg.work_dir)
     needed = [*splits, *(['train_cfg', 'optim_wrapper'] if 'train_dataloader' in splits else ['test_cfg'])]
     if absent := [key for key in needed if not cfg.get(key) and key != 'val_dataloader']:
-        raise UserError(f'{args.config} has no {", ".join(absent)}, which this needs')
-    if args.data_root:
-        set_data_root(cfg, args.data_root)
+        raise UserError(f'{name} has no {", ".join(absent)}, which this needs')
+    if data_root:
+        set_data_root(cfg, str(data_root))
     notes = check_data(cfg, splits)
-    if args.device == 'cpu' or args.launcher == 'none':
+    if device == 'cpu' or launcher == 'none':
         notes += use_plain_batch_norm(cfg)
-    start_processes(cfg, args.launcher, args.device)
-    return cfg, notes
+    start_processes(cfg, launcher, device)
+    return cfg, device, notes
 
 
-def read_config(path: str, options: dict | None = None) -> Config:
-    """The config at ``path`` with ``--cfg-options`` merged; every key of it is read by something.
+def read_config(config: str | os.PathLike | Config, options: dict | None = None) -> Config:
+    """Read a config and merge changes; every key of it is read by something.
+
+    Args:
+        config: path of a file, the name of a config that comes along, such as ``cascade_convnext_t``, or a
+            config that was read already, which stays as it is.
+        options: changes of entries, by their dotted names.
 
     Raises:
         UserError: no such file, no valid config, a key that nothing reads.
     """
     close_unsafe_reader()
-    if not Path(path).is_file():
-        raise UserError(f'no config file at {path}; the ones that come along lie below configs/')
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:
-        text = ' '.join(message(error).split())
-        raise UserError(f'{path} is no valid config: {type(error).__name__}: {text}') from error
+    if isinstance(config, Config):
+        path, cfg = config.filename or 'the config', copy.deepcopy(config)
+    else:
+        path = str(find_config(str(config)))
+        try:
+            cfg = Config.fromfile(path)
+        except Exception as error:
+            text = ' '.join(message(error).split())
+            raise UserError(f'{path} is no valid config: {type(error).__name__}: {text}') from error
     if 'model' not in cfg:
         raise UserError(f'{path} has no model: it is a part of a config (a _base_), not one to run')
     apply_options(cfg, options or {})

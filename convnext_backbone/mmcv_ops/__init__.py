@@ -16,14 +16,18 @@ import os
 import sys
 
 MODULE = 'mmcv._ext'
+LINE_NMS = 'mmcv.ops.line_nms'  # of the maintained builds' mmcv; mmdet's lane detector asks for it
 SWITCH = 'CONVNEXT_MMCV_OPS'
+OURS = '__convnext_operators__'
 CHOICES = ('auto', 'torchvision', 'compiled')
 
 
 class OperatorFinder(importlib.abc.MetaPathFinder):
-    """Answers the import of :data:`MODULE`, and of nothing else."""
+    """Answers the import of :data:`MODULE` and :data:`LINE_NMS`, and of nothing else."""
 
     def find_spec(self, name, path=None, target=None):
+        if name == LINE_NMS and hasattr(sys.modules.get(MODULE), OURS):
+            return importlib.util.spec_from_loader(name, OperatorLoader(None, ''))
         if name != MODULE:
             return None
         choice = os.environ.get(SWITCH) or 'auto'
@@ -61,16 +65,31 @@ class OperatorLoader(importlib.abc.Loader):
                 return module
         from . import operators
 
-        return operators.make_module(MODULE)
+        return operators.OPERATORS['line_nms'] if spec.name == LINE_NMS else operators.make_module(MODULE)
 
     def exec_module(self, module) -> None:
-        from mmengine.logging import print_log
+        if hasattr(module, OURS):
+            _log(f'mmcv operators: {module.get_compiler_version()} ({self.why or "no compiled mmcv here"})')
+        elif self.compiled is not None:
+            _log(f'mmcv operators: compiled ({self.compiled.origin})')
 
-        if hasattr(module, '__convnext_operators__'):
-            why = self.why or 'no compiled mmcv here'
-            print_log(f'mmcv operators: {module.get_compiler_version()} ({why})', 'current')
-        else:
-            print_log(f'mmcv operators: compiled ({self.compiled.origin})', 'current')
+
+_unsaid: list[str] = []  # lines from before there was a log
+
+
+def _log(line: str) -> None:
+    from mmengine.logging import MMLogger, print_log
+
+    if getattr(MMLogger, '_instance_dict', True):  # without one, a line would make a log of its own
+        print_log(line, 'current')
+    else:
+        _unsaid.append(line)
+
+
+def log_choice(logger) -> None:
+    """Write into ``logger`` which operators are in use, if that was decided before there was a log."""
+    while _unsaid:
+        logger.info(_unsaid.pop())
 
 
 def install() -> None:

@@ -110,3 +110,38 @@ def bbox_overlaps(
     inner = (high - low + offset).clamp(min=0).prod(-1)
     area1, area2 = ((box[..., 2:] - box[..., :2] + offset).prod(-1) for box in (first, second))
     ious.copy_(inner / (area1 + area2 - inner if mode == 0 else area1))
+
+
+def line_nms(boxes: Tensor, scores: Tensor, overlap: float, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Drop lanes that run close to a better one (CLRNet, arXiv:2203.10350, Sec. 3.3).
+
+    Args:
+        boxes: (N, 5 + points): the third number is the start in [0, 1], the fifth the length in points, from
+            the sixth on come the x of the lane at each height.
+        scores: (N,).
+        overlap: a lane is dropped if its mean distance to a better one, where both run, is smaller.
+        top_k: most lanes that are kept.
+
+    Returns:
+        Indices of the kept lanes, best first, filled up with zeros to N; their number; and for each lane the
+        number, from 1 on, of the kept one it belongs to, 0 for none.
+    """
+    points = boxes.shape[1] - 5
+    start = (boxes[:, 2] * (points - 1) + 0.5).long()
+    end = start + boxes[:, 4].long() - 1
+    row = torch.arange(points, device=boxes.device)
+    keep, parent = torch.zeros_like(start), torch.zeros_like(start)
+    order, kept = scores.argsort(descending=True, stable=True), 0
+    while len(order) and kept < top_k:
+        best = order[0]
+        first = torch.maximum(start[order], start[best])
+        last = torch.minimum(end[order], end[best]).clamp(max=points - 1)
+        common = (row >= first[:, None]) & (row <= last[:, None]) & (first >= 0)[:, None]
+        distance = ((boxes[order, 5:] - boxes[best, 5:]).abs() * common).sum(1)
+        close = distance < overlap * common.sum(1)
+        close[0] = True
+        keep[kept] = best
+        kept += 1
+        parent[order[close]] = kept
+        order = order[~close]
+    return keep, torch.tensor(kept, device=boxes.device), parent

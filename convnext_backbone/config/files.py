@@ -1,0 +1,56 @@
+"""Find the configs that come along, by path or by name, and what is printed about them."""
+
+import functools
+import json
+from pathlib import Path
+
+from ..errors import UserError, suggest
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next(  # in a wheel within the package, in a checkout beside it
+    (folder for folder in (_PACKAGE / 'configs', _PACKAGE.parent / 'configs') if folder.is_dir()),
+    _PACKAGE / 'configs',
+)
+
+
+@functools.cache
+def config_names() -> dict[str, Path]:
+    """Return the name of each config that can be run, and its path below :data:`CONFIGS`."""
+    files = (path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob('*.py')))
+    return {file.stem: file for file in files if file.parts[0] != '_base_' and file.name != '__init__.py'}
+
+
+def find_config(config: str) -> Path:
+    """Return the file of a config that is given by its path, or by the name of one that comes along.
+
+    ``cascade_convnext_t``, ``detection/cascade_convnext_t`` and ``configs/detection/cascade_convnext_t.py``
+    are found wherever the package is installed.
+
+    Raises:
+        UserError: no such file and no such name; the nearest name is in the message.
+    """
+    path = Path(config).expanduser()
+    if path.is_file():
+        return path
+    parts = path.with_suffix('').parts if path.suffix == '.py' else path.parts
+    below = Path(*(parts[1:] if parts[:1] == ('configs',) else parts)) if parts else path
+    name = config_names().get(below.name)
+    if not path.is_absolute() and name and name.with_suffix('').as_posix().endswith(below.as_posix()):
+        return CONFIGS / name
+    raise UserError(
+        f'no config file at {config}, and none that comes along is called so'
+        f'{suggest(below.name, config_names(), 0.6) or "; `convnext configs` lists them"}'
+    )
+
+
+@functools.cache
+def published() -> dict[str, dict]:
+    """Return what the papers print about each config, as printed, by its path without suffix."""
+    rows = json.loads((CONFIGS / 'published.json').read_text())
+    return {name: row for name, row in rows.items() if name != 'source'}
+
+
+@functools.cache
+def sizes() -> dict[str, dict]:
+    """Return parameters, GFLOPs and image size of each config, as counted from it (``tools/results.py``)."""
+    return json.loads((CONFIGS / 'sizes.json').read_text())
