@@ -4,12 +4,13 @@
 # make torture KILLS=200   trainings killed at random moments, resumed and compared
 # make test-multihost      two network namespaces, a link that is cut; needs root
 # make test-slurm          a real Slurm on this machine; needs root and: apt install slurm-wlm munge
+# make test-matrix          Python 3.11 to 3.13, both OpenMMLab distributions, oldest and newest torch
 # make setup   the environment alone (the others make it by themselves)
 VENV ?= .venv
 PYTEST_ARGS ?=
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test torture test-multihost test-slurm lint format setup clean
+.PHONY: demo test torture test-multihost test-slurm test-matrix lint format setup clean
 
 demo: setup
 	$(VENV)/bin/convnext demo
@@ -27,6 +28,10 @@ test-multihost: setup
 
 test-slurm: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slurm tests/test_cluster.py
+
+MATRIX ?= work_dirs/matrix
+test-matrix:
+	@tools/dev/test_matrix.sh $(MATRIX) $(ROWS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

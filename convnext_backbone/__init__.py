@@ -52,11 +52,12 @@ _install_mmcv_operators()
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from .errors import check_torch, missing_package
+
+    check_torch()
     try:
         value = getattr(importlib.import_module(f'.{_HOMES[name]}', __name__), name)
     except ModuleNotFoundError as error:
-        from .errors import missing_package
-
         if line := missing_package(error):
             raise ModuleNotFoundError(line, name=error.name) from error
         raise

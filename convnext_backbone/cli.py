@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from . import __version__
-from .errors import Stopped, UserError, missing_package, suggest
+from .errors import Stopped, UserError, check_torch, missing_package, suggest
 
 STOPPED = 75  # exit status of a training that was asked to end and can be resumed (EX_TEMPFAIL of sysexits.h)
 COMMANDS = {  # each a module of convnext_backbone.commands
@@ -78,7 +78,10 @@ def run_command(name: str, *arguments: str) -> None:
         UserError: there is no such command.
     """
     if name not in COMMANDS:
-        raise UserError(f'convnext has no command {name!r}{suggest(name, COMMANDS, 0.5)}; see convnext --help')
+        raise UserError(
+            f'convnext has no command {name!r}{suggest(name, COMMANDS, 0.5)}; see convnext --help'
+        )
+    check_torch()
     sys.argv[0] = f'convnext {name}'  # what argparse calls the program
     importlib.import_module(f'.commands.{name}', __package__).main(list(arguments))
 

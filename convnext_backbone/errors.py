@@ -3,6 +3,7 @@
 import difflib
 import multiprocessing
 
+OLDEST_TORCH = (2, 6)
 PACKAGES = {  # imported where they are used: how to get them
     'mmengine': 'openmmlab',
     'mmcv': 'openmmlab',
@@ -43,6 +44,19 @@ def suggest(name: str, names, cutoff: float = 0.75, kind: str = '') -> str:
     """Return the end of an error that proposes the nearest of ``names``; empty if none is near."""
     near = difflib.get_close_matches(name, [str(n) for n in names], 1, cutoff)
     return f'; did you mean {kind}{near[0]!r}?' if near else ''
+
+
+def check_torch() -> None:
+    """Raise :class:`UserError` where torch is older than what this package is written for."""
+    import importlib.metadata
+
+    version = importlib.metadata.version('torch')
+    if tuple(int(part) for part in version.split('.')[:2]) < OLDEST_TORCH:
+        oldest = '.'.join(map(str, OLDEST_TORCH))
+        raise UserError(
+            f'torch {version} is older than {oldest}, the oldest this works with: '
+            f"pip install 'torch>={oldest}' torchvision"
+        )
 
 
 def missing_package(error: ModuleNotFoundError) -> str:

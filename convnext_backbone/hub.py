@@ -31,7 +31,10 @@ DEFAULT_WEIGHTS = {
         (
             name
             for name, weights in RELEASED.items()
-            if weights.arch == arch and weights.top1 and weights.input_size == 224 and name.endswith('_1k_224_ema')
+            if weights.arch == arch
+            and weights.top1
+            and weights.input_size == 224
+            and name.endswith('_1k_224_ema')
         ),
         key=lambda name: RELEASED[name].top1,
         default=None,

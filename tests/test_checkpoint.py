@@ -52,6 +52,7 @@ def state(module) -> dict:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
+@pytest.mark.matrix
 def test_classification_checkpoint_fills_the_dense_backbone_and_the_report_says_so(tmp_path):
     source = classifier()
     model = ConvNeXt(**SMALL)
@@ -121,6 +122,7 @@ def test_another_size_is_refused_with_its_name_and_nothing_is_changed(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('change', ['missing', 'unexpected', 'wrong_shape', 'all names'])
 def test_one_wrong_tensor_stops_the_load_and_is_named(tmp_path, change):
     source = {k.removeprefix('backbone.'): v for k, v in classifier().state_dict().items()}
@@ -176,6 +178,7 @@ def test_a_classifiers_init_cfg_is_not_undone_by_that_of_its_backbone(tmp_path):
     assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     'kind', ['top', 'in state_dict', 'in optimizer', 'nested', 'legacy', 'tar', 'bare pickle', 'getattr']
 )
@@ -215,6 +218,7 @@ def test_code_in_a_file_is_refused_and_never_run(tmp_path, kind):
     assert not ran.exists()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('scheme', ['http', 'torchvision'])
 def test_code_behind_a_url_of_mmengines_own_loader_is_not_run(server, tmp_path, monkeypatch, scheme):
     from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -239,6 +243,7 @@ def test_the_bomb_would_go_off_in_an_ordinary_load(tmp_path):
     assert (tmp_path / 'ran').exists()
 
 
+@pytest.mark.matrix
 def test_what_mmengine_writes_is_read(tmp_path):
     history = HistoryBuffer([1.0, 3.0], [1, 1])
     content = {

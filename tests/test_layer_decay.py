@@ -120,6 +120,7 @@ def test_every_parameter_of_an_isotropic_network_three_blocks_a_group(arch, bloc
     }
 
 
+@pytest.mark.matrix
 def test_tiny_by_hand_as_in_the_published_detection_recipe():
     """Six groups, rate 0.7: scale 0.7 ** (7 - depth)."""
     found = groups(Detector(), decay_rate=0.7)

@@ -294,6 +294,7 @@ def equal_to_straight(straight: Path, work_dir: Path) -> None:
     assert tool('verify_resume').compare(straight, work_dir, 22) == []
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('resume')
 def test_a_training_stopped_twice_is_the_one_that_was_not(straight, shapes, tmp_path):
     """At step 7 in the middle of accumulated gradients, at step 20 before the validation that is due."""
@@ -306,6 +307,7 @@ def test_a_training_stopped_twice_is_the_one_that_was_not(straight, shapes, tmp_
     assert [row['step'] for row in rows if 'top1' in row] == [20]
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('resume')
 def test_what_follows_from_a_validation_is_taken_up(shapes, tmp_path, monkeypatch):
     """Early stopping counts at 20, after the checkpoint of 20 was written."""
@@ -359,6 +361,7 @@ def test_a_stop_within_a_validation_keeps_final_weights_and_average_apart(shapes
     equal_to_straight(tmp_path / 'straight', tmp_path / 'w')
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('resume')
 def test_sigterm_gives_a_checkpoint_and_status_75(straight, shapes, tmp_path):
     config = write_config(tmp_path)
@@ -376,6 +379,7 @@ def test_sigterm_gives_a_checkpoint_and_status_75(straight, shapes, tmp_path):
     equal_to_straight(straight, tmp_path / 'w')
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('resume')
 def test_a_killed_data_loader_process_is_replaced(straight, shapes, tmp_path, monkeypatch):
     """The results do not depend on the number of processes either: the untouched one had none."""

@@ -60,6 +60,7 @@ def detector(shapes, pretrained, tmp_path_factory) -> Path:
     return work_dir
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('detector')
 def test_the_detector_takes_over_every_backbone_tensor_of_the_classifier(detector, pretrained):
     log = log_of(detector)
@@ -67,6 +68,7 @@ def test_the_detector_takes_over_every_backbone_tensor_of_the_classifier(detecto
     assert 'coco/bbox_mAP_50' in log and 'coco/segm_mAP_50' in log
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('detector')
 def test_training_resumes_from_its_own_checkpoint_and_goes_on_counting(detector, shapes, tmp_path):
     work_dir = tmp_path / 'w'
@@ -83,6 +85,7 @@ def test_training_resumes_from_its_own_checkpoint_and_goes_on_counting(detector,
     assert steps == [3, 5]  # AdamW went on, too
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('detector')
 def test_a_detector_is_evaluated_with_coco_metrics(detector, shapes):
     options = ['--data-root', str(shapes), '--work-dir', str(detector / 'test'), '--device', 'cpu']
@@ -91,6 +94,7 @@ def test_a_detector_is_evaluated_with_coco_metrics(detector, shapes):
     assert {'coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP'} <= set(found)
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('detector')
 def test_infer_writes_a_picture_and_json_for_each_image_and_names_what_is_none(detector, shapes, tmp_path):
     images = tmp_path / 'images'
@@ -109,6 +113,7 @@ def test_infer_writes_a_picture_and_json_for_each_image_and_names_what_is_none(d
     assert not (tmp_path / 'out/bad.jpg.json').exists()
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('segmenter')
 def test_segmenter_trains_evaluates_resumes_and_predicts(shapes, pretrained, tmp_path):
     data = ['--data-root', str(shapes), '--work-dir', str(tmp_path / 'w')]
@@ -320,6 +325,7 @@ def test_a_work_dir_that_is_not_writable(tmp_path, shapes):
     assert text.startswith(f'cannot write into {tmp_path}/file/w') and '--work-dir' in text
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('detector')
 @pytest.mark.parametrize(
     'way',
@@ -357,6 +363,7 @@ def test_a_damaged_or_malicious_checkpoint_is_refused_everywhere(detector, shape
     assert (detector / 'iter_3.pth').read_bytes() == good
 
 
+@pytest.mark.matrix
 @pytest.mark.xdist_group('detector')
 def test_resume_executes_no_config_text_from_the_checkpoint(detector, shapes, tmp_path):
     """mmengine would run ``meta['config']`` as Python."""
@@ -405,6 +412,7 @@ def broken_copy(shapes: Path, folder: Path, damage: str) -> Path:
     return victim
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(('damage', 'workers'), [('text', 0), ('jpeg', 1), ('empty', 0), ('half', 0)])
 def test_an_image_that_is_none_stops_training_and_is_named(shapes, tmp_path, damage, workers):
     victim = broken_copy(shapes, tmp_path / 'd', damage)

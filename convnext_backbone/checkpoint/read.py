@@ -117,16 +117,23 @@ def _damaged(file, error: Exception) -> str:
 def close_unsafe_reader() -> None:
     """Make every load of mmengine, mmdet and mmseg in this process go through the safe reader.
 
-    Files through ``_safe_torch_load``; URLs and names of models (``torchvision://``, ``open-mmlab://``)
-    through ``load_url``, which would unpickle whatever comes.
+    Files and URLs, by mmengine's table of loaders. Names of models (``torchvision://``, ``open-mmlab://``) are
+    looked up by mmengine and end in ``load_url``, which would unpickle whatever comes, or in the maintained
+    builds in ``_safe_torch_load``, which falls back to unpickling.
     """
     import mmengine.runner.checkpoint as mmengine_checkpoint
+
+    def load_from_safe_reader(filename, map_location=None):
+        return read_checkpoint(filename, map_location or 'cpu')
 
     def load_url(url, model_dir=None, map_location=None, progress=True, **_):
         return read_checkpoint(url, map_location or 'cpu')
 
-    mmengine_checkpoint._safe_torch_load = _torch_load
+    loaders = mmengine_checkpoint.CheckpointLoader
+    loaders.register_scheme(['', 'http://', 'https://'], load_from_safe_reader, force=True)
     mmengine_checkpoint.load_url = load_url
+    if hasattr(mmengine_checkpoint, '_safe_torch_load'):
+        mmengine_checkpoint._safe_torch_load = _torch_load
 
 
 def local_file(path: str | os.PathLike) -> Path:

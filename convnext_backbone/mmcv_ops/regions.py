@@ -60,7 +60,9 @@ def _groups(sizes: Tensor, numbers: int) -> Iterator[tuple[Tensor, int, int]]:
             yield indices, rows, columns
 
 
-def _bins(start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def _bins(
+    start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns: int
+) -> tuple[Tensor, Tensor]:
     """Coordinates of ``rows`` x ``columns`` points in each bin of each region.
 
     Args:
