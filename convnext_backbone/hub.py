@@ -16,7 +16,7 @@ from .errors import UserError, suggest
 
 
 def _model_name(arch: str) -> str:
-    """``tiny`` -> ``convnext_tiny``, ``v2_tiny`` -> ``convnextv2_tiny``, ``isotropic_small`` -> ``convnext_iso_small``."""
+    """Name a size as timm and the released files do, e.g. ``v2_tiny`` -> ``convnextv2_tiny``."""
     if arch.startswith('v2_'):
         return f'convnextv2_{arch.removeprefix("v2_")}'
     if arch.startswith('isotropic_'):
@@ -25,22 +25,7 @@ def _model_name(arch: str) -> str:
 
 
 MODELS = {_model_name(arch): arch for arch in (*ARCHITECTURES, *(f'isotropic_{arch}' for arch in ISOTROPIC))}
-# Without a wish: the weights with the best published accuracy that were trained on ImageNet-1K alone, at 224.
-DEFAULT_WEIGHTS = {
-    arch: max(
-        (
-            name
-            for name, weights in RELEASED.items()
-            if weights.arch == arch
-            and weights.top1
-            and weights.input_size == 224
-            and name.endswith('_1k_224_ema')
-        ),
-        key=lambda name: RELEASED[name].top1,
-        default=None,
-    )
-    for arch in MODELS.values()
-}
+DEFAULT_WEIGHTS = '{}_1k_224_ema'  # ImageNet-1K alone, at 224 x 224, the average, whose accuracy is published
 
 
 def list_models(pattern: str = '*') -> list[str]:
@@ -90,10 +75,10 @@ def create_model(
         arch, released = RELEASED[name].arch, name
     elif name in MODELS:
         arch = MODELS[name]
-        released = DEFAULT_WEIGHTS[arch]
+        released = DEFAULT_WEIGHTS.format(name)
     else:
         raise UserError(f'no model is called {name!r}{suggest(name, [*MODELS, *RELEASED], 0.6)}')
-    if pretrained is True and released is None:
+    if pretrained is True and released not in RELEASED:
         raise UserError(
             f'{name} was never released with weights for ImageNet-1K: name one of '
             f'{", ".join(n for n in RELEASED if RELEASED[n].arch == arch) or "another model"}'

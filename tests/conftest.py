@@ -115,7 +115,7 @@ def last_line(result: subprocess.CompletedProcess) -> str:
 
 
 def tool(name: str):
-    """The command ``convnext NAME``, or ``tools/NAME.py``, in this process, where starting one takes seconds."""
+    """``convnext NAME``, or ``tools/NAME.py``, in this process: starting one takes seconds."""
     if name in COMMANDS:
         return importlib.import_module(f'convnext_backbone.commands.{name}')
     spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')

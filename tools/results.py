@@ -1,4 +1,4 @@
-"""Write the table of results in each folder of configs/, and configs/sizes.json, which `convnext configs` shows.
+"""Write the table of results in each folder of configs/, and configs/sizes.json for `convnext configs`.
 
 python tools/results.py
 """
@@ -74,7 +74,8 @@ def table(folder: str, sizes: dict[str, dict]) -> str:
         source = f'Table {row["table"]}' if row.get('table') else 'official results page' if row else '-'
         lines.append(
             f'| [{file.stem}]({file.relative_to(CONFIGS / folder).as_posix()}) | {title(file)} '
-            f'| {measured["parameters"] / 1e6:.1f} | {measured["gflops"]:.2f} at {size} | {numbers} | {source} |'
+            f'| {measured["parameters"] / 1e6:.1f} | {measured["gflops"]:.2f} at {size} '
+            f'| {numbers} | {source} |'
         )
     return '\n'.join(lines) + '\n'
 

@@ -117,9 +117,9 @@ def _damaged(file, error: Exception) -> str:
 def close_unsafe_reader() -> None:
     """Make every load of mmengine, mmdet and mmseg in this process go through the safe reader.
 
-    Files and URLs, by mmengine's table of loaders. Names of models (``torchvision://``, ``open-mmlab://``) are
-    looked up by mmengine and end in ``load_url``, which would unpickle whatever comes, or in the maintained
-    builds in ``_safe_torch_load``, which falls back to unpickling.
+    Files and URLs, by mmengine's table of loaders. Names of models (``torchvision://``, ``open-mmlab://``)
+    are looked up by mmengine and end in ``load_url``, which would unpickle whatever comes, or in the
+    maintained builds in ``_safe_torch_load``, which falls back to unpickling.
     """
     import mmengine.runner.checkpoint as mmengine_checkpoint
 

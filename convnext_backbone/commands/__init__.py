@@ -1,1 +1,1 @@
-"""The commands of ``convnext``: one module each, with ``parse_args`` and a ``main`` that takes the arguments."""
+"""The commands of ``convnext``: one module each, with ``parse_args`` and a ``main`` that takes arguments."""

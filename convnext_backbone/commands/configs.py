@@ -52,7 +52,7 @@ def main(argv=None) -> list[str]:
         figures = ', '.join(f'{FIGURES[key]} {row[key]}' for key in FIGURES if key in row)
         print(f'{name:40s} {numbers}  {figures}'.rstrip())
     print(
-        f'{len(chosen)} configs in {CONFIGS}; published: the target of a full training, in percent. We have not '
-        'trained these.'
+        f'{len(chosen)} configs in {CONFIGS}; published: the target of a full training, in percent. We have '
+        'not trained these.'
     )
     return [name for name, _ in chosen]

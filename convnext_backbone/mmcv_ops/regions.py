@@ -80,8 +80,7 @@ def _bins(
         place = place * (size[:, axis, None, None] / count)  # (K, bins, points)
         shape = (-1, count, 1, points, 1) if axis == 0 else (-1, 1, count, 1, points)
         grids.append(start[..., axis, None, None] + place.reshape(shape))
-    y, x = torch.broadcast_tensors(*grids)
-    return y, x
+    return torch.broadcast_tensors(*grids)
 
 
 def _frame(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
