@@ -1,6 +1,7 @@
 """Cascade Mask R-CNN on ConvNeXt-T: three box stages of 4 convolutions and 1 linear layer each.
 
-Differs from Mask R-CNN in the RoI head and its training targets.
+Differs from Mask R-CNN in the RoI head and its training targets; as in the official code, the RPN has another
+loss for its boxes and leaves anchors that cross the image's border out of training.
 """
 
 _base_ = './mask_rcnn_convnext_t.py'
@@ -25,6 +26,7 @@ box_iou_thresholds = [0.5, 0.6, 0.7]
 
 model = dict(
     type='CascadeRCNN',
+    rpn_head=dict(loss_bbox=dict(type='SmoothL1Loss', beta=1 / 9)),
     roi_head=dict(
         type='CascadeRoIHead',
         num_stages=3,
@@ -40,6 +42,7 @@ model = dict(
         ],
     ),
     train_cfg=dict(
+        rpn=dict(allowed_border=0),
         rpn_proposal=dict(nms_pre=2000, max_per_img=2000),
         rcnn=[
             dict(
