@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import fuse_for_inference
-from .backbones.convnext import Block, choose
+from .backbones.base import check_choice
+from .backbones.block import Block
 from .classification import Classifier
 from .errors import UserError
 
@@ -143,7 +144,7 @@ def export(
         UserError: the part or the name does not fit, a package is missing, the format cannot express the
             network, or the outputs differ.
     """
-    write, read = _FORMATS[choose('format', format, _FORMATS)]
+    write, read = _FORMATS[check_choice('format', format, _FORMATS)]
     out = Path(out)
     if format == 'torch_export' and out.suffix != '.pt2':
         raise UserError(f'the name of a torch.export program must end in .pt2, got {out}')

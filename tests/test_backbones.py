@@ -8,7 +8,8 @@ from conftest import command, largest_difference, last_line, reference_input, re
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, Roadmap, fuse_for_inference
-from convnext_backbone.backbones.convnext import ARCHITECTURES, Block
+from convnext_backbone.backbones.block import Block
+from convnext_backbone.backbones.convnext import ARCHITECTURES
 from convnext_backbone.backbones.layers import DropPath, GlobalResponseNorm
 from convnext_backbone.classification import Classifier
 from convnext_backbone.errors import UserError

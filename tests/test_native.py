@@ -63,8 +63,8 @@ def test_the_convolution_and_its_gradients(shape, dtype):
 
 @needed
 def test_they_are_used():
-    assert native.takes(torch.zeros(1)) and native.takes(torch.zeros(1, dtype=torch.bfloat16))
-    assert not native.takes(torch.zeros(1).double()) and not native.takes(torch.zeros(1, device='meta'))
+    assert native.supports(torch.zeros(1)) and native.supports(torch.zeros(1, dtype=torch.bfloat16))
+    assert not native.supports(torch.zeros(1).double()) and not native.supports(torch.zeros(1, device='meta'))
 
 
 @needed
@@ -203,7 +203,7 @@ def test_what_is_not_a_number_stays_where_it_belongs():
 SCRIPT = """
 import torch
 from convnext_backbone.ops import native
-print('kernels:', native.takes(torch.zeros(1)))
+print('kernels:', native.supports(torch.zeros(1)))
 """
 
 
@@ -258,11 +258,11 @@ def test_the_first_use_may_be_anywhere(first):
     """What is tried out then has data types of its own."""
     script = f"""
 import torch
-from convnext_backbone.backbones.convnext import Block
+from convnext_backbone.backbones.block import Block
 from convnext_backbone.ops import native
 block, x = Block(32), torch.randn(1, 32, 8, 8)
 {first}
-assert native._works()
+assert native._built_right()
 """
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -316,7 +316,7 @@ def test_kernels_that_compute_something_else_are_not_used(monkeypatch):
     monkeypatch.setattr(native, 'gelu', lambda x, out: x)
     said = []
     monkeypatch.setattr(native, '_say', lambda line, level: said.append((line, level)))
-    assert not native._works.__wrapped__()
+    assert not native._built_right.__wrapped__()
     assert said == [
         ('kernels of our own are wrong on this CPU (please report it), PyTorch instead', logging.WARNING)
     ]

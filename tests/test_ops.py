@@ -9,7 +9,7 @@ from conftest import kernels_are_built
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, fuse_for_inference
-from convnext_backbone.backbones.convnext import Block
+from convnext_backbone.backbones.block import Block
 from convnext_backbone.errors import UserError
 from convnext_backbone.ops import depthwise_conv, mlp, native, norm_mlp
 
@@ -22,11 +22,11 @@ every_dtype = pytest.mark.parametrize('dtype', EPS, ids=lambda dtype: str(dtype)
 def way(request, monkeypatch):
     """With our kernels for a CPU, and without."""
     if request.param == 'pytorch':
-        monkeypatch.setattr(native, '_works', lambda: False)
+        monkeypatch.setattr(native, '_built_right', lambda: False)
     elif not kernels_are_built():
         pytest.skip('no C++ compiler, or switched off')
     else:
-        assert native._works()
+        assert native._built_right()
 
 
 def gradients(function, inputs, grad):
@@ -366,7 +366,7 @@ def test_dropped_samples_are_left_out_and_the_others_scaled(monkeypatch):
     calls = []
     conv = depthwise_conv
     monkeypatch.setattr(
-        'convnext_backbone.ops.depthwise_conv', lambda x, *a: calls.append(len(x)) or conv(x, *a)
+        'convnext_backbone.ops.block.depthwise_conv', lambda x, *a: calls.append(len(x)) or conv(x, *a)
     )
     with torch.no_grad():
         block(x)

@@ -1,7 +1,8 @@
 """Networks that emit multi-scale feature maps."""
 
 from .base import DenseBackbone
-from .convnext import ConvNeXt, fuse_for_inference
+from .convnext import ConvNeXt
+from .folding import fuse_for_inference
 from .isotropic import IsotropicConvNeXt
 from .roadmap import Roadmap
 

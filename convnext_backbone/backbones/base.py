@@ -8,14 +8,31 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError
+from ..errors import UserError, suggest
 
 STRIDES = (4, 8, 16, 32)  # of the four maps
 BLOCKS_PER_GROUP = 3  # for layer-wise decay
 
 
-def positive_integers(name: str, values, length: int) -> tuple[int, ...]:
-    """``values`` as a tuple, if they are as many positive integers as ``length`` says; else a UserError."""
+def check_choice(name: str, value, table):
+    """Return ``value`` if it is in ``table``.
+
+    Raises:
+        UserError: with the nearest that is.
+    """
+    if value in table:
+        return value
+    raise UserError(
+        f'{name} must be one of {", ".join(map(str, table))}, got {value!r}{suggest(str(value), table, 0.6)}'
+    )
+
+
+def check_positive_integers(name: str, values, length: int) -> tuple[int, ...]:
+    """Return ``values`` as a tuple.
+
+    Raises:
+        UserError: they are not ``length`` positive integers.
+    """
     given = tuple(values) if isinstance(values, (list, tuple)) else ()
     if len(given) != length or not all(type(value) is int and value > 0 for value in given):
         raise UserError(f'{name} must be {length} positive integers, got {values!r}')
@@ -32,7 +49,7 @@ def drop_rates(last: float, blocks: int) -> list[float]:
 class DenseBackbone(BaseModule):
     """A network that gives four feature maps, with one output norm for each map it emits.
 
-    A subclass builds its parts, then calls :meth:`finish`.
+    A subclass builds its parts, then calls :meth:`add_output_norms_and_freeze`.
 
     Args:
         in_channels: channels of the image.
@@ -84,7 +101,7 @@ class DenseBackbone(BaseModule):
             raise UserError(
                 f'out_indices must be ascending stage numbers from 0 to {len(STRIDES) - 1}, got {out_indices}'
             )
-        positive_integers('in_channels', [in_channels], 1)
+        check_positive_integers('in_channels', [in_channels], 1)
         self.in_channels = in_channels
         num_stages = self.out_indices[-1] + 1 if num_stages is None else num_stages
         if frozen_stages not in range(-1, num_stages + 1):
@@ -96,7 +113,7 @@ class DenseBackbone(BaseModule):
         self.with_cp = with_cp
         self.output_norm = output_norm
 
-    def finish(self, norm: type[nn.Module]) -> None:
+    def add_output_norms_and_freeze(self, norm: type[nn.Module]) -> None:
         """Add ``norm0 ... normN`` for the emitted maps, and freeze what is to be frozen."""
         if self.output_norm:
             for index, channels in zip(self.out_indices, self.out_channels):
@@ -148,7 +165,7 @@ class FourStageBackbone(DenseBackbone):
     """Stem and downsampling layers in ``downsample_layers``, blocks in ``stages``: names as released.
 
     Stages behind the last that is emitted are not built. A subclass fills both lists, from
-    ``drop_rates``, then calls :meth:`finish`.
+    ``drop_rates``, then calls :meth:`add_output_norms_and_freeze`.
 
     Args:
         depths: blocks of the four stages.

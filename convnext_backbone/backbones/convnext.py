@@ -1,4 +1,4 @@
-"""ConvNeXt V1 and V2: table of sizes, block, network.
+"""ConvNeXt V1 and V2: table of sizes, network.
 
 Sources: "A ConvNet for the 2020s", arXiv:2201.03545 (V1), and "ConvNeXt V2", arXiv:2301.00808, whose
 App. A has the sizes atto ... nano, which V1 networks were trained with too. Attribute names are the keys
@@ -7,15 +7,14 @@ of the released checkpoints of both, so those load without renaming.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
-from ..errors import UserError, suggest
+from ..errors import UserError
 from ..registry import MODELS
-from .base import STRIDES, FourStageBackbone, positive_integers
-from .layers import DropPath, GlobalResponseNorm, LayerNorm2d, Skip
+from .base import STRIDES, FourStageBackbone, check_choice, check_positive_integers
+from .block import LAYER_SCALE, Block
+from .layers import LayerNorm2d, init_layer
 
 # name: blocks per stage, channels per stage
 ARCHITECTURES = {
@@ -37,158 +36,6 @@ ARCHITECTURES = {
     'v2_large': ((3, 3, 27, 3), (192, 384, 768, 1536)),
     'v2_huge': ((3, 3, 27, 3), (352, 704, 1408, 2816)),
 }
-FUSED = (True, False, 'triton')  # ways to compute a block
-EXPANSION = 4  # hidden channels of a block's MLP per channel
-LAYER_SCALE = 1e-6  # starting value in training from scratch (V1, Table 5)
-
-
-class Block(nn.Module):
-    """Depthwise 7x7 convolution, norm, two-layer MLP over the channels, residual sum (V1, Fig. 4).
-
-    Between the permutes everything works on (N, H, W, C); with the input in channels_last memory
-    they are views and nothing is copied.
-
-    Args:
-        dim: channels in and out.
-        drop_path: probability, per sample, that the branch is skipped in training.
-        layer_scale: starting value of the per-channel gain ``gamma``; ``None`` leaves it out (V2).
-        grn: response norm after the activation (V2).
-        dilation: of the depthwise convolution.
-        fused: see :class:`ConvNeXt`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        drop_path: float = 0.0,
-        layer_scale: float | None = LAYER_SCALE,
-        grn: bool = False,
-        dilation: int = 1,
-        fused: bool | str = True,
-    ):
-        super().__init__()
-        self.fused = choose('fused', fused, FUSED)
-        self.triton = fused == 'triton'
-        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pwconv1 = nn.Linear(dim, EXPANSION * dim)
-        self.grn = GlobalResponseNorm(EXPANSION * dim) if grn else nn.Identity()
-        self.pwconv2 = nn.Linear(EXPANSION * dim, dim)
-        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
-        self.drop_path = DropPath(drop_path)
-        self.unfold()
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
-        if not self.fused or not ops.available(x, self.triton) or not self._ordinary():
-            return x + self.drop_path(self._branch(x))
-        # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
-        x = x.to(self.pwconv2.weight.dtype)
-        rate = self.drop_path.rate if self.training else 0.0
-        if rate == 0.0:
-            return self._sum(x)
-        if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return self._sum(x, self.drop_path.scale(x))  # of a shape that does not depend on the draw
-        # Drawn on the CPU, so that the number of samples is known without waiting for a GPU.
-        kept = (torch.rand(len(x), device='cpu') >= rate).nonzero().flatten()
-        if not len(kept):
-            return Skip.apply(x, *self.parameters())
-        if len(kept) == len(x):
-            return self._sum(x, 1 / (1 - rate))
-        x, kept = x.permute(0, 2, 3, 1), kept.to(x.device, non_blocking=True)
-        part = x.index_select(0, kept).permute(0, 3, 1, 2)
-        part = self._sum(part, 1 / (1 - rate)).permute(0, 2, 3, 1)
-        return x.index_copy(0, kept, part).permute(0, 3, 1, 2)
-
-    def _ordinary(self, watched: bool = True) -> bool:
-        """Whether the layers are those that were built: no adapter; and, if ``watched``, no hook."""
-        return all(
-            type(layer) is kind
-            and type(layer.weight) is nn.Parameter
-            and layer.bias is not None
-            and not (watched and (layer._forward_hooks or layer._forward_pre_hooks))
-            for layer, kind in (
-                (self.dwconv, nn.Conv2d),
-                (self.norm, nn.LayerNorm),
-                (self.pwconv1, nn.Linear),
-                (self.pwconv2, nn.Linear),
-            )
-        )
-
-    def _sum(self, x: Tensor, scale: float | Tensor | None = None) -> Tensor:
-        """``x + scale * branch(x)`` by :mod:`convnext_backbone.ops`; one scale, or (N, 1, 1, 1)."""
-        conv, plain = self.dwconv, isinstance(self.grn, nn.Identity)
-        options = conv.dilation[0], self.triton, plain
-        y, statistics = ops.depthwise_conv(x, conv.weight, conv.bias, *options)
-        y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
-        if not plain:
-            y = self._mlp(y).permute(0, 3, 1, 2)
-            return x + (y if scale is None else y * scale)
-        folded = self._folded()
-        if folded:
-            norm, gain = (None, None, self.norm.eps), None
-            first, second = (self.folded_w1, self.folded_b1), (self.folded_w2, self.folded_b2)
-        else:
-            norm, gain = (self.norm.weight, self.norm.bias, self.norm.eps), self.gamma
-            first = self.pwconv1.weight, self.pwconv1.bias
-            second = self.pwconv2.weight, self.pwconv2.bias
-        of_samples = scale.flatten() if isinstance(scale, Tensor) else None
-        if scale is not None and of_samples is None:
-            gain = y.new_full((y.shape[-1],), scale) if gain is None else gain * scale
-        x = x.permute(0, 2, 3, 1)
-        y = ops.norm_mlp(y, x, norm, first, second, gain, of_samples, folded, self.triton, statistics)
-        return y.permute(0, 3, 1, 2)
-
-    def _branch(self, x: Tensor) -> Tensor:
-        """By the ordinary layers."""
-        return self._mlp(self.dwconv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    def _mlp(self, y: Tensor) -> Tensor:  # (N, H, W, C) -> same
-        if self._folded():
-            y = F.layer_norm(y, self.norm.normalized_shape, eps=self.norm.eps)
-            y = F.gelu(F.linear(y, self.folded_w1, self.folded_b1))
-            y = y if isinstance(self.grn, nn.Identity) else self.grn.without_shift(y)
-            return F.linear(y, self.folded_w2, self.folded_b2)
-        y = self.pwconv2(self.grn(F.gelu(self.pwconv1(self.norm(y)))))
-        return y if self.gamma is None else self.gamma * y
-
-    def _folded(self) -> bool:
-        return self.folded_w1 is not None and not torch.is_grad_enabled()
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Multiply what is linear into the two linear layers: see :func:`fuse_for_inference`."""
-        if not self._ordinary(watched=False):
-            raise UserError(
-                'fuse_for_inference: a layer of a block was replaced (by an adapter, quantisation ...): '
-                'merge it into the weights first, or leave the model as it is'
-            )
-        wide = torch.promote_types(self.pwconv1.weight.dtype, torch.float32)
-        w1, b1 = self.pwconv1.weight.to(wide), self.pwconv1.bias.to(wide)
-        w2, b2 = self.pwconv2.weight.to(wide), self.pwconv2.bias.to(wide)
-        b1 = b1 + w1 @ self.norm.bias.to(wide)
-        w1 = w1 * self.norm.weight.to(wide)
-        if not isinstance(self.grn, nn.Identity):
-            b2 = b2 + w2 @ self.grn.beta.to(wide).flatten()
-        if self.gamma is not None:
-            w2, b2 = w2 * self.gamma.to(wide)[:, None], b2 * self.gamma.to(wide)
-        for name, tensor in dict(w1=w1, b1=b1, w2=w2, b2=b2).items():
-            own = tensor.detach().to(self.pwconv1.weight.dtype, copy=True)
-            self.register_buffer(f'folded_{name}', own, persistent=False)
-
-    def unfold(self) -> None:
-        """Compute with the parameters themselves again."""
-        for name in ('w1', 'b1', 'w2', 'b2'):
-            self.register_buffer(f'folded_{name}', None, persistent=False)
-
-    def train(self, mode: bool = True) -> 'Block':
-        if mode:  # the parameters are about to change
-            self.unfold()
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args) -> None:
-        self.unfold()
-        super()._load_from_state_dict(*args)
 
 
 class Downsample(nn.Conv2d):
@@ -301,51 +148,10 @@ class ConvNeXt(FourStageBackbone):
             stage = [Block(dim, drop_path=rate, **block) for rate in self.drop_rates[i]]
             self.stages.append(nn.Sequential(*stage))
         self.apply(init_layer)
-        self.finish(LayerNorm2d)
-
-
-def fuse_for_inference(module: nn.Module) -> int:
-    """Fold norm affine, layer scale and response-norm shift into the linear layers of every block.
-
-    The folded weights stand beside the parameters and work only without gradients (``torch.no_grad()``,
-    ``torch.inference_mode()``); parameters and ``state_dict()`` stay as they are. ``train()`` and loading
-    weights undo it, :meth:`Block.unfold` too. Call it again after changing a parameter by hand.
-
-    Args:
-        module: a backbone, or a classifier, detector or segmenter around one, in evaluation mode.
-
-    Returns:
-        How many blocks were folded.
-
-    Raises:
-        UserError: ``module`` is in training mode, or a layer of a block was replaced.
-    """
-    if module.training:
-        raise UserError('fuse_for_inference: the module is in training mode, call eval() first')
-    blocks = [part for part in module.modules() if isinstance(part, Block)]
-    for block in blocks:
-        block.fold()
-    return len(blocks)
-
-
-def init_layer(module: nn.Module) -> None:
-    """Starting values of the paper's training: truncated normal (std 0.02), biases zero."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def choose(name: str, value: str, table) -> str:
-    """``value``, if it is in ``table``; else a :class:`UserError` with the nearest that is."""
-    if value in table:
-        return value
-    raise UserError(
-        f'{name} must be one of {", ".join(map(str, table))}, got {value!r}{suggest(str(value), table, 0.6)}'
-    )
+        self.add_output_norms_and_freeze(LayerNorm2d)
 
 
 def _sizes(arch: str, depths, dims) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    table = ARCHITECTURES[choose('arch', arch, ARCHITECTURES)]
+    table = ARCHITECTURES[check_choice('arch', arch, ARCHITECTURES)]
     given = [default if value is None else value for value, default in zip((depths, dims), table)]
-    return tuple(positive_integers(n, v, len(STRIDES)) for n, v in zip(('depths', 'dims'), given))
+    return tuple(check_positive_integers(n, v, len(STRIDES)) for n, v in zip(('depths', 'dims'), given))

@@ -12,9 +12,16 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import MODELS
-from .base import BLOCKS_PER_GROUP, STRIDES, DenseBackbone, drop_rates, positive_integers
-from .convnext import LAYER_SCALE, Block, choose, init_layer
-from .layers import LayerNorm2d
+from .base import (
+    BLOCKS_PER_GROUP,
+    STRIDES,
+    DenseBackbone,
+    check_choice,
+    check_positive_integers,
+    drop_rates,
+)
+from .block import LAYER_SCALE, Block
+from .layers import LayerNorm2d, init_layer
 
 # name: blocks, channels, starting value of layer scale (Table 5)
 ARCHITECTURES = {
@@ -72,9 +79,9 @@ class IsotropicConvNeXt(DenseBackbone):
         fused: bool | str = True,
         init_cfg: dict | list | None = None,
     ):
-        *sizes, layer_scale = ARCHITECTURES[choose('arch', arch, ARCHITECTURES)]
+        *sizes, layer_scale = ARCHITECTURES[check_choice('arch', arch, ARCHITECTURES)]
         given = [default if value is None else value for value, default in zip((depth, dim), sizes)]
-        depth, dim = positive_integers('depth and dim', given, 2)
+        depth, dim = check_positive_integers('depth and dim', given, 2)
         if dim % 4:
             raise UserError(f'dim must be a multiple of 4, got {dim}')
         super().__init__(
@@ -112,7 +119,7 @@ class IsotropicConvNeXt(DenseBackbone):
         ]
         self.pyramid = nn.ModuleDict({str(i): pyramid[i] for i in self.out_indices})
         self.apply(init_layer)
-        self.finish(LayerNorm2d)
+        self.add_output_norms_and_freeze(LayerNorm2d)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride)."""

@@ -72,18 +72,9 @@ class DropPath(nn.Module):
         return f'rate={self.rate:g}'
 
 
-class Skip(torch.autograd.Function):
-    """``x`` itself; the parameters behind it, which were not used, have gradients, of zeros.
-
-    DistributedDataParallel waits for the gradient of every parameter.
-    """
-
-    @staticmethod
-    def forward(ctx, x, *parameters):
-        ctx.save_for_backward(*parameters)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
-        return grad, *(torch.zeros_like(parameter) if wanted else None for parameter, wanted in needed)
+def init_layer(module: nn.Module) -> None:
+    """Set the starting values of the paper's training: truncated normal (std 0.02), biases zero."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

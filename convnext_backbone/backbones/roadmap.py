@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .base import FourStageBackbone
-from .convnext import EXPANSION, LAYER_SCALE, choose, init_layer
-from .layers import DropPath, LayerNorm2d
+from .base import FourStageBackbone, check_choice
+from .block import EXPANSION, LAYER_SCALE
+from .layers import DropPath, LayerNorm2d, init_layer
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ STEPS = dict(
 
 def design(start: str, step: str) -> Design:
     """The network at ``step``: all changes up to it, from ``start`` on."""
-    own = STARTS[choose('start', start, STARTS)]
-    choose('step', step, STEPS)
+    own = STARTS[check_choice('start', start, STARTS)]
+    check_choice('step', step, STEPS)
     steps = list(STEPS)
     result = Design()
     for name in steps[: steps.index(step) + 1]:
@@ -87,7 +87,7 @@ def _conv(dim_in: int, dim_out: int, kernel: int, norm: type[nn.Module] | None, 
         yield norm(dim_out)
 
 
-class Block(nn.Module):
+class RoadmapBlock(nn.Module):
     """Two 1x1 convolutions and a spatial one, arranged as the design says, and a shortcut.
 
     Args:
@@ -188,11 +188,11 @@ class Roadmap(FourStageBackbone):
                 self.downsample_layers.append(nn.Identity())
             stage = nn.Sequential()
             for j, rate in enumerate(self.drop_rates[i]):
-                stage.append(Block(dim, width, stride if j == 0 else 1, self.design, rate))
+                stage.append(RoadmapBlock(dim, width, stride if j == 0 else 1, self.design, rate))
                 dim = channels[i]
             self.stages.append(stage)
         self.apply(init_layer if self.design.separate else _init_as_resnet)
-        self.finish(LayerNorm2d if self.design.separate else nn.Identity)
+        self.add_output_norms_and_freeze(LayerNorm2d if self.design.separate else nn.Identity)
 
     def _stem(self, in_channels: int) -> nn.Sequential:  # to stride 4
         dim, norm, activation = self.design.width, self.design.norm, self.design.activation

@@ -6,7 +6,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from ..backbones.base import DenseBackbone
-from ..backbones.convnext import init_layer
+from ..backbones.layers import init_layer
 from ..checkpoint.formats import released_names
 from ..errors import UserError
 from ..registry import MODELS

@@ -509,7 +509,7 @@ def about(device: str) -> str:
     if device == 'cuda':
         name = torch.cuda.get_device_name()
     else:
-        own = 'with' if native.takes(torch.zeros(1)) else 'without'
+        own = 'with' if native.supports(torch.zeros(1)) else 'without'
         name = f'CPU, {torch.get_num_threads()} threads, {processor()}, {own} our kernels'
     versions = [f'torch {torch.__version__}']
     for package in PEERS:

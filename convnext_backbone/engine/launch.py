@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from torch import distributed, nn
 
-from ..backbones.convnext import Block
+from ..backbones.block import Block
 from ..errors import UserError
 
 STORE_PORT = 20000  # of rank 0 in a Slurm job; the job's number is added, modulo STORE_PORT

@@ -1,7 +1,7 @@
 """Depthwise convolution with a weight gradient that is not the slow part of training.
 
 PyTorch's (oneDNN's) weight gradient of a depthwise convolution on a CPU takes several times as long as the
-convolution. Where our kernels (:mod:`.native`) do not take it, the batch is folded into the channels and
+convolution. Where our kernels (:mod:`.native`) do not support it, the batch is folded into the channels and
 the gradient of the output is the kernel: one depthwise convolution with a large kernel and a 7 x 7 output, in
 bands of rows.
 """
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels, native
+from . import native, triton_kernels
 
 BAND = 16  # rows of the gradient that make a kernel; a taller one is slower and less exact
 WHOLE = 32  # rows of a map that is taken as one band
@@ -37,7 +37,7 @@ def depthwise_conv(
         x: (N, C, H, W) in channels_last memory; on a CPU without gradients of any data type.
         weight: (C, 1, K, K), K odd; the result has its data type.
         bias: (C,).
-        triton: by the Triton kernels, where they take it.
+        triton: by the Triton kernels, where they support it.
         statistics: of the result, for :func:`norm_mlp`; by the Triton kernels only.
 
     Returns:
@@ -89,39 +89,39 @@ class _DepthwiseConv(torch.autograd.Function):
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, triton: bool, statistics: bool
 ) -> tuple[Tensor, Tensor]:
-    """The result, and if they are wanted and the kernels take it, statistics; else of these no number."""
-    ours = _taken(x, dilation, triton)
-    found = _statistics(x, ours and statistics)
-    if ours:
-        return kernels.depthwise_conv(x, weight, bias, found if statistics else None), found
-    if x.numel() and _taken_natively(weight.shape[-1], dilation, x, weight):
+    """Return the output and, if requested and supported, its norm statistics (otherwise an empty tensor)."""
+    by_triton = _triton_supports(x, dilation, triton)
+    found = _statistics(x, by_triton and statistics)
+    if by_triton:
+        return triton_kernels.depthwise_conv(x, weight, bias, found if statistics else None), found
+    if x.numel() and _native_supports(weight.shape[-1], dilation, x, weight):
         return native.convolution(x, weight, bias), found
     pad = weight.shape[-1] // 2 * dilation
     out = F.conv2d(x.to(weight.dtype), weight, bias, padding=pad, dilation=dilation, groups=x.shape[1])
     return out.contiguous(memory_format=torch.channels_last), found
 
 
-def _taken(x: Tensor, dilation: int, triton: bool) -> bool:
-    return triton and dilation == 1 and kernels.usable(x, x.shape[1])
+def _triton_supports(x: Tensor, dilation: int, triton: bool) -> bool:
+    return triton and dilation == 1 and triton_kernels.supports(x, x.shape[1])
 
 
-def _taken_natively(kernel: int, dilation: int, *tensors: Tensor) -> bool:
-    return dilation == 1 and kernel == native.KERNEL and native.takes(*tensors)
+def _native_supports(kernel: int, dilation: int, *tensors: Tensor) -> bool:
+    return dilation == 1 and kernel == native.KERNEL and native.supports(*tensors)
 
 
 def _statistics(x: Tensor, wanted: bool) -> Tensor:
     n, c, height, width = x.shape
-    shape = (2, n, height, width, c // kernels.CHANNELS) if wanted else (0,)
+    shape = (2, n, height, width, c // triton_kernels.CHANNELS) if wanted else (0,)
     return x.new_empty(shape, dtype=torch.float32)
 
 
 def _gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool) -> tuple[Tensor, Tensor]:
     """Of the weight (C, 1, K, K) and the bias (C,), in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    if _taken(x, dilation, triton):
-        found = kernels.depthwise_conv_weight_gradient(x, grad, kernel)
+    if _triton_supports(x, dilation, triton):
+        found = triton_kernels.depthwise_conv_weight_gradient(x, grad, kernel)
         return found, grad.sum((0, 2, 3), dtype=wide)
-    if _taken_natively(kernel, dilation, x, grad):
+    if _native_supports(kernel, dilation, x, grad):
         return native.convolution_gradient(x, grad)
     bias = grad.sum((0, 2, 3), dtype=wide)
     return _weight_gradient(x, grad, kernel, dilation, wide), bias
@@ -157,7 +157,7 @@ for _device in ('CPU', 'CUDA'):
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv')
 def _(x, weight, bias, dilation, triton, statistics):
-    found = _statistics(x, statistics and _taken(x, dilation, triton))
+    found = _statistics(x, statistics and _triton_supports(x, dilation, triton))
     return torch.empty_like(x, dtype=weight.dtype, memory_format=torch.channels_last), found
 
 

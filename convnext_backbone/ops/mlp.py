@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import kernels, native
+from . import native, triton_kernels
 
 CHUNK_BYTES = 2**23  # of the hidden layer; measured: 4 to 16 MiB are alike, 2 is slower in training
 PACKED_ROWS = 4096  # from which on it pays to reorder a weight for a single use; measured: 1000 to 4000
@@ -76,7 +76,7 @@ def norm_mlp(
         scale: (N,), without gradient, or ``None``: 1.
         constant: the weights of the linear layers will not change: on a CPU they are kept, too, in the order
             in which oneDNN reads them. Without gradients only.
-        triton: by the Triton kernels, where they take it.
+        triton: by the Triton kernels, where they support it.
         statistics: of ``x``, from :func:`depthwise_conv`.
     """
     device = x.device.type
@@ -124,14 +124,14 @@ def _forward(x, statistics, residual, *arguments, out=None):
         names = ('w1', 'b1', 'w2', 'b2')
         weights = weights._replace(**{n: _kept_cast(getattr(weights, n), x.dtype) for n in names})
     with torch.autocast(x.device.type, enabled=False):
-        if triton and kernels.usable(x, dim):
+        if triton and triton_kernels.supports(x, dim):
             hidden = _by_triton(x, statistics, residual, weights, keep, out)
         else:
             chunks = _chunks(len(x), weights.w1, x, triton)
             linears = [_linear(weight, x, constant) for weight in (weights.w1, weights.w2)]
-            way = _natively if native.takes(x, residual) else _plainly
+            way = _natively if native.supports(x, residual) else _plainly
             hidden = way(x, residual, weights, chunks, *linears, keep, out)
-            if not out.is_inference():  # our kernels write past autograd, which is to know
+            if not out.is_inference():  # the kernels bypass autograd, so bump the version counter
                 torch.autograd.graph.increment_version(out)
     return out.view(shape), hidden
 
@@ -143,8 +143,8 @@ def _by_triton(x, statistics, residual, weights, keep, out) -> list[Tensor]:
         norm = (*statistics.view(2, len(x), -1), norm_weight, norm_bias, eps)
     else:
         x = torch.native_layer_norm(x, x.shape[1:], *_affine(norm_weight, norm_bias, x), eps)[0]
-    g = kernels.linear_gelu(x, w1, b1, h, norm)
-    kernels.linear_residual(g, w2, b2, gain, _of_rows(scale, len(x)), residual, out)
+    g = triton_kernels.linear_gelu(x, w1, b1, h, norm)
+    triton_kernels.linear_residual(g, w2, b2, gain, _of_rows(scale, len(x)), residual, out)
     return [h] if keep else []
 
 
@@ -189,9 +189,9 @@ def _backward(grad, x, hidden, *arguments):
     shape, dim = x.shape, x.shape[-1]
     x, grad = x.reshape(-1, dim), grad.contiguous().view(-1, dim)
     chunks = list(zip(_chunks(len(x), weights.w1, x, triton), hidden, strict=True))
-    triton = triton and kernels.usable(x, dim)
+    triton = triton and triton_kernels.supports(x, dim)
     with torch.autocast(x.device.type, enabled=False):
-        if not triton and native.takes(x, grad):
+        if not triton and native.supports(x, grad):
             dx, sums = _natively_back(grad, x, weights, chunks)
         else:
             dx, sums = _plainly_back(grad, x, weights, chunks, triton)
@@ -199,7 +199,7 @@ def _backward(grad, x, hidden, *arguments):
     w1, w2, b2, gain = weights.w1, weights.w2, weights.b2, weights.gain
     dw2, dgain = outer, []
     if gain is not None:  # from the outer product, so that the output needs not be kept
-        if native.takes(outer, w2):
+        if native.supports(outer, w2):
             dots, dw2 = native.gain_gradient(outer, w2, gain)
         else:
             wide = torch.promote_types(x.dtype, torch.float32)
@@ -250,7 +250,7 @@ def _plainly_back(grad, x, weights, chunks, triton) -> tuple[Tensor, list[Tensor
         scaled = (dout if gain is None else dout * gain).to(x.dtype)
         dout = dout.to(x.dtype)
         if triton:
-            dh, g = kernels.linear_gelu_backward(scaled, w2, h)
+            dh, g = triton_kernels.linear_gelu_backward(scaled, w2, h)
         else:
             g = F.gelu(h)
             dh = torch.ops.aten.gelu_backward(through_second(scaled), h)
@@ -338,7 +338,7 @@ def _kept_cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _linear(weight: Tensor, x: Tensor, constant: bool = False) -> Callable:
     """``F.linear`` with ``weight``, of input and bias, for all rows of ``x`` or a part at a time."""
-    if x.device.type != 'cpu' or not _has_onednn(x.dtype):
+    if x.device.type != 'cpu' or not (torch.backends.mkldnn.enabled and _onednn_supports(x.dtype)):
         return lambda part, bias=None: F.linear(part, weight, bias)
     if constant:
         if weight not in _packed_weights:
@@ -356,14 +356,10 @@ def _packed(weight: Tensor, rows: int) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
-def _has_onednn(dtype: torch.dtype) -> bool:
-    return torch.backends.mkldnn.enabled and dtype in (torch.float32, torch.bfloat16) and _onednn_works(dtype)
-
-
 @cache
-def _onednn_works(dtype: torch.dtype) -> bool:
-    """Tried once: the operators are not a public interface, and not on every machine."""
-    if not torch.backends.mkldnn.is_available():
+def _onednn_supports(dtype: torch.dtype) -> bool:
+    """Try once whether oneDNN's products are there: they are no public interface, nor on every machine."""
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = (torch.arange(n, device='cpu') % 7 for n in (2 * 16, 16 * 48, 48))  # exact in bfloat16
     x, weight, bias = x.view(2, 16).to(dtype), weight.view(48, 16).to(dtype), bias.to(dtype)

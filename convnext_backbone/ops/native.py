@@ -35,12 +35,15 @@ KERNEL = 7  # of the convolution
 LONGEST_BUILD = 300  # seconds
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether the kernels take these: tensors on a CPU, of their data types; builds them if need be."""
+def supports(*tensors: Tensor) -> bool:
+    """Return whether the kernels compute with these tensors: on a CPU, of their data types.
+
+    Builds the kernels if need be.
+    """
     ordinary = all(
         type(x) in (Tensor, nn.Parameter) and x.device.type == 'cpu' and x.dtype in DTYPES for x in tensors
     )
-    return ordinary and forward_ad._current_level < 0 and _works()
+    return ordinary and forward_ad._current_level < 0 and _built_right()
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -172,8 +175,8 @@ def _call(name: str, *arguments) -> None:
 
 
 @cache
-def _works() -> bool:
-    """Whether the kernels are there, and compute what PyTorch does (a few of them): compilers err, too."""
+def _built_right() -> bool:
+    """Return whether the kernels are there, and compute what PyTorch does (a few of them): compilers err."""
     if os.environ.get(SWITCH) == '0':
         return False
     try:

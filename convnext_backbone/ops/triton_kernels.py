@@ -1,8 +1,8 @@
 """Triton kernels for CUDA: depthwise convolution, and linear layers that do what follows them on the way out.
 
 The convolution slides down the rows of a map in NHWC with the weights of its channels in registers. Products
-and sums are in float32, each result is rounded once. Without Triton, on other devices and for shapes that do
-not fit (:func:`usable`) the callers take PyTorch. With ``TRITON_INTERPRET=1`` the kernels run on a CPU, which
+and sums are in float32, each result is rounded once. Without Triton, on other devices and for shapes that
+:func:`supports` refuses the callers take PyTorch. With ``TRITON_INTERPRET=1`` the kernels run on a CPU, which
 is how they are tested where there is no GPU.
 """
 
@@ -28,19 +28,24 @@ COLUMNS = 8  # of a map, in a program of the convolution
 ROWS = 14  # of a map that a program goes down
 
 
-def usable(x: Tensor, channels: int) -> bool:
-    """Whether the kernels take ``x``: what :func:`fits`, on CUDA from compute capability 8.0 on."""
-    return fits(x.dtype, channels) and (INTERPRETED or (x.is_cuda and _capable(x.device.index)))
+def supports(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> bool:
+    """Return whether the kernels compute with ``x``.
 
+    On CUDA from compute capability 8.0 on; 16 bit, since float32 stays with cuDNN and cuBLAS (TF32), but for
+    the interpreter; channels in 32s.
 
-def fits(dtype: torch.dtype, channels: int) -> bool:
-    """16 bit, channels in 32s; float32, which stays with cuDNN and cuBLAS (TF32), in the interpreter only."""
+    Args:
+        dtype: the data type that ``x`` will have.
+    """
+    dtype = dtype or x.dtype
     low = dtype in DTYPES and (INTERPRETED or dtype != torch.float32)
-    return triton is not None and low and channels % CHANNELS == 0
+    if triton is None or not low or channels % CHANNELS:
+        return False
+    return INTERPRETED or (x.is_cuda and _device_supports(x.device.index))
 
 
 @cache
-def _capable(device: int) -> bool:
+def _device_supports(device: int) -> bool:
     major, minor = torch.cuda.get_device_capability(device)
     found = major >= 8
     print_log(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import command
 
 from convnext_backbone.backbones import ConvNeXt, fuse_for_inference
-from convnext_backbone.ops import kernels
+from convnext_backbone.ops import triton_kernels as kernels
 
 triton = pytest.importorskip('triton')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -30,7 +30,7 @@ def test_all_kernels_in_the_interpreter():
     """The tests below, in a process where Triton interprets."""
     if kernels.INTERPRETED or DEVICE == 'cuda':
         pytest.skip('the tests run here')
-    result = command('-m', 'pytest', '-q', 'tests/test_kernels.py', timeout=500, TRITON_INTERPRET='1')
+    result = command('-m', 'pytest', '-q', 'tests/test_triton_kernels.py', timeout=500, TRITON_INTERPRET='1')
     counts = re.search(r'(\d+) passed, (\d+) skipped', result.stdout)
     assert result.returncode == 0 and counts, result.stdout[-3000:]
     assert int(counts[1]) >= 20 and int(counts[2]) <= 2
@@ -189,6 +189,6 @@ def test_kernels_compile_for_a_gpu_that_is_not_here():
 
 def test_without_a_gpu_the_kernels_are_not_used():
     x = torch.randn(1, 32, 8, 8, device=DEVICE)
-    assert kernels.usable(x, 32) is kernels.INTERPRETED
-    assert not kernels.usable(x, 40) and not kernels.usable(x.double(), 32)
-    assert os.environ.get('TRITON_INTERPRET') == '1' or not kernels.usable(x.cpu().half(), 32)
+    assert kernels.supports(x, 32) is kernels.INTERPRETED
+    assert not kernels.supports(x, 40) and not kernels.supports(x.double(), 32)
+    assert os.environ.get('TRITON_INTERPRET') == '1' or not kernels.supports(x.cpu().half(), 32)

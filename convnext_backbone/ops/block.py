@@ -1,0 +1,142 @@
+"""A whole ConvNeXt block in fewer passes over memory, and the choice of which implementation computes it."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import triton_kernels
+from .depthwise import depthwise_conv
+from .mlp import norm_mlp
+
+FUSED = (True, False, 'triton')  # what a block can be asked for
+
+
+def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Tensor], Tensor] | None:
+    """Return the function of (block, x) that computes the block for ``x``; ``None``: its layers, as they are.
+
+    Args:
+        block: a :class:`convnext_backbone.backbones.block.Block`.
+        x: (N, C, H, W).
+    """
+    if block.fused and supports(x, block.fused == 'triton') and has_plain_layers(block):
+        return fused_block
+    return folded_block if block.folded else None
+
+
+def supports(x: Tensor, triton: bool) -> bool:
+    """Return whether the fused block computes with ``x``: on a CPU or with CUDA.
+
+    Not while a program is traced or exported, which is to consist of PyTorch's own operators.
+    ``torch.compile`` takes the operators as they are on a CPU, and on CUDA if our kernels do the work: else
+    it fuses the ordinary layers.
+    """
+    # torch.compiler.is_exporting() is true in any compilation, too (torch 2.11)
+    if torch.jit.is_tracing() or torch.compiler._is_exporting_flag:
+        return False
+    device = x.device.type
+    if torch.compiler.is_compiling() and device == 'cuda':
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        return triton and triton_kernels.supports(x, x.shape[1], dtype)
+    return device in ('cpu', 'cuda')
+
+
+def has_plain_layers(block: nn.Module, without_hooks: bool = True) -> bool:
+    """Return whether the layers are those that were built: no adapter and, if asked, no hook."""
+    return all(
+        type(layer) is kind
+        and type(layer.weight) is nn.Parameter
+        and layer.bias is not None
+        and not (without_hooks and (layer._forward_hooks or layer._forward_pre_hooks))
+        for layer, kind in (
+            (block.dwconv, nn.Conv2d),
+            (block.norm, nn.LayerNorm),
+            (block.pwconv1, nn.Linear),
+            (block.pwconv2, nn.Linear),
+        )
+    )
+
+
+def fused_block(block: nn.Module, x: Tensor) -> Tensor:
+    """Compute the block by the fused operators; samples whose branch is dropped are not computed."""
+    # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
+    x = x.to(block.pwconv2.weight.dtype)
+    rate = block.drop_path.rate if block.training else 0.0
+    if rate == 0.0:
+        return _residual_sum(block, x)
+    if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return _residual_sum(
+            block, x, block.drop_path.scale(x)
+        )  # of a shape that does not depend on the draw
+    # Drawn on the CPU, so that the number of samples is known without waiting for a GPU.
+    kept = (torch.rand(len(x), device='cpu') >= rate).nonzero().flatten()
+    if not len(kept):
+        return _Skip.apply(x, *block.parameters())
+    if len(kept) == len(x):
+        return _residual_sum(block, x, 1 / (1 - rate))
+    x, kept = x.permute(0, 2, 3, 1), kept.to(x.device, non_blocking=True)
+    part = x.index_select(0, kept).permute(0, 3, 1, 2)
+    part = _residual_sum(block, part, 1 / (1 - rate)).permute(0, 2, 3, 1)
+    return x.index_copy(0, kept, part).permute(0, 3, 1, 2)
+
+
+def _residual_sum(block: nn.Module, x: Tensor, scale: float | Tensor | None = None) -> Tensor:
+    """Return ``x + scale * branch(x)``; ``scale`` is one number, or (N, 1, 1, 1)."""
+    conv, triton, v1 = block.dwconv, block.fused == 'triton', isinstance(block.grn, nn.Identity)
+    y, statistics = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], triton, v1)
+    y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
+    folded = block.folded
+    if not v1:
+        y = (_folded_mlp(block, y) if folded else _mlp(block, y)).permute(0, 3, 1, 2)
+        return x + (y if scale is None else y * scale)
+    if folded:
+        norm, gain = (None, None, block.norm.eps), None
+        first, second = folded[:2], folded[2:]
+    else:
+        norm, gain = (block.norm.weight, block.norm.bias, block.norm.eps), block.gamma
+        first = block.pwconv1.weight, block.pwconv1.bias
+        second = block.pwconv2.weight, block.pwconv2.bias
+    of_samples = scale.flatten() if isinstance(scale, Tensor) else None
+    if scale is not None and of_samples is None:
+        gain = y.new_full((y.shape[-1],), scale) if gain is None else gain * scale
+    x = x.permute(0, 2, 3, 1)
+    y = norm_mlp(y, x, norm, first, second, gain, of_samples, bool(folded), triton, statistics)
+    return y.permute(0, 3, 1, 2)
+
+
+def _mlp(block: nn.Module, y: Tensor) -> Tensor:  # (N, H, W, C) -> same
+    y = block.pwconv2(block.grn(F.gelu(block.pwconv1(block.norm(y)))))
+    return y if block.gamma is None else block.gamma * y
+
+
+def folded_block(block: nn.Module, x: Tensor) -> Tensor:
+    """Compute the block by PyTorch's layers with folded weights, as an exported program has it."""
+    y = _folded_mlp(block, block.dwconv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return x + block.drop_path(y)
+
+
+def _folded_mlp(block: nn.Module, y: Tensor) -> Tensor:  # (N, H, W, C) -> same
+    w1, b1, w2, b2 = block.folded
+    y = F.layer_norm(y, block.norm.normalized_shape, eps=block.norm.eps)
+    y = F.gelu(F.linear(y, w1, b1))
+    y = y if isinstance(block.grn, nn.Identity) else block.grn.without_shift(y)
+    return F.linear(y, w2, b2)
+
+
+class _Skip(torch.autograd.Function):
+    """``x`` itself; the parameters, which were not used, have gradients of zeros.
+
+    DistributedDataParallel waits for the gradient of every parameter.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *parameters):
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
+        return grad, *(torch.zeros_like(parameter) if wanted else None for parameter, wanted in needed)
