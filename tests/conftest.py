@@ -15,7 +15,8 @@ import torch
 from convnext_backbone.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / 'shared'
+DATA = ROOT / 'tests' / 'data'  # reference outputs, published tables and recipes
+REAL_DATA = ROOT.parent / 'shared' / 'data'  # small real datasets, too large for the repository
 
 torch.set_num_threads(1)
 
@@ -39,18 +40,15 @@ def in_the_root() -> None:
 @pytest.fixture(scope='session')
 def golden() -> dict:
     """Outputs of the official implementation in float64."""
-    file = SHARED / 'golden' / 'official_outputs.json'
-    if not file.is_file():
-        pytest.skip(f'reference outputs are not here: {file}')
-    return json.loads(file.read_text())
+    return json.loads((DATA / 'official_outputs.json').read_text())
 
 
 @pytest.fixture(scope='session')
 def real_data() -> Path:
     """Folder of small real datasets."""
-    if not (SHARED / 'data').is_dir():
-        pytest.skip(f'real images are not here: {SHARED / "data"}')
-    return SHARED / 'data'
+    if not REAL_DATA.is_dir():
+        pytest.skip(f'real images are not here: {REAL_DATA}')
+    return REAL_DATA
 
 
 @pytest.fixture(scope='session')

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, Bomb
+from conftest import DATA, Bomb
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
@@ -371,9 +371,7 @@ def test_an_isotropic_classifier_becomes_a_dense_backbone_also_for_one_channel(t
 
 
 def test_released_names_are_those_of_the_published_list():
-    file = SHARED / 'paper' / 'recipes.json'
-    if not file.is_file():
-        pytest.skip(f'the published names are not here: {file}')
+    file = DATA / 'recipes.json'
     weights = json.loads(file.read_text())['weights']
     listed = set()
     for entry in weights['names']:
@@ -431,9 +429,7 @@ def test_released_weights_are_described_as_timm_and_torchvision_describe_them():
 
 
 def test_released_accuracies_are_those_the_paper_prints():
-    file = SHARED / 'paper' / 'tables.json'
-    if not file.is_file():
-        pytest.skip(f'the published tables are not here: {file}')
+    file = DATA / 'tables.json'
     tables = json.loads(file.read_text())
     printed = {}
     for arch, data, size, *_, top1 in tables['table1_imagenet']['rows']:
