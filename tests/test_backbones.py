@@ -319,7 +319,8 @@ def test_reading_the_backbone_imports_no_detection_library():
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
 def test_backbone_is_found_from_any_scope_without_custom_imports(scope):
-    code = (
+    code = (  # mmcv's operators first: without a compiled mmcv neither scope can be imported
+        'from convnext_backbone.mmcv_ops import install; install(); '
         f'import {scope}; from mmengine.registry import init_default_scope, MODELS; '
         f'init_default_scope("{scope}"); '
         'b = MODELS.build(dict(type="convnext_backbone.ConvNeXt", arch="atto")); '

@@ -19,7 +19,7 @@ from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt
 from convnext_backbone.backbones.layers import DropPath
 from convnext_backbone.backbones.roadmap import STEPS
 from convnext_backbone.checkpoint import zoo
-from convnext_backbone.config.files import published
+from convnext_backbone.config.files import published, sizes
 from convnext_backbone.engine import prepare
 from convnext_backbone.engine.config_check import dicts
 
@@ -27,7 +27,7 @@ CONFIGS = ROOT / 'configs'
 NAMES = sorted(
     file.relative_to(CONFIGS).with_suffix('').as_posix()
     for file in CONFIGS.rglob('*.py')
-    if '_base_' not in file.parts and file.stem != 'small_backbone'
+    if '_base_' not in file.parts
 )
 PUBLISHED = published()
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'xl': 'xlarge'}
@@ -114,6 +114,10 @@ def test_published_row_has_its_parameters_and_flops(name):
     if row.printed['table'] in (10, 11) and 'note' not in row.printed:
         assert f'{row.measured.gflops:.2f}' == row.printed['gflops']
     assert '{} x {}'.format(*row.measured.input) == row.printed['input']
+    listed, measured = sizes()[name], row.measured  # what `convnext configs` shows
+    assert listed['parameters'] == measured.parameters, 'run: python tools/results.py'
+    assert listed['gflops'] == pytest.approx(measured.gflops, abs=1e-4)
+    assert tuple(listed['input']) == measured.input
 
 
 def test_notes_are_for_the_two_rows_that_contradict_each_other_in_print():
@@ -164,7 +168,7 @@ def test_published_numbers_are_those_of_the_paper():
 
 @pytest.mark.parametrize('folder', ['classification', 'detection', 'segmentation'])
 def test_table_of_results_is_the_generated_one(folder):
-    assert (CONFIGS / folder / 'README.md').read_text() == tool('results').table(folder), (
+    assert (CONFIGS / folder / 'README.md').read_text() == tool('results').table(folder, sizes()), (
         'run: python tools/results.py'
     )
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import mmseg
 import pytest
 import torch
 from conftest import Bomb, command, last_line, log_of, tool
@@ -21,6 +22,12 @@ from convnext_backbone.errors import SKIPPED, UserError
 DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
 SEGMENTER = 'configs/demo/upernet_shapes.py'
 CLASSIFIER = 'configs/demo/classifier_shapes.py'
+# class_weight beside ignored pixels is an IndexError in mmseg 1.2.2; the maintained builds have it right
+UNWEIGHTED = [
+    f'model.{head}.loss_decode.class_weight=None'
+    for head in ('decode_head', 'auxiliary_head')
+    if mmseg.__version__.startswith('1.2')
+]
 
 
 def short(config: str, steps: int) -> list[str]:
@@ -33,6 +40,7 @@ def short(config: str, steps: int) -> list[str]:
         *('train_dataloader.batch_size=2', 'train_dataloader.num_workers=0'),
         'train_dataloader.persistent_workers=False',
         *('val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False'),
+        *(UNWEIGHTED if config == SEGMENTER else ()),
     ]
 
 
@@ -190,7 +198,7 @@ def test_flops_tool_prints_the_size_beside_the_numbers_and_writes_json(tmp_path,
         ([config, '--paper'], 'give config files, or --paper'),
         ([config, '--shape', '0', '5'], 'two positive integers, got 0 5'),
         (['configs/classification/convnext_t_in1k.py', '--shape', '3', '3'], 'an image of 3 x 3'),
-        (['configs/demo/small_backbone.py'], 'has no model'),
+        (['configs/_base_/models/small_backbone.py'], 'has no model'),
     ):
         with pytest.raises(UserError, match=words):
             tool('flops').main(arguments)
@@ -201,8 +209,8 @@ def test_flops_beside_print_marks_what_disagrees_and_fails_without_a_note(monkey
     flops, found = tool('flops'), []
     roadmap = 'classification/roadmap/resnet50_1'
     names = [f'{roadmap}4_fewer_norms', f'{roadmap}5_layer_norm', 'classification/isotropic_s_in1k']
-    rows = list(flops.compare(Path('configs'), names))
-    monkeypatch.setattr(flops, 'compare', lambda configs: rows)
+    rows = list(flops.compare(names))
+    monkeypatch.setattr(flops, 'compare', lambda: rows)
     flops.main(['--paper'])
     out = capsys.readouterr().out
     found = {line.split()[0]: line.split()[4:] for line in out.splitlines() if ' x 224 ' in line}

@@ -43,14 +43,12 @@ def find_config(config: str) -> Path:
     )
 
 
-@functools.cache
 def published() -> dict[str, dict]:
     """Return what the papers print about each config, as printed, by its path without suffix."""
     rows = json.loads((CONFIGS / 'published.json').read_text())
     return {name: row for name, row in rows.items() if name != 'source'}
 
 
-@functools.cache
 def sizes() -> dict[str, dict]:
     """Return parameters, GFLOPs and image size of each config, as counted from it (``tools/results.py``)."""
     return json.loads((CONFIGS / 'sizes.json').read_text())

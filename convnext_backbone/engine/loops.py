@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import torch
-from mmengine.dataset import DefaultSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS as ALL_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -103,16 +103,27 @@ class ResumableBatchSampler(Sampler):
     def restartable(self) -> bool:
         """Whether a second pass is as a first one: not with mmdet's samplers of several sources."""
         kept = [node for own in vars(self.sampler).values() for node in nodes(own)]
-        return hasattr(self.sampler, 'skip') or not any(isinstance(value, Iterator) for value in kept)
+        return self._can_skip or not any(isinstance(value, Iterator) for value in kept)
+
+    @property
+    def _can_skip(self) -> bool:
+        return hasattr(self.sampler, 'skip') or isinstance(self.sampler, InfiniteSampler)
+
+    def _skip(self, images: int) -> None:
+        """Let the sampler's next pass begin after so many images of its sequence."""
+        if hasattr(self.sampler, 'skip'):
+            self.sampler.skip(images)
+        else:  # mmengine 0.10.7 and older
+            self.sampler.indices = itertools.islice(self.sampler._indices_of_rank(), images, None)
 
     def _batches(self, left_out: int) -> Iterator[list[int]]:
         if not self.endless:
             yield from itertools.islice(self.inner, left_out, None)
             return
         passes = 0
-        if hasattr(self.sampler, 'skip'):
+        if self._can_skip:
             each = self.batch_size if self._inner is None else 0
-            self.sampler.skip(left_out * each)
+            self._skip(left_out * each)
             left_out = 0 if each else left_out
         elif isinstance(self.sampler, DefaultSampler) and len(self):
             passes, left_out = divmod(left_out, len(self))

@@ -38,6 +38,7 @@ from ..checkpoint.read import (
 from ..checkpoint.write import damage, facts_of, newest_checkpoint, write_checkpoint
 from ..cli import message
 from ..errors import SKIPPED, Stopped, UserError
+from ..mmcv_ops import log_choice
 from . import launch
 from .hooks import CheckpointHook
 from .loops import ResumableBatchSampler, read_batch
@@ -99,6 +100,7 @@ class Runner(MMEngineRunner):
         self._resumed, self._stop_request, self.stop_at, self._least_batches = None, None, None, 0
         self._validated = False
         super().__init__(*args, **kwargs)
+        log_choice(self.logger)
 
     @classmethod
     @config_errors_in_words
