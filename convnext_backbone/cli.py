@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from . import __version__
-from .errors import Stopped, UserError, check_torch, missing_package, suggest
+from .errors import Stopped, UserError, check_torch, message, missing_package, suggest
 
 STOPPED = 75  # exit status of a training that was asked to end and can be resumed (EX_TEMPFAIL of sysexits.h)
 COMMANDS = {  # each a module of convnext_backbone.commands
@@ -119,11 +119,3 @@ def _leave_processes() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def message(error: BaseException) -> str:
-    """Return the text of an error; of one in a data loader's process, without the traceback around it."""
-    text = str(error).strip()
-    if 'Original Traceback' in text:
-        text = text.splitlines()[-1].partition(': ')[2]
-    return text or type(error).__name__

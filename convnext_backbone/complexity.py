@@ -16,11 +16,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .cli import message
-from .config.files import published
-from .engine import prepare
-from .engine.runner import config_errors_in_words
-from .errors import UserError
+from .config import drop_pretrained, published, read_config, task_of, use_plain_batch_norm
+from .errors import UserError, message, report_build_errors
 
 PROPOSALS = 1000  # at each box head
 MASK_ROIS = 100  # at each mask head
@@ -40,13 +37,13 @@ class Complexity:
         return sum(self.macs.values()) / 1e9
 
 
-@config_errors_in_words
+@report_build_errors
 def build_on_meta(cfg: Config) -> nn.Module:
     """The model of a config without its memory: shapes, but no values."""
     scope = cfg.get('default_scope') or 'mmengine'
     cfg = Config(dict(model=cfg.model.to_dict()))
-    prepare.use_plain_batch_norm(cfg)
-    prepare.drop_pretrained(cfg)
+    use_plain_batch_norm(cfg)
+    drop_pretrained(cfg)
     with (
         torch.device('meta'),
         DefaultScope.overwrite_default_scope(scope),
@@ -82,7 +79,8 @@ def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
     channels = getattr(model.backbone, 'in_channels', 3)
     image = torch.empty(1, channels, height, width, device='meta')
     maps = count('backbone', model.backbone, image)
-    if hasattr(model, 'head'):
+    task = task_of(model)
+    if task == 'classification':
         pooled = maps[-1].mean((2, 3))
         count('head', model.head, model.norm(pooled))
     elif hasattr(model, 'roi_head'):
@@ -100,7 +98,7 @@ def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
             ):
                 window = extractor.roi_layers[0].output_size
                 count(f'{part}_head', head, torch.empty(rois, extractor.out_channels, *window, device='meta'))
-    elif isinstance(getattr(model, 'decode_head', None), nn.Module) and not _is_list(model.decode_head):
+    elif task == 'segmentation' and not _is_list(model.decode_head):
         maps = count('neck', model.neck, maps) if getattr(model, 'with_neck', False) else maps
         count('decode_head', model.decode_head, maps)
     elif hasattr(model, 'bbox_head'):
@@ -129,9 +127,10 @@ def default_size(cfg: Config) -> tuple[int, int]:
     Raises:
         UserError: the config does not say it.
     """
-    if 'roi_head' in cfg.model or 'bbox_head' in cfg.model:
+    task = task_of(cfg.model)
+    if task == 'detection':
         return DETECTOR_INPUT
-    if 'decode_head' in cfg.model:
+    if task == 'segmentation':
         crop = (cfg.model.get('data_preprocessor') or {}).get('size')
         if isinstance(crop, (list, tuple)):
             return crop[0], 4 * crop[0]
@@ -174,4 +173,4 @@ def compare(names=None) -> Iterator[Row]:
     """Yield a row for each config that has published numbers, or for ``names`` among them."""
     for name, printed in published().items():
         if names is None or name in names:
-            yield Row(name, measure(prepare.read_config(name)), printed)
+            yield Row(name, measure(read_config(name)), printed)

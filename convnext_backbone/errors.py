@@ -1,7 +1,10 @@
 """The one kind of error that is the user's to put right, and images that are left out of a training."""
 
 import difflib
+import functools
 import multiprocessing
+import traceback
+from pathlib import Path
 
 OLDEST_TORCH = (2, 6)
 PACKAGES = {  # imported where they are used: how to get them
@@ -38,6 +41,40 @@ class Stopped(Exception):
 
 class UnreadableImage(UserError):
     """A file of the dataset is missing, cut off or no image."""
+
+
+def message(error: BaseException) -> str:
+    """Return the text of an error; of one in a data loader's process, without the traceback around it."""
+    text = str(error).strip()
+    if 'Original Traceback' in text:
+        text = text.splitlines()[-1].partition(': ')[2]
+    return text or type(error).__name__
+
+
+def report_build_errors(build):
+    """Report errors raised while building from a config as a one-line :class:`UserError`."""
+
+    @functools.wraps(build)
+    def wrapped(*args, **kwargs):
+        try:
+            return build(*args, **kwargs)
+        except UserError:
+            raise
+        except (
+            TypeError,
+            KeyError,
+            ValueError,
+            AssertionError,
+            AttributeError,
+            OSError,
+            ImportError,
+        ) as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f'{"/".join(Path(place.filename).parts[-3:])}:{place.lineno}'
+            text = ' '.join(message(error).split())
+            raise UserError(f'{type(error).__name__}: {text} (raised in {where})') from error
+
+    return wrapped
 
 
 def suggest(name: str, names, cutoff: float = 0.75, kind: str = '') -> str:

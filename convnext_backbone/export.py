@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .backbones import fuse_for_inference
 from .backbones.base import check_choice
 from .backbones.block import Block
-from .classification import Classifier
+from .config import task_of
 from .errors import UserError
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.torchscript.pt', 'torch_export': '.pt2'}
@@ -41,15 +41,16 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, part: str = 'whole'):
         super().__init__()
         self.model = model if part == 'whole' else model.backbone
-        self.dense = hasattr(self.model, 'decode_head')
+        task = task_of(model)
+        self.dense = part == 'whole' and task == 'segmentation'
         if part == 'backbone':
-            if isinstance(model, Classifier):
+            if task == 'classification':
                 raise UserError(
                     'the backbone of a Classifier has no output norms: take the config of a detector or '
                     'segmenter, or the part whole'
                 )
             self.outputs = [f'map{index}' for index in model.backbone.out_indices]
-        elif self.dense or isinstance(model, Classifier):
+        elif task in ('segmentation', 'classification'):
             self.outputs = ['logits']
         else:
             raise UserError(

@@ -11,9 +11,15 @@ from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
 
 from .checkpoint import load_trained, read_checkpoint
 from .checkpoint.read import local_file
-from .engine import prepare
-from .engine.runner import config_errors_in_words
-from .errors import UserError
+from .config import (
+    choose_device,
+    datasets,
+    drop_pretrained,
+    name_unreadable_images,
+    read_config,
+    use_plain_batch_norm,
+)
+from .errors import UserError, report_build_errors
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -32,12 +38,12 @@ def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
         UserError: the file cannot be read, or does not fit.
     """
     cfg = cfg.copy()
-    prepare.use_plain_batch_norm(cfg)
-    prepare.drop_pretrained(cfg)
+    use_plain_batch_norm(cfg)
+    drop_pretrained(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     file = local_file(checkpoint)
     content = read_checkpoint(file)
-    model = config_errors_in_words(MODELS.build)(cfg.model)
+    model = report_build_errors(MODELS.build)(cfg.model)
     return model.eval(), content, load_trained(model, content, file, weights=weights)
 
 
@@ -55,13 +61,13 @@ class Predictor:
     """
 
     def __init__(self, config: str, checkpoint: str, device: str | None = None):
-        self.device = prepare.choose_device(device)
-        cfg = prepare.read_config(config)
+        self.device = choose_device(device)
+        cfg = read_config(config)
         if cfg.get('test_dataloader') is None or not cfg.get('visualizer'):
             raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')
         self.model, content, _ = trained_model(cfg, checkpoint)
         self.model.to(self.device)
-        prepare.name_unreadable_images(cfg)
+        name_unreadable_images(cfg)
         self.meta = (content.get('meta') or {}).get('dataset_meta') or self._meta_of(cfg)
         steps = [
             step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in step['type']
@@ -75,7 +81,7 @@ class Predictor:
     def _meta_of(cfg) -> dict:
         from mmengine.registry import DATASETS
 
-        dataset = next(dataset for _, dataset in prepare.datasets(cfg, ('test_dataloader',)))
+        dataset = next(dataset for _, dataset in datasets(cfg, ('test_dataloader',)))
         return {**DATASETS.get(dataset['type']).METAINFO, **dataset.get('metainfo', {})}
 
     @torch.no_grad()

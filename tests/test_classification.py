@@ -22,7 +22,7 @@ from convnext_backbone.backbones import ConvNeXt
 from convnext_backbone.checkpoint import load_checkpoint
 from convnext_backbone.classification import Accuracy, Classifier, ImageDataset, ImageStream, collate_images
 from convnext_backbone.classification.data import image_transform
-from convnext_backbone.engine import prepare
+from convnext_backbone.config import set_batch, start_processes
 from convnext_backbone.errors import SKIPPED, UnreadableImage, UserError
 from convnext_backbone.shapes import CLASSES
 
@@ -110,7 +110,7 @@ def batch_config(**wrapper) -> Config:
 def test_steps_are_accumulated_to_the_batch_of_the_recipe(monkeypatch, processes, counts):
     monkeypatch.setenv('WORLD_SIZE', str(processes))
     cfg = batch_config(accumulative_counts='auto')
-    (note,) = prepare.set_batch(cfg)
+    (note,) = set_batch(cfg)
     assert cfg.optim_wrapper.accumulative_counts == cfg.custom_hooks[0].interval == counts
     assert note.startswith('effective batch: 4096 images per update') and note.endswith('learning rate 0.004')
 
@@ -118,29 +118,29 @@ def test_steps_are_accumulated_to_the_batch_of_the_recipe(monkeypatch, processes
 def test_another_batch_than_the_recipes_is_a_warning_with_the_right_numbers(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '6')
     cfg = batch_config()
-    note, warning = prepare.set_batch(cfg)
+    note, warning = set_batch(cfg)
     assert note.startswith('effective batch: 768 images per update (6 x 128)')
     assert warning.startswith('warning: the recipe has 4096 images per update, this run 768')
     assert warning.endswith('the learning rate would be 0.00075 (--auto-scale-lr)')  # 4e-3 * 768 / 4096
     monkeypatch.setenv('WORLD_SIZE', '8')
-    _, warning = prepare.set_batch(batch_config())
+    _, warning = set_batch(batch_config())
     assert 'train_dataloader.batch_size=128 optim_wrapper.accumulative_counts=4' in warning
     cfg = batch_config()
-    _, note = prepare.set_batch(cfg, scale_lr=True)
+    _, note = set_batch(cfg, scale_lr=True)
     assert 'scaled to 0.001' in note and cfg.optim_wrapper.optimizer.lr == pytest.approx(1e-3)
     cfg.auto_scale_lr = None
     with pytest.raises(UserError, match='has no auto_scale_lr.base_batch_size'):
-        prepare.set_batch(cfg, scale_lr=True)
+        set_batch(cfg, scale_lr=True)
 
 
 def test_one_process_in_a_slurm_shell_is_one_process(monkeypatch):
     monkeypatch.setenv('SLURM_NTASKS', '8')
     cfg = batch_config(accumulative_counts='auto')
     cfg.launcher = 'none'
-    assert '(1 x 128 x 32 accumulated)' in prepare.set_batch(cfg)[0]
+    assert '(1 x 128 x 32 accumulated)' in set_batch(cfg)[0]
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(UserError, match='2 processes were started, but --launcher is none'):
-        prepare.start_processes(cfg, 'none', 'cpu')
+        start_processes(cfg, 'none', 'cpu')
 
 
 def small_classifier(classes: int = 5, **kwargs) -> Classifier:

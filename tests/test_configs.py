@@ -19,9 +19,16 @@ from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt
 from convnext_backbone.backbones.layers import DropPath
 from convnext_backbone.backbones.roadmap import STEPS
 from convnext_backbone.checkpoint import zoo
-from convnext_backbone.config.files import published, sizes
-from convnext_backbone.engine import prepare
-from convnext_backbone.engine.config_check import dicts
+from convnext_backbone.config import (
+    PRETRAINED,
+    dicts,
+    drop_pretrained,
+    published,
+    read_config,
+    set_batch,
+    sizes,
+    use_plain_batch_norm,
+)
 
 CONFIGS = ROOT / 'configs'
 NAMES = sorted(
@@ -35,7 +42,7 @@ every_config = pytest.mark.parametrize('name', NAMES)
 
 
 def read(name: str):
-    return prepare.read_config(f'{CONFIGS}/{name}.py')
+    return read_config(f'{CONFIGS}/{name}.py')
 
 
 def paper(file: str) -> dict:
@@ -45,8 +52,8 @@ def paper(file: str) -> dict:
 
 def build(cfg):
     """A model with weights, for a CPU."""
-    prepare.use_plain_batch_norm(cfg)
-    prepare.drop_pretrained(cfg)
+    use_plain_batch_norm(cfg)
+    drop_pretrained(cfg)
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     return MODELS.build(cfg.model)
@@ -90,7 +97,7 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
     size = re.match(r'.*(?:convnext|isotropic)_(v2_[a-z]+|[a-z]+)', stem)[1]
     assert backbone.arch == SIZES.get(size, size)
     assert isinstance(backbone, IsotropicConvNeXt if stem.startswith('isotropic') else ConvNeXt)
-    weights = [node['checkpoint'] for node in dicts(cfg.model) if node.get('type') == prepare.PRETRAINED]
+    weights = [node['checkpoint'] for node in dicts(cfg.model) if node.get('type') == PRETRAINED]
     if folder == 'classification':
         side = 384 if stem.endswith('_384') else 224
         loaders = [cfg.train_dataloader, cfg.val_dataloader or cfg.train_dataloader]
@@ -307,7 +314,7 @@ def test_recipes_of_classification_are_the_published_ones():
     own_recipe = ('roadmap', 'cifar10')
     for name in (n for n in NAMES if n.startswith('classification/') and not any(w in n for w in own_recipe)):
         cfg = read(name)
-        prepare.set_batch(cfg)
+        set_batch(cfg)
         arch = cfg.model.backbone.arch
         optimizer, common = cfg.optim_wrapper.optimizer, finetune['from_1k_384']
         data = cfg.train_dataloader.dataset.transform
@@ -455,7 +462,7 @@ def test_a_training_step_gives_every_parameter_a_gradient(kind):
     assert all(p.grad.isfinite().all() for p in trained.values())
     moved = [n for n, p in trained.items() if p.grad.any()]
     assert len(moved) > 0.95 * len(trained) and any(n.startswith('backbone.') for n in moved)
-    prepare.set_batch(cfg)
+    set_batch(cfg)
     optim_wrapper = ConfigDict(cfg.optim_wrapper, type='OptimWrapper')
     if 'isotropic' in kind:
         optim_wrapper.paramwise_cfg.decay_type = 'layer_wise'  # it has no stages
@@ -465,7 +472,7 @@ def test_a_training_step_gives_every_parameter_a_gradient(kind):
 
 def learning_rates(name: str, steps_per_epoch: int, wanted: list[int]) -> list[float]:
     """Of a parameter with the full rate, before the steps ``wanted``, relative to the base rate."""
-    cfg = prepare.read_config(f'{ROOT}/configs/{name}.py')
+    cfg = read_config(f'{ROOT}/configs/{name}.py')
     wrapper = build_optim_wrapper(
         torch.nn.Linear(1, 1),
         dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1.0)),
@@ -535,7 +542,7 @@ def test_classification_schedules_warm_up_linearly_then_follow_the_cosine(name, 
 def test_every_config_gives_each_depth_one_rate_and_every_parameter_a_group(name):
     """As many rates as depth groups, stem and head included (a stage-wise decay has five and the head)."""
     cfg = read(name)
-    prepare.set_batch(cfg)
+    set_batch(cfg)
     model = complexity.build_on_meta(cfg)
     wrapper = ConfigDict(cfg.optim_wrapper, type='OptimWrapper')
     optimizer = build_optim_wrapper(model, wrapper).optimizer

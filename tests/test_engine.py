@@ -7,8 +7,22 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config, ConfigDict
 
-from convnext_backbone.engine import prepare
-from convnext_backbone.engine.config_check import apply_options, check_keys
+from convnext_backbone.config import (
+    PRETRAINED,
+    apply_options,
+    check_classes,
+    check_data,
+    check_keys,
+    choose_device,
+    choose_precision,
+    choose_views,
+    drop_pretrained,
+    read_config,
+    set_data_root,
+    set_pretrained,
+    start_from,
+    use_plain_batch_norm,
+)
 from convnext_backbone.errors import UserError
 
 
@@ -130,7 +144,7 @@ def coco(names, category_id=1) -> dict:
 )
 def test_annotations_with_other_categories_are_an_error(tmp_path, content, dataset, words):
     with pytest.raises(UserError) as error:
-        prepare.check_data(coco_config(tmp_path, content, **dataset), ('train_dataloader',))
+        check_data(coco_config(tmp_path, content, **dataset), ('train_dataloader',))
     assert words in str(error.value) and 'a.json' in str(error.value)
 
 
@@ -139,9 +153,9 @@ def test_unknown_category_of_a_full_coco_file_is_an_error_but_a_named_subset_is_
 
     names = [*CocoDataset.METAINFO['classes'], 'unicorn']
     with pytest.raises(UserError, match='does not name: unicorn'):
-        prepare.check_data(coco_config(tmp_path, coco(names, 81)), ('train_dataloader',))
+        check_data(coco_config(tmp_path, coco(names, 81)), ('train_dataloader',))
     subset = coco_config(tmp_path, coco(['a', 'b'], 2), metainfo=dict(classes=('a',)))
-    assert prepare.check_data(subset, ('train_dataloader',)) == [
+    assert check_data(subset, ('train_dataloader',)) == [
         f'{tmp_path}/a.json: left out, since metainfo.classes does not name them: b (1 annotations)'
     ]
 
@@ -149,61 +163,61 @@ def test_unknown_category_of_a_full_coco_file_is_an_error_but_a_named_subset_is_
 def test_wrong_number_of_classes_in_one_head_is_named():
     cfg = Config(dict(model=dict(roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=80)]))))
     with pytest.raises(UserError, match=r'model.roi_head.bbox_head.1.num_classes is 80, .* has 3 classes'):
-        prepare.check_classes(cfg, ('a', 'b', 'c'))
+        check_classes(cfg, ('a', 'b', 'c'))
 
 
 def test_heads_that_predict_something_else_may_count_otherwise():
     heads = dict(semantic_head=dict(num_classes=183), bbox_head=dict(num_classes=3))
-    prepare.check_classes(Config(dict(model=dict(roi_head=heads))), 'abc')
+    check_classes(Config(dict(model=dict(roi_head=heads))), 'abc')
 
 
 def start_options(tmp_path, **cfg):
-    backbone = dict(type='B', init_cfg=dict(type=prepare.PRETRAINED, checkpoint='a'))
+    backbone = dict(type='B', init_cfg=dict(type=PRETRAINED, checkpoint='a'))
     return Config(dict(model=dict(backbone=backbone), work_dir=str(tmp_path), **cfg))
 
 
 def test_the_first_start_of_a_job_with_resume_keeps_what_the_config_starts_from(tmp_path):
     cfg = start_options(tmp_path, load_from='coco.pth')
-    assert 'nothing to resume' in prepare.start_from(cfg, 'auto', None)[0]
+    assert 'nothing to resume' in start_from(cfg, 'auto', None)[0]
     assert (cfg.resume, cfg.load_from) == (False, 'coco.pth')
     (tmp_path / 'iter_1.pth').touch()
-    assert prepare.start_from(cfg, 'auto', None) == []
+    assert start_from(cfg, 'auto', None) == []
     assert (cfg.resume, cfg.load_from) == (True, None)
     assert cfg.model.backbone.init_cfg is None
 
 
 def test_resume_in_the_config_loses_no_pretrained_weights_on_the_first_start(tmp_path):
     cfg = start_options(tmp_path, resume=True)
-    assert 'nothing to resume' in prepare.start_from(cfg, None, None)[0]
+    assert 'nothing to resume' in start_from(cfg, None, None)[0]
     assert cfg.resume is False and cfg.model.backbone.init_cfg.checkpoint == 'a'
 
 
 def test_parts_that_load_from_leaves_fresh_keep_their_pretrained_weights(tmp_path):
     cfg = start_options(tmp_path, load_from=dict(checkpoint='coco.pth', fresh=['backbone.*']))
-    prepare.start_from(cfg, None, None)
+    start_from(cfg, None, None)
     assert cfg.model.backbone.init_cfg.checkpoint == 'a'
     with pytest.raises(UserError, match='would be overwritten by load_from'):
-        prepare.start_from(start_options(tmp_path, load_from='b.pth'), None, 'c.pth')
+        start_from(start_options(tmp_path, load_from='b.pth'), None, 'c.pth')
 
 
 def test_data_root_moves_datasets_and_evaluators_together():
-    cfg = prepare.read_config(f'{ROOT}/configs/detection/mask_rcnn_convnext_t.py')
-    prepare.set_data_root(cfg, '/data/mine')
+    cfg = read_config(f'{ROOT}/configs/detection/mask_rcnn_convnext_t.py')
+    set_data_root(cfg, '/data/mine')
     assert cfg.train_dataloader.dataset.data_root == '/data/mine/'
     assert cfg.test_evaluator.ann_file == '/data/mine/annotations/instances_val2017.json'
 
 
 def test_sync_batch_norm_becomes_batch_norm_everywhere_and_once_in_the_notes():
-    cfg = prepare.read_config(f'{ROOT}/configs/detection/cascade_convnext_t.py')
-    assert prepare.use_plain_batch_norm(cfg) == ['SyncBN became BN in 3 places: a single process or a CPU']
+    cfg = read_config(f'{ROOT}/configs/detection/cascade_convnext_t.py')
+    assert use_plain_batch_norm(cfg) == ['SyncBN became BN in 3 places: a single process or a CPU']
     assert 'SyncBN' not in cfg.pretty_text
-    assert prepare.use_plain_batch_norm(cfg) == []
+    assert use_plain_batch_norm(cfg) == []
 
 
 @pytest.mark.parametrize('amp', [True, False])
 def test_mixed_precision_is_off_on_a_cpu_and_said_so(amp):
     cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')))
-    notes = prepare.choose_precision(cfg, amp, 'cpu')
+    notes = choose_precision(cfg, amp, 'cpu')
     assert len(notes) == 1 and 'off' in notes[0]
     assert cfg.optim_wrapper == dict(type='OptimWrapper')
 
@@ -212,16 +226,16 @@ def test_mixed_precision_is_off_on_a_cpu_and_said_so(amp):
 def test_mixed_precision_takes_bf16_where_the_gpu_has_it(monkeypatch, bf16, dtype):
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: bf16)
     cfg = Config(dict(model=dict(), optim_wrapper=dict(type='OptimWrapper')))
-    notes = prepare.choose_precision(cfg, True, 'cuda')
+    notes = choose_precision(cfg, True, 'cuda')
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.dtype == dtype
     assert dtype in notes[0]
     plain = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
-    assert prepare.choose_precision(plain, False, 'cuda') == []
+    assert choose_precision(plain, False, 'cuda') == []
 
 
 def test_pretrained_replaces_only_pretrained_initialisation(tmp_path):
     kaiming = dict(type='Kaiming', layer='Conv2d')
-    ours = dict(type=prepare.PRETRAINED, checkpoint='a', skip=['x.*'])
+    ours = dict(type=PRETRAINED, checkpoint='a', skip=['x.*'])
 
     def config(init):
         return Config(dict(model=dict(backbone=dict(type='B', init_cfg=init))))
@@ -229,50 +243,47 @@ def test_pretrained_replaces_only_pretrained_initialisation(tmp_path):
     file = tmp_path / 'w.pth'
     file.touch()
     cfg = config([kaiming, ours])
-    prepare.set_pretrained(cfg, str(file))
+    set_pretrained(cfg, str(file))
     assert cfg.model.backbone.init_cfg == [
         kaiming,
         {**ours, 'checkpoint': str(file), 'weights': 'final'},
     ]
-    prepare.set_pretrained(cfg, 'none')
+    set_pretrained(cfg, 'none')
     assert cfg.model.backbone.init_cfg == [kaiming]
-    prepare.set_pretrained(cfg := config(ours), 'None')
+    set_pretrained(cfg := config(ours), 'None')
     assert cfg.model.backbone.init_cfg is None
     with pytest.raises(UserError, match='no file of weights at nowhere.pth'):
-        prepare.set_pretrained(cfg, 'nowhere.pth')
+        set_pretrained(cfg, 'nowhere.pth')
     cfg = config([kaiming, ours])
-    prepare.drop_pretrained(cfg)
+    drop_pretrained(cfg)
     assert 'checkpoint' not in str(cfg.model)
 
 
 def test_pretrained_of_a_fine_tuned_classifier_replaces_the_whole_networks(tmp_path):
     (tmp_path / 'w.pth').touch()
-    cfg = prepare.read_config(f'{ROOT}/configs/classification/convnext_b_in22k_in1k.py')
-    prepare.set_pretrained(cfg, None, 'ema')
+    cfg = read_config(f'{ROOT}/configs/classification/convnext_b_in22k_in1k.py')
+    set_pretrained(cfg, None, 'ema')
     assert cfg.model.init_cfg.weights == 'ema'
-    scratch = prepare.read_config(f'{ROOT}/configs/classification/convnext_t_in1k.py')
+    scratch = read_config(f'{ROOT}/configs/classification/convnext_t_in1k.py')
     with pytest.raises(UserError, match='the config loads no pretrained weights'):
-        prepare.set_pretrained(scratch, None, 'ema')
-    prepare.set_pretrained(cfg, str(tmp_path / 'w.pth'), 'ema')
+        set_pretrained(scratch, None, 'ema')
+    set_pretrained(cfg, str(tmp_path / 'w.pth'), 'ema')
     given = dict(checkpoint=str(tmp_path / 'w.pth'), weights='ema', skip=['head.*'], fresh=['head.*'])
-    assert (
-        cfg.model.init_cfg == [dict(type=prepare.PRETRAINED, **given)]
-        and 'init_cfg' not in cfg.model.backbone
-    )
-    prepare.set_pretrained(cfg, 'none')
+    assert cfg.model.init_cfg == [dict(type=PRETRAINED, **given)] and 'init_cfg' not in cfg.model.backbone
+    set_pretrained(cfg, 'none')
     assert cfg.model.init_cfg is None
-    prepare.set_pretrained(cfg, 'convnext_base_22k_224')
+    set_pretrained(cfg, 'convnext_base_22k_224')
     with pytest.raises(UserError, match="did you mean the released 'convnext_base_22k_224'"):
-        prepare.set_pretrained(cfg, 'convnext_base_22k')
+        set_pretrained(cfg, 'convnext_base_22k')
 
 
 def test_an_augmented_test_needs_one_list_of_views():
-    cfg = prepare.read_config(f'{ROOT}/configs/segmentation/upernet_convnext_t.py')
+    cfg = read_config(f'{ROOT}/configs/segmentation/upernet_convnext_t.py')
     cfg.tta_pipeline = cfg.tta_pipeline[:1]
     with pytest.raises(UserError, match='tta_pipeline has 0 steps of type TestTimeAug'):
-        prepare.choose_views(cfg, True)
+        choose_views(cfg, True)
     cfg.test_evaluator = None
-    assert prepare.choose_views(cfg, False) == []
+    assert choose_views(cfg, False) == []
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -280,14 +291,14 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
     with pytest.raises(UserError, match='8 GPUs asked for, this machine has 2'):
-        prepare.choose_device(None)
+        choose_device(None)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
     monkeypatch.setattr(torch.cuda, 'set_device', lambda number: None)
-    assert prepare.choose_device(None) == 'cuda'
+    assert choose_device(None) == 'cuda'
 
 
 def test_config_nodes_keep_their_type():
     """mmengine looks entries up as attributes: a plain dict in the middle breaks that far away."""
-    cfg = prepare.read_config(f'{ROOT}/configs/detection/mask_rcnn_convnext_t.py')
-    prepare.set_data_root(cfg, '/data/mine')
+    cfg = read_config(f'{ROOT}/configs/detection/mask_rcnn_convnext_t.py')
+    set_data_root(cfg, '/data/mine')
     assert isinstance(cfg.train_dataloader.dataset, ConfigDict)

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from convnext_backbone import export as exporting
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, Roadmap
 from convnext_backbone.classification import Classifier
-from convnext_backbone.engine import prepare
+from convnext_backbone.config import read_config, use_plain_batch_norm
 from convnext_backbone.errors import UserError
 from convnext_backbone.export import METADATA, AdaptiveMean, Network, export
 
@@ -31,8 +31,8 @@ def mixed(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def segmenter() -> torch.nn.Module:
-    cfg = prepare.read_config('configs/segmentation/upernet_convnext_t.py')
-    prepare.use_plain_batch_norm(cfg)
+    cfg = read_config('configs/segmentation/upernet_convnext_t.py')
+    use_plain_batch_norm(cfg)
     cfg.model.backbone.update(**SMALL, init_cfg=None)
     cfg.model.decode_head.update(in_channels=SMALL['dims'], channels=16, num_classes=5)
     cfg.model.auxiliary_head.update(in_channels=24, channels=16, num_classes=5)
@@ -163,7 +163,7 @@ def test_an_operation_that_a_format_does_not_have_is_one_line(tmp_path):
 
 def test_the_tool_exports_a_classifier_with_its_classes_and_normalisation(tmp_path):
     config = 'configs/classification/cifar10_mini.py'
-    cfg = prepare.read_config(config)
+    cfg = read_config(config)
     model = mixed(MODELS.build(cfg.model))
     meta = dict(dataset_meta=dict(classes=[f'class {i}' for i in range(10)]))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'trained.pth')

@@ -20,8 +20,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from convnext_backbone.engine import prepare
-from convnext_backbone.engine.config_check import dicts
+from convnext_backbone.config import choose_views, dicts, read_config
 
 DATA = json.loads((ROOT / 'tests/data/official_downstream.json').read_text())
 OFFICIAL = {
@@ -152,7 +151,7 @@ def ours(official: str) -> str:
 
 
 def read(name: str) -> Config:
-    return prepare.read_config(f'{ROOT}/configs/{name}.py')
+    return read_config(f'{ROOT}/configs/{name}.py')
 
 
 @functools.cache
@@ -160,7 +159,7 @@ def values_of_ours(official: str) -> dict:
     """What is compared of our config; of the backbone what it is when built, not what it is made from."""
     cfg = read(ours(official))
     if official.endswith(MULTI_SCALE):
-        prepare.choose_views(cfg, tta=True)
+        choose_views(cfg, tta=True)
         cfg.model = cfg.model.module
         for key in ('crop_size', 'stride'):  # of the sliding window, which mode='whole' does not have
             del cfg.model.test_cfg[key]

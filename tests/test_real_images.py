@@ -13,7 +13,7 @@ from conftest import ROOT, log_of, tool
 from mmengine.registry import MODELS, init_default_scope
 
 from convnext_backbone.classification import Classifier
-from convnext_backbone.engine import prepare
+from convnext_backbone.config import read_config, use_plain_batch_norm
 
 COCO_IMAGES = 4
 
@@ -192,8 +192,8 @@ def test_both_published_test_protocols_run_on_ade20k(real_data, tmp_path):
     narrow = "model = dict(backbone=dict(arch='atto', init_cfg=None), decode_head=dict("
     narrow += 'in_channels=[40, 80, 160, 320], channels=8), auxiliary_head=dict(in_channels=160, channels=8))'
     config = write_config(tmp_path, 'segmentation/upernet_convnext_t', narrow)
-    cfg = prepare.read_config(config)
-    prepare.use_plain_batch_norm(cfg)
+    cfg = read_config(config)
+    use_plain_batch_norm(cfg)
     init_default_scope('mmseg')
     torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'w.pth')
     options = ['--data-root', str(root), '--work-dir', str(tmp_path / 'w'), '--device', 'cpu']

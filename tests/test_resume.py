@@ -29,7 +29,8 @@ from convnext_backbone.checkpoint.write import (
     side_file,
     write_checkpoint,
 )
-from convnext_backbone.engine import ResumableBatchSampler, hooks, launch, prepare
+from convnext_backbone.config import divide_model
+from convnext_backbone.engine import ResumableBatchSampler, hooks, launch
 from convnext_backbone.engine.loops import read_batch
 from convnext_backbone.engine.randomness import RandomStream
 from convnext_backbone.errors import Stopped, UserError
@@ -663,7 +664,7 @@ def test_fsdp_needs_several_processes_and_no_moving_average(shapes, tmp_path):
         tool('train').main(arguments(config, shapes, tmp_path / 'w', '--fsdp'))
     for name in ('EMAHook', 'mmengine.EMAHook'):
         with pytest.raises(UserError, match='keeps a moving average of the weights'):
-            prepare.divide_model(Config(dict(custom_hooks=[dict(type=name)])), 'pytorch')
+            divide_model(Config(dict(custom_hooks=[dict(type=name)])), 'pytorch')
 
 
 @pytest.mark.parametrize(

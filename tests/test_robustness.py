@@ -192,11 +192,11 @@ def test_corrupted_images_keep_their_labels_and_differ_from_the_clean_ones(shape
 def test_a_segmenter_is_scored_relative_to_clean_images(shapes, tmp_path, capsys):
     from mmengine.registry import MODELS, init_default_scope
 
-    from convnext_backbone.engine import prepare
+    from convnext_backbone.config import read_config, use_plain_batch_norm
 
     config = 'configs/demo/upernet_shapes.py'
-    cfg = prepare.read_config(config)
-    prepare.use_plain_batch_norm(cfg)
+    cfg = read_config(config)
+    use_plain_batch_norm(cfg)
     init_default_scope('mmseg')
     torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'w.pth')
     arguments = [

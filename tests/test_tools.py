@@ -16,8 +16,7 @@ import torch
 from conftest import Bomb, command, last_line, log_of, tool
 
 from convnext_backbone.checkpoint import CheckpointMismatch, UnreadableCheckpoint
-from convnext_backbone.cli import message
-from convnext_backbone.errors import SKIPPED, UserError
+from convnext_backbone.errors import SKIPPED, UserError, message
 
 DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
 SEGMENTER = 'configs/demo/upernet_shapes.py'

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.complexity import measure
-from convnext_backbone.config.files import CONFIGS, config_names, published
-from convnext_backbone.engine import prepare
+from convnext_backbone.config import CONFIGS, config_names, published, read_config
 
 COLUMNS = {  # of the published numbers, by folder
     'classification': {'top1': 'top-1'},
@@ -39,7 +38,7 @@ def count() -> dict[str, dict]:
     """Return image size, parameters and GFLOPs of every config, counted from it."""
     found = {}
     for name in sorted(path.with_suffix('').as_posix() for path in config_names().values()):
-        measured = measure(prepare.read_config(name))
+        measured = measure(read_config(name))
         found[name] = dict(
             input=list(measured.input), parameters=measured.parameters, gflops=round(measured.gflops, 4)
         )

@@ -23,8 +23,7 @@ import torch
 from convnext_backbone.checkpoint import read_checkpoint
 from convnext_backbone.checkpoint.write import facts_of, newest_checkpoint
 from convnext_backbone.cli import Parser, run
-from convnext_backbone.engine.config_check import nodes
-from convnext_backbone.engine.prepare import read_config
+from convnext_backbone.config import nodes, read_config
 from convnext_backbone.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

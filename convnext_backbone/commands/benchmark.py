@@ -37,7 +37,7 @@ from ..backbones import fuse_for_inference
 from ..backbones.convnext import ARCHITECTURES
 from ..checkpoint.formats import from_released, released_names
 from ..cli import Parser
-from ..engine import prepare
+from ..config import check_work_dir, choose_device
 from ..errors import UserError
 from ..ops import mlp, native
 
@@ -449,12 +449,12 @@ def cells_of(args, device: str):
 
 def main(argv=None) -> list[dict]:
     args = parse_args(argv)
-    device = prepare.choose_device(args.device)
+    device = choose_device(args.device)
     for task in args.tasks:
         if task != 'classify' and not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){2}', task):
             raise UserError(f'--tasks: expected classify or IMAGESxHEIGHTxWIDTH, got {task!r}')
     if args.out:
-        prepare.check_work_dir(args.out, '--out')
+        check_work_dir(args.out, '--out')
     torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..cli import Parser
 from ..complexity import default_size
-from ..engine import prepare
+from ..config import check_work_dir, image_format, read_config
 from ..errors import UserError
 from ..export import METADATA, SUFFIXES, export
 from ..inference import trained_model
@@ -36,18 +36,18 @@ def parse_args(argv=None):
 
 def main(argv=None) -> Path:
     args = parse_args(argv)
-    cfg = prepare.read_config(args.config)
+    cfg = read_config(args.config)
     stem = Path(args.config).stem + ('_backbone' if args.part == 'backbone' else '')
     out = Path(args.out or stem + SUFFIXES[args.format])
     if out.exists():
         raise UserError(f'{out} exists: remove it, or give another name with --out')
-    prepare.check_work_dir(str(out.parent), '--out')
+    check_work_dir(str(out.parent), '--out')
     model, content, report = trained_model(cfg, args.checkpoint, args.weights)
     print(report)
     meta = dict(
         config=Path(args.config).stem,
         part=args.part,
-        **prepare.image_format(cfg),
+        **image_format(cfg),
         classes=((content.get('meta') or {}).get('dataset_meta') or {}).get('classes'),
     )
     size = tuple(args.size or ((224, 224) if args.part == 'backbone' else default_size(cfg)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..cli import Parser
 from ..complexity import Complexity, Row, compare, measure
-from ..engine import prepare
+from ..config import read_config
 from ..errors import UserError
 
 TITLES = {
@@ -51,7 +51,7 @@ def print_configs(files: list[str], size) -> list[dict]:
     print('input: height x width; GFLOPs: 10^9 multiply-adds of convolutions and linear layers')
     print(f'{"config":58s} {"input":>12s} {"params M":>9s} {"GFLOPs":>9s}  of which')
     for file in files:
-        measured = measure(prepare.read_config(file), size)
+        measured = measure(read_config(file), size)
         parts = '  '.join(f'{part} {macs / 1e9:.3f}' for part, macs in measured.macs.items())
         numbers = f'{measured.parameters / 1e6:9.2f} {measured.gflops:9.3f}'
         print(f'{file:58s} {shape(measured):>12s} {numbers}  {parts}', flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import mmcv
 
 from ..cli import Parser
-from ..engine import prepare
+from ..config import check_work_dir
 from ..errors import UserError
 from ..inference import Predictor, image_files
 
@@ -31,7 +31,7 @@ def parse_args(argv=None):
 def main(argv=None) -> None:
     args = parse_args(argv)
     files = image_files(args.images)
-    prepare.check_work_dir(args.out, '--out')
+    check_work_dir(args.out, '--out')
     predictor = Predictor(args.config, args.checkpoint, args.device)
     unreadable = []
     for file in files:

@@ -16,7 +16,7 @@ from ..checkpoint import load_trained, read_checkpoint
 from ..checkpoint.read import file_hash, local_file
 from ..cli import Parser
 from ..complexity import build_on_meta
-from ..engine import prepare
+from ..config import check_work_dir, image_format, read_config
 from ..errors import UserError
 
 
@@ -31,8 +31,8 @@ def parse_args(argv=None):
 
 def main(argv=None) -> Path:
     args = parse_args(argv)
-    cfg = prepare.read_config(args.config)
-    prepare.check_work_dir(args.out, '--out')
+    cfg = read_config(args.config)
+    check_work_dir(args.out, '--out')
     file = local_file(args.checkpoint)
     content = read_checkpoint(file)
     if 'ema_state_dict' in content and args.weights is None:
@@ -44,7 +44,7 @@ def main(argv=None) -> Path:
     published = dict(
         arch=getattr(model.backbone, 'arch', None),
         dataset_meta=meta.get('dataset_meta'),
-        **prepare.image_format(cfg),
+        **image_format(cfg),
         cfg=cfg.pretty_text,  # mmengine never runs what stands under this name
         config_name=Path(args.config).stem,
         convnext_backbone=__version__,

@@ -15,7 +15,9 @@ from timm.data import ImageNetInfo
 from ..classification import ImageDataset
 from ..classification import robustness as scoring
 from ..cli import Parser
-from ..engine import Runner, prepare
+from ..config import check_work_dir, choose_device, datasets, for_testing, read_config, task_of
+from ..engine import Runner
+from ..engine.run import run_config
 from ..errors import UserError
 from ..inference import trained_model
 
@@ -51,12 +53,12 @@ def main(argv=None) -> dict:
     """Returns what is written to ``robustness.json``."""
     args = parse_args(argv)
     scoring_options = dict(corruptions=tuple(args.corruptions), severities=tuple(args.severities))
-    cfg = prepare.read_config(args.config, args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     out = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}')
-    prepare.check_work_dir(str(out))
+    check_work_dir(str(out))
     if not cfg.get('test_dataloader'):
         raise UserError(f'{args.config} has no test_dataloader, which says how images are tested')
-    if 'roi_head' in cfg.model or 'bbox_head' in cfg.model or 'decode_head' in cfg.model:
+    if task_of(cfg.model) in ('detection', 'segmentation'):
         if not args.corrupt:
             raise UserError('a detector or a segmenter is evaluated with --corrupt')
         found = dense(args, **scoring_options)
@@ -69,7 +71,7 @@ def main(argv=None) -> dict:
 
 
 def classifier(args, cfg, **which) -> dict:
-    device = prepare.choose_device(args.device)
+    device = choose_device(args.device)
     if not args.data_root or not Path(args.data_root).is_dir():
         given = args.data_root or 'nothing'
         raise UserError(f'--data-root must be the folder of the datasets (val, imagenet-a, ...), got {given}')
@@ -107,7 +109,7 @@ def dense(args, corruptions, severities) -> dict:
     """Mean AP or mIoU under corruption, and relative to the clean images (arXiv:1907.07484)."""
 
     def test(corruption: str | None, severity: int) -> dict[str, float]:
-        cfg, _, notes = prepare.run_config(
+        cfg, _, notes = run_config(
             args.config,
             ('test_dataloader',),
             work_dir=Path(work_dir, 'clean' if corruption is None else f'{corruption}_{severity}'),
@@ -117,10 +119,10 @@ def dense(args, corruptions, severities) -> dict:
             cfg_options=args.cfg_options,
         )
         if corruption:
-            for _, dataset in prepare.datasets(cfg, ('test_dataloader',)):
+            for _, dataset in datasets(cfg, ('test_dataloader',)):
                 step = dict(type='convnext_backbone.Corrupt', corruption=corruption, severity=severity)
                 dataset['pipeline'] = [dataset['pipeline'][0], step, *dataset['pipeline'][1:]]
-        prepare.for_testing(cfg, args.checkpoint)
+        for_testing(cfg, args.checkpoint)
         found = Runner.from_cfg(cfg).say(notes).test()
         return {name: float(found[key]) for name in METRICS for key in found if key.endswith(name)}
 

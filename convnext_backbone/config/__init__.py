@@ -1,1 +1,52 @@
-"""Reading and checking configs."""
+"""Configs: finding, reading, checking, and fitting them to the machine. Nothing here knows the engine."""
+
+from .adapt import (
+    choose_device,
+    choose_precision,
+    choose_views,
+    divide_model,
+    for_testing,
+    name_unreadable_images,
+    set_batch,
+    use_plain_batch_norm,
+    write_details,
+)
+from .data import check_classes, check_data, datasets, set_data_root
+from .files import CONFIGS, check_work_dir, config_names, find_config, published, sizes
+from .keys import apply_options, check_keys, dicts, nodes
+from .read import read_config
+from .task import image_format, task_of
+from .weights import PRETRAINED, drop_pretrained, set_pretrained, start_from
+
+__all__ = [
+    'CONFIGS',
+    'PRETRAINED',
+    'apply_options',
+    'check_classes',
+    'check_data',
+    'check_keys',
+    'check_work_dir',
+    'choose_device',
+    'choose_precision',
+    'choose_views',
+    'config_names',
+    'datasets',
+    'dicts',
+    'divide_model',
+    'drop_pretrained',
+    'find_config',
+    'for_testing',
+    'image_format',
+    'name_unreadable_images',
+    'nodes',
+    'published',
+    'read_config',
+    'set_batch',
+    'set_data_root',
+    'set_pretrained',
+    'sizes',
+    'start_from',
+    'task_of',
+    'use_plain_batch_norm',
+    'write_details',
+]

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import tempfile
 from pathlib import Path
 
 from ..errors import UserError, suggest
@@ -52,3 +54,15 @@ def published() -> dict[str, dict]:
 def sizes() -> dict[str, dict]:
     """Return parameters, GFLOPs and image size of each config, as counted from it (``tools/results.py``)."""
     return json.loads((CONFIGS / 'sizes.json').read_text())
+
+
+def check_work_dir(work_dir: str | os.PathLike, option: str = '--work-dir') -> None:
+    """Raise :class:`UserError` unless a file can be written into ``work_dir``."""
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work_dir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'cannot write into {work_dir} ({error.strerror}): choose another {option}'
+        ) from error

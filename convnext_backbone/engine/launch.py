@@ -161,6 +161,25 @@ def processes_in_words(told: list[dict]) -> str:
     return f'{" on ".join(count)} (backend {backend}): {"; ".join(parts)}'
 
 
+def start_processes(cfg: Config, launcher: str, device: str) -> None:
+    """Set the launcher; on a CPU join the process group here, since mmengine can with GPUs only."""
+    started = int(os.environ.get('WORLD_SIZE', 1))
+    if launcher == 'none' and started > 1:
+        raise UserError(
+            f'{started} processes were started, but --launcher is none, and each would train alone: use '
+            'tools/dist_train.sh, or add --launcher pytorch'
+        )
+    die_with_launcher()
+    cfg.launcher = 'none' if launcher == 'none' else 'pytorch'
+    if device == 'cpu' and launcher != 'none':
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
+        )
+        if not distributed.is_initialized():
+            distributed.init_process_group('gloo')
+
+
 def die_with_launcher() -> None:
     """End this process when torchrun, which started it, is killed: nobody would watch it any more.
 

@@ -13,9 +13,9 @@ from mmengine.registry import DATA_SAMPLERS as ALL_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import BatchSampler, Sampler
 
+from ..config import nodes
 from ..errors import UserError
 from ..registry import DATA_SAMPLERS, LOOPS
-from .config_check import nodes
 from .randomness import RandomStream, get_states, seed_all, set_states
 
 DEATHS = 3  # of data loader processes, one after the other without a batch between, that end a training

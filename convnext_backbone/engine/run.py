@@ -1,12 +1,14 @@
 """Train and test a config: what the commands ``train`` and ``test`` do, as functions."""
 
 import os
+from pathlib import Path
 
 from mmengine.config import Config
 from torch import nn
 
+from .. import config as configs
 from ..errors import UserError
-from . import prepare
+from . import launch
 from .runner import Runner
 
 
@@ -39,7 +41,7 @@ def train(
         seed, deterministic: of all random numbers; repeatable algorithms only.
         skip_corrupt: leave unreadable images out, name and count them.
         options: ``work_dir``, ``data_root``, ``device``, ``launcher`` and ``cfg_options``, see
-            :func:`convnext_backbone.engine.prepare.run_config`.
+            :func:`run_config`.
 
     Returns:
         The trained model. Checkpoints and logs are in the work dir, by default ``work_dirs/NAME_OF_CONFIG``.
@@ -48,13 +50,13 @@ def train(
         UserError: wrong input, in one line.
         Stopped: SIGTERM or SIGUSR1 came; there is a checkpoint.
     """
-    cfg, device, notes = prepare.run_config(config, ('train_dataloader', 'val_dataloader'), **options)
-    prepare.name_unreadable_images(cfg, skip_corrupt)
-    notes += prepare.start_from(cfg, resume, pretrained, pretrained_weights)
-    notes += prepare.set_batch(cfg, auto_scale_lr)
-    notes += prepare.choose_precision(cfg, amp, device)
+    cfg, device, notes = run_config(config, ('train_dataloader', 'val_dataloader'), **options)
+    configs.name_unreadable_images(cfg, skip_corrupt)
+    notes += configs.start_from(cfg, resume, pretrained, pretrained_weights)
+    notes += configs.set_batch(cfg, auto_scale_lr)
+    notes += configs.choose_precision(cfg, amp, device)
     if fsdp:
-        prepare.divide_model(cfg, options.get('launcher', 'none'))
+        configs.divide_model(cfg, options.get('launcher', 'none'))
     if stop_at is not None and stop_at < 1:
         raise UserError(f'--stop-at is a number of steps, got {stop_at}')
     given = dict(seed=seed, deterministic=deterministic or None)
@@ -80,8 +82,48 @@ def test(config: str | os.PathLike | Config, checkpoint: str, *, tta: bool = Fal
     Raises:
         UserError: wrong input, in one line.
     """
-    cfg, _, notes = prepare.run_config(config, ('test_dataloader',), **options)
-    notes += prepare.choose_views(cfg, tta)
-    prepare.write_details(cfg)
-    prepare.for_testing(cfg, checkpoint)
+    cfg, _, notes = run_config(config, ('test_dataloader',), **options)
+    notes += configs.choose_views(cfg, tta)
+    configs.write_details(cfg)
+    configs.for_testing(cfg, checkpoint)
     return Runner.from_cfg(cfg).say(notes).test()
+
+
+def run_config(
+    config: str | os.PathLike | Config,
+    splits: tuple[str, ...],
+    *,
+    work_dir: str | os.PathLike | None = None,
+    data_root: str | os.PathLike | None = None,
+    device: str | None = None,
+    launcher: str = 'none',
+    cfg_options: dict | None = None,
+) -> tuple[Config, str, list[str]]:
+    """Read the config of a run, with its work dir, data, device and processes.
+
+    Args:
+        config: see :func:`read_config`.
+        splits: the data loaders that will be used; their files must exist.
+        work_dir, data_root, device, launcher, cfg_options: the options of every run, see ``convnext train
+            --help``.
+
+    Returns:
+        The config, the device (``cpu`` or ``cuda``), and a line for each thing that was changed.
+    """
+    if launcher == 'slurm':
+        launch.slurm_environment()
+    device = configs.choose_device(device)
+    cfg = configs.read_config(config, cfg_options)
+    name = cfg.filename or 'the config'
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or f'work_dirs/{Path(cfg.filename or "run").stem}')
+    configs.check_work_dir(cfg.work_dir)
+    needed = [*splits, *(['train_cfg', 'optim_wrapper'] if 'train_dataloader' in splits else ['test_cfg'])]
+    if absent := [key for key in needed if not cfg.get(key) and key != 'val_dataloader']:
+        raise UserError(f'{name} has no {", ".join(absent)}, which this needs')
+    if data_root:
+        configs.set_data_root(cfg, str(data_root))
+    notes = configs.check_data(cfg, splits)
+    if device == 'cpu' or launcher == 'none':
+        notes += configs.use_plain_batch_norm(cfg)
+    launch.start_processes(cfg, launcher, device)
+    return cfg, device, notes

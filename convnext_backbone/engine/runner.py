@@ -36,42 +36,18 @@ from ..checkpoint.read import (
     read_checkpoint,
 )
 from ..checkpoint.write import damage, facts_of, newest_checkpoint, write_checkpoint
-from ..cli import message
-from ..errors import SKIPPED, Stopped, UserError
+from ..config import check_classes
+from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
 from . import launch
 from .hooks import CheckpointHook
 from .loops import ResumableBatchSampler, read_batch
-from .prepare import check_classes
 
 LOOPS = dict(EpochBasedTrainLoop='EpochLoop', IterBasedTrainLoop='IterLoop')  # mmengine's -> ours
 HOOKS = {
     name.lower(): dict(type=f'convnext_backbone.{name}Hook')
     for name in ('Data', 'Finite', 'Hang', 'Progress')
 }
-
-
-def config_errors_in_words(build):
-    """What goes wrong while something is built from the config is the config's fault: say it in a line."""
-
-    @functools.wraps(build)
-    def wrapped(*args, **kwargs):
-        try:
-            return build(*args, **kwargs)
-        except UserError:
-            raise
-        except (
-            TypeError,
-            KeyError,
-            ValueError,
-            AssertionError,
-            AttributeError,
-            OSError,
-            ImportError,
-        ) as error:
-            raise UserError(f'{type(error).__name__}: {" ".join(message(error).split())}') from error
-
-    return wrapped
 
 
 def _name(kind) -> str:
@@ -103,12 +79,12 @@ class Runner(MMEngineRunner):
         log_choice(self.logger)
 
     @classmethod
-    @config_errors_in_words
+    @report_build_errors
     def from_cfg(cls, cfg) -> 'Runner':
         return super().from_cfg(cfg)
 
-    build_optim_wrapper = config_errors_in_words(MMEngineRunner.build_optim_wrapper)
-    build_param_scheduler = config_errors_in_words(MMEngineRunner.build_param_scheduler)
+    build_optim_wrapper = report_build_errors(MMEngineRunner.build_optim_wrapper)
+    build_param_scheduler = report_build_errors(MMEngineRunner.build_param_scheduler)
 
     def setup_env(self, env_cfg: dict) -> None:
         """As in mmengine; then all processes must have the same code and config."""
@@ -164,7 +140,7 @@ class Runner(MMEngineRunner):
             loader.dataset.__getitems__ = functools.partial(read_batch, loader.dataset)  # torch looks for it
         return loader
 
-    @config_errors_in_words
+    @report_build_errors
     def build_train_loop(self, loop):
         if isinstance(loop, dict):
             by_epoch = 'EpochBasedTrainLoop' if loop.get('by_epoch', True) else 'IterBasedTrainLoop'
@@ -187,7 +163,7 @@ class Runner(MMEngineRunner):
         self.logger.info(launch.processes_in_words(self._processes))
         return loop
 
-    @config_errors_in_words
+    @report_build_errors
     def build_val_loop(self, loop):
         loop = super().build_val_loop(loop)
         batches = launch.compare_processes('validation data', {}, len(loop.dataloader), seconds=600)
@@ -201,7 +177,7 @@ class Runner(MMEngineRunner):
             )
         return loop
 
-    @config_errors_in_words
+    @report_build_errors
     def build_test_loop(self, loop):
         loop = super().build_test_loop(loop)
         self._test_classes = _classes(loop)

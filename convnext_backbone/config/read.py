@@ -1,0 +1,39 @@
+"""Read a config by path or name, merge changes, and report what cannot be built from it in one line."""
+
+import copy
+import os
+
+from mmengine.config import Config
+
+from ..checkpoint.read import close_unsafe_reader
+from ..errors import UserError, message
+from .files import find_config
+from .keys import apply_options, check_keys
+
+
+def read_config(config: str | os.PathLike | Config, options: dict | None = None) -> Config:
+    """Read a config and merge changes; every key of it is read by something.
+
+    Args:
+        config: path of a file, the name of a config that comes along, such as ``cascade_convnext_t``, or a
+            config that was read already, which stays as it is.
+        options: changes of entries, by their dotted names.
+
+    Raises:
+        UserError: no such file, no valid config, a key that nothing reads.
+    """
+    close_unsafe_reader()
+    if isinstance(config, Config):
+        path, cfg = config.filename or 'the config', copy.deepcopy(config)
+    else:
+        path = str(find_config(str(config)))
+        try:
+            cfg = Config.fromfile(path)
+        except Exception as error:
+            text = ' '.join(message(error).split())
+            raise UserError(f'{path} is no valid config: {type(error).__name__}: {text}') from error
+    if 'model' not in cfg:
+        raise UserError(f'{path} has no model: it is a part of a config (a _base_), not one to run')
+    apply_options(cfg, options or {})
+    check_keys(cfg)
+    return cfg

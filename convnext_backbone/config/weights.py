@@ -1,0 +1,102 @@
+"""Where the weights of a run come from: a checkpoint to resume, one to load, or pretrained ones."""
+
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ..checkpoint import zoo
+from ..checkpoint.write import checkpoints_in
+from ..errors import UserError
+from .keys import dicts
+
+PRETRAINED = 'convnext_backbone.Pretrained'
+
+
+def start_from(
+    cfg: Config, resume: str | None, pretrained: str | None, weights: str | None = None
+) -> list[str]:
+    """Where the weights come from: ``--resume``, ``load_from`` of the config, or ``--pretrained``.
+
+    A checkpoint that is resumed or named by ``load_from`` has every weight: pretrained ones are not
+    read then.
+
+    Args:
+        resume: path of a checkpoint, ``'auto'`` for the newest of the work dir, ``None``.
+        pretrained, weights: see :func:`set_pretrained`.
+
+    Raises:
+        UserError: a file is missing, or both are given.
+    """
+    begun = bool(checkpoints_in(Path(cfg.work_dir)))
+    restarts = [os.environ.get(name, '0') for name in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')]
+    if (begun or resume is None) and any(map(int, restarts)):
+        resume = 'auto'  # torchrun or Slurm starts the job again: it goes on from what it has done itself
+    if resume is None and cfg.get('resume') and not cfg.get('load_from'):
+        resume = 'auto'
+    if resume not in (None, 'auto'):
+        if not Path(resume).is_file():
+            raise UserError(f'--resume: no checkpoint at {resume}')
+        cfg.resume, cfg.load_from = True, resume
+    elif resume == 'auto':
+        cfg.resume = begun  # the first start of a job that is always started with --resume
+        if begun:
+            cfg.load_from = None
+    notes = [f'nothing to resume in {cfg.work_dir}: starting anew'] if resume == 'auto' and not begun else []
+    source, going_on = cfg.get('load_from'), cfg.get('resume', False)
+    if begun and not going_on:
+        raise UserError(
+            f'{cfg.work_dir} has checkpoints of a training, which this one would replace: go on with '
+            '--resume, choose another --work-dir, or remove them'
+        )
+    if isinstance(source, str) and not going_on and pretrained not in (None, 'none'):
+        raise UserError(f'--pretrained {pretrained} would be overwritten by load_from {source}: give one')
+    if not going_on and (not source or isinstance(source, dict)):
+        return notes + set_pretrained(cfg, pretrained, weights)  # a dict names parts that start afresh
+    if weights:
+        raise UserError(f'--pretrained-weights {weights}: another checkpoint has all the weights')
+    drop_pretrained(cfg)
+    return notes
+
+
+def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) -> list[str]:
+    """``--pretrained``: path, URL or released name of the backbone's weights; ``none``: from scratch.
+
+    Args:
+        weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_checkpoint`.
+    """
+    if choice is None:
+        given = [init for node in dicts(cfg.model) for init in _inits(node) if init.get('type') == PRETRAINED]
+        if weights and not given:
+            raise UserError(f'--pretrained-weights {weights}: the config loads no pretrained weights')
+        for init in given:
+            init['weights'] = weights or init.get('weights', 'final')
+        return []
+    model = cfg.model
+    own = any(init['type'] == PRETRAINED for init in _inits(model))  # a classifier is loaded as a whole
+    node = model if own or 'backbone' not in model else model.backbone
+    given = _inits(node)
+    others = [init for init in given if init['type'] not in (PRETRAINED, 'Pretrained')]
+    if choice.lower() == 'none':
+        node.init_cfg = others or None
+        return ['no pretrained weights: --pretrained none']
+    remote = choice in zoo.RELEASED or choice.startswith(('http://', 'https://'))
+    if not remote and not Path(choice).is_file():
+        raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
+    kept = next((init for init in given if init['type'] == PRETRAINED), {})
+    chosen = {**kept, 'type': PRETRAINED, 'checkpoint': choice, 'weights': weights or 'final'}
+    node.init_cfg = [*others, chosen]
+    return []
+
+
+def _inits(node: dict) -> list[dict]:
+    """The entries of ``init_cfg``, which may be one or a list."""
+    given = node.get('init_cfg') or []
+    return [given] if isinstance(given, dict) else list(given)
+
+
+def drop_pretrained(cfg: Config) -> None:
+    """Take every pretrained ``init_cfg`` out of the model: its weights come from a checkpoint."""
+    for node in dicts(cfg.model):
+        if any(init.get('type') in (PRETRAINED, 'Pretrained') for init in _inits(node)):
+            node['init_cfg'] = None
