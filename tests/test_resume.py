@@ -23,15 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from convnext_backbone.checkpoint.write import (
     checkpoints_in,
-    damage,
-    facts_of,
     newest_checkpoint,
+    read_metadata,
     side_file,
     write_checkpoint,
 )
 from convnext_backbone.config import divide_model
 from convnext_backbone.engine import ResumableBatchSampler, hooks, launch
-from convnext_backbone.engine.loops import read_batch
+from convnext_backbone.engine.loops import fetch_seeded
 from convnext_backbone.engine.randomness import RandomStream
 from convnext_backbone.errors import Stopped, UserError
 
@@ -74,7 +73,7 @@ def test_a_written_checkpoint_has_the_size_and_hash_that_other_programs_find(tmp
     ).stdout.split()[0]
     assert facts['sha256'] == found and facts['size'] == file.stat().st_size and facts['iter'] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
-    assert damage(file) == ''
+    assert why_damaged(file) == ''
 
 
 @pytest.mark.parametrize('with_side_file', [True, False])
@@ -139,7 +138,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     script = f"""
 import resource, signal, torch
 from pathlib import Path
-from convnext_backbone.checkpoint.write import damage, write_checkpoint
+from convnext_backbone.checkpoint.write import why_damaged, write_checkpoint
 file = Path({str(tmp_path)!r}, 'iter_1.pth')
 write_checkpoint(dict(t=torch.ones(10)), file, iter=1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -148,7 +147,7 @@ try:
     write_checkpoint(dict(t=torch.ones(100_000)), file, iter=1)
 except OSError as error:
     print('refused', error)
-print(repr(damage(file)), torch.load(file)['t'].sum())
+print(repr(why_damaged(file)), torch.load(file)['t'].sum())
 """
     result = command('-c', script)
     assert 'refused' in result.stdout and "'' tensor(10.)" in result.stdout, result.stdout
@@ -203,7 +202,7 @@ class Numbers(Dataset):
 
 
 def loader(sampler: ResumableBatchSampler, data: Numbers, workers: int = 0) -> DataLoader:
-    data.__getitems__ = lambda batch: read_batch(data, batch)
+    data.__getitems__ = lambda batch: fetch_seeded(data, batch)
     return DataLoader(data, batch_sampler=sampler, num_workers=workers, collate_fn=list)
 
 
@@ -375,7 +374,7 @@ def test_sigterm_gives_a_checkpoint_and_status_75(straight, shapes, tmp_path):
     output = process.stdout.read()
     assert process.wait(60) == 75 and 'SIGTERM came' in output
     (stopped,) = re.findall(r'stopped after step (\d+)', output)
-    assert facts_of(tmp_path / f'w/iter_{stopped}.pth')['iter'] == int(stopped) < 22
+    assert read_metadata(tmp_path / f'w/iter_{stopped}.pth')['iter'] == int(stopped) < 22
     tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', 22))
     equal_to_straight(straight, tmp_path / 'w')
 
@@ -489,7 +488,7 @@ def test_updates_that_are_not_finite_are_left_out_and_then_stop_the_training(sha
     more = 'optim_wrapper.update(accumulative_counts=1)\n'
     config = write_config(tmp_path, more)
     weights = []
-    original_check = hooks.FiniteHook.after_train_iter
+    original_check = hooks.NonFiniteGuardHook.after_train_iter
 
     def look(self, runner, *args, **kwargs):
         weights.append(runner.model.head.weight.detach().clone())
@@ -497,7 +496,7 @@ def test_updates_that_are_not_finite_are_left_out_and_then_stop_the_training(sha
             broken.extend(range(200))
         original_check(self, runner, *args, **kwargs)
 
-    monkeypatch.setattr(hooks.FiniteHook, 'after_train_iter', look)
+    monkeypatch.setattr(hooks.NonFiniteGuardHook, 'after_train_iter', look)
     with pytest.raises(UserError) as error:
         tool('train').main(arguments(config, shapes, tmp_path / 'w'))
     words = str(error.value)
@@ -518,7 +517,7 @@ def test_the_layer_that_makes_infinity_is_named():
     with torch.no_grad():
         model[1][0].weight.fill_(3e38)
         model[0].weight.fill_(10)
-    hook = hooks.FiniteHook()
+    hook = hooks.NonFiniteGuardHook()
     hook._buffers = []
     found = hook._layer(SimpleNamespace(model=model), torch.ones(1, 2), RandomStream(0).states)
     assert found == 'first layer with a non-finite output: 1.0 (from finite input)'

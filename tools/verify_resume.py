@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from convnext_backbone.checkpoint import read_checkpoint
-from convnext_backbone.checkpoint.write import facts_of, newest_checkpoint
+from convnext_backbone.checkpoint.write import newest_checkpoint, read_metadata
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.config import nodes, read_config
 from convnext_backbone.errors import UserError
@@ -134,7 +134,7 @@ def differences(a, b, name: str = '') -> list[str]:
 def content(work_dir: Path, step: int) -> dict:
     """What a checkpoint holds, without what is about the run and not about the training."""
     file, _ = newest_checkpoint(work_dir)
-    if file is None or facts_of(file).get('iter') != step:
+    if file is None or read_metadata(file).get('iter') != step:
         raise UserError(f'{work_dir} has no checkpoint of step {step}: {file}')
     checkpoint = read_checkpoint(file)
     kept = ('epoch', 'iter', 'seed', 'steps_per_epoch')

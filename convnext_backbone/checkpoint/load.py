@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import WEIGHT_INITIALIZERS
-from .divided import divided_as
 from .formats import PREFIXES, infer_arch, released_names, tensors_of, to_released
 from .read import file_hash, local_file, read_checkpoint
+from .sharding import shard_like
 
 STEMS = ('downsample_layers.0.0.weight', 'stem.weight')  # by the names of the released files
 
@@ -206,7 +206,7 @@ def load_tensors(
             f'{", ".join(infinite[:4])}; take an earlier checkpoint'
         )
     state = module.state_dict()
-    module.load_state_dict({n: divided_as(t, state[n]) for n, t in chosen.items()}, strict=False)
+    module.load_state_dict({n: shard_like(t, state[n]) for n, t in chosen.items()}, strict=False)
     return report
 
 

@@ -98,7 +98,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def facts_of(file: Path) -> dict:
+def read_metadata(file: Path) -> dict:
     """What the side file of a checkpoint says; empty without one."""
     try:
         return json.loads(side_file(file).read_text())
@@ -108,13 +108,13 @@ def facts_of(file: Path) -> dict:
 
 def note_validation(file: Path) -> None:
     """Note that the validation that was due at this checkpoint has been done."""
-    if facts := facts_of(file):
+    if facts := read_metadata(file):
         write_text(side_file(file), json.dumps({**facts, 'validated': True}))
 
 
-def damage(file: Path) -> str:
+def why_damaged(file: Path) -> str:
     """Why ``file`` is not the checkpoint that was written; empty if it is."""
-    facts = facts_of(file)
+    facts = read_metadata(file)
     try:
         size = file.stat().st_size
         if facts and size != facts['size']:
@@ -142,12 +142,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def _resumable(folder: Path) -> list[Path]:
     files = folder.resolve().glob('*.pth') if folder.is_dir() else []
-    return [file for file in files if OF_A_TRAINING.fullmatch(file.name) or 'iter' in facts_of(file)]
+    return [file for file in files if OF_A_TRAINING.fullmatch(file.name) or 'iter' in read_metadata(file)]
 
 
 def _written(file: Path) -> float:
     try:
-        return facts_of(file).get('written') or file.stat().st_mtime
+        return read_metadata(file).get('written') or file.stat().st_mtime
     except OSError:
         return 0.0
 
@@ -156,7 +156,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint in ``folder`` that is whole, and a line about each one passed over."""
     passed_over = []
     for file in checkpoints_in(folder):
-        if not (reason := damage(file)):
+        if not (reason := why_damaged(file)):
             return file, passed_over
         passed_over.append(f'{file} is passed over: {reason}')
     return None, passed_over

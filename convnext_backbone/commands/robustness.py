@@ -123,7 +123,7 @@ def dense(args, corruptions, severities) -> dict:
                 step = dict(type='convnext_backbone.Corrupt', corruption=corruption, severity=severity)
                 dataset['pipeline'] = [dataset['pipeline'][0], step, *dataset['pipeline'][1:]]
         for_testing(cfg, args.checkpoint)
-        found = Runner.from_cfg(cfg).say(notes).test()
+        found = Runner.from_cfg(cfg).log_notes(notes).test()
         return {name: float(found[key]) for name in METRICS for key in found if key.endswith(name)}
 
     work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}/robustness'

@@ -1,6 +1,7 @@
 """Training and evaluation on mmengine: the runner, the optimizer's groups, the checks before a run."""
 
-from .hooks import CheckpointHook, DataHook, FiniteHook, HangHook, ProgressHook
+from .checkpoint_hook import CheckpointHook
+from .hooks import DataHook, HangHook, NonFiniteGuardHook, ProgressHook
 from .layer_decay import LayerDecayConstructor
 from .loops import EpochLoop, IterLoop, ResumableBatchSampler
 from .runner import Runner
@@ -9,9 +10,9 @@ __all__ = [
     'CheckpointHook',
     'DataHook',
     'EpochLoop',
-    'FiniteHook',
     'HangHook',
     'IterLoop',
+    'NonFiniteGuardHook',
     'LayerDecayConstructor',
     'ProgressHook',
     'ResumableBatchSampler',

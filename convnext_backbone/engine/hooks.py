@@ -1,4 +1,4 @@
-"""Hooks of every training: data, checkpoints, losses that are no numbers, processes that hang, progress."""
+"""Hooks of every training: data, gradients that are not finite, processes that hang, progress."""
 
 import contextlib
 import faulthandler
@@ -10,22 +10,14 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.dist import broadcast, get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
-from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..checkpoint.divided import whole
-from ..checkpoint.write import (
-    POINTER,
-    checkpoints_in,
-    note_validation,
-    side_file,
-    write_text,
-)
+from ..checkpoint.sharding import full_state
 from ..errors import UserError
 from ..registry import HOOKS
 from .randomness import get_states, set_states
@@ -41,7 +33,7 @@ class DataHook(Hook):
     Args:
         skip: steps before the measurement, while workers and caches start.
         steps: steps that are measured.
-        share: of the time spent waiting for data, above which it is said.
+        share: warn when more than this fraction of the time is spent waiting for data.
     """
 
     priority = 'HIGH'  # what other hooks do is not waiting; before the logger, which prints images_per_second
@@ -93,172 +85,7 @@ class DataHook(Hook):
 
 
 @HOOKS.register_module()
-class CheckpointHook(MMEngineCheckpointHook):
-    """mmengine's, which never removes an old checkpoint before the new one is whole on the disk.
-
-    Our Runner puts it in the place of ``CheckpointHook``. Order: the checkpoint (see
-    :func:`convnext_backbone.checkpoint.write.write_checkpoint`), the file ``last_checkpoint`` that points to
-    it, then the removal of the oldest beyond ``max_keep_ckpts``.
-
-    Args:
-        on_error: what happens when a checkpoint cannot be written: ``'continue'`` (said in the log; the
-            training goes on, and fails at its end if the last one could not be written either) or ``'stop'``.
-        kwargs: mmengine's (``interval``, ``by_epoch``, ``max_keep_ckpts``, ``save_best``, ...). ``out_dir``
-            is a folder of this machine.
-    """
-
-    def __init__(self, *args, on_error: str = 'continue', **kwargs):
-        super().__init__(*args, **kwargs)
-        if on_error not in ('continue', 'stop'):
-            raise UserError(f"on_error of CheckpointHook is 'continue' or 'stop', got {on_error!r}")
-        if '://' in str(self.out_dir):
-            raise UserError(f'out_dir of CheckpointHook is a folder of this machine, got {self.out_dir}')
-        self.on_error = on_error
-        self.last_step, self._unwritten = None, ''
-
-    def before_train(self, runner) -> None:
-        super().before_train(runner)
-        if is_main_process():
-            for left in Path(self.out_dir).glob('.*.part'):  # of a process that was killed while writing
-                left.unlink(missing_ok=True)
-
-    def save_now(self, runner, epoch: int, step: int) -> Path:
-        """A checkpoint between two regular ones, unless the last one is of this very step.
-
-        Args:
-            epoch, step: epochs and steps that are done.
-        """
-        if not self.last_ckpt or self.last_step != step:
-            self._write(runner, f'iter_{step}.pth', dict(epoch=epoch, iter=step))
-            self._raise_if_unwritten()
-        return Path(self.last_ckpt)
-
-    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        self._write(runner, self.filename_tmpl.format(step), meta)
-
-    def _write(self, runner, name: str, meta: dict) -> None:
-        before, self.last_ckpt = self.last_ckpt, str(Path(self.out_dir, name))
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        try:
-            runner.save_checkpoint(
-                self.out_dir,
-                name,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=meta,
-                by_epoch=self.by_epoch,
-            )
-            self.last_step, self._unwritten = meta['iter'], ''
-        except OSError as error:  # the same in all processes
-            self._unwritten = f'{name} could not be written to {self.out_dir} ({error.strerror or error})'
-            self.last_ckpt = before
-            kept = f'the last whole checkpoint is {before}' if before else 'there is no checkpoint yet'
-            runner.logger.error(f'{self._unwritten}; {kept}')
-            if self.on_error == 'stop':
-                self._raise_if_unwritten()
-            return
-        if is_main_process():
-            with _in_the_log(runner, f'{POINTER} could not be written'):  # --resume finds the newest without
-                write_text(Path(runner.work_dir, POINTER), self.last_ckpt)
-                self._remove_oldest(runner)
-
-    def _raise_if_unwritten(self) -> None:
-        if self._unwritten:
-            raise UserError(
-                f'{self._unwritten}; the last whole checkpoint is {self.last_ckpt or "none"}: make room '
-                'there, then go on with --resume'
-            )
-
-    def _remove_oldest(self, runner) -> None:
-        if self.max_keep_ckpts <= 0:
-            return
-        ours = [
-            file
-            for file in checkpoints_in(Path(self.out_dir))
-            if file.parent == Path(self.out_dir).resolve() and side_file(file).is_file()
-        ]
-        for file in ours[self.max_keep_ckpts :]:
-            file.unlink(missing_ok=True)
-            side_file(file).unlink(missing_ok=True)
-
-    def after_val_epoch(self, runner, metrics) -> None:
-        super().after_val_epoch(runner, metrics)
-        schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
-        used = any(isinstance(hook, EarlyStoppingHook) for hook in runner.hooks) or any(
-            getattr(scheduler, 'need_val_args', False) for scheduler in schedulers
-        )
-        # A resumed training need not validate again, unless what follows from the result is not in the file.
-        if self.last_ckpt and not used and is_main_process():
-            with _in_the_log(runner, 'it could not be noted that the validation is done'):
-                note_validation(Path(self.last_ckpt))
-
-    def _save_best_checkpoint(self, runner, metrics) -> None:
-        """As in mmengine, but the best so far is removed when the better one is on the disk."""
-        old = {} if not self.save_best else {name: self._best(name) for name in self.key_indicators}
-        noted = dict(runner.message_hub.runtime_info)
-        kept, self.file_backend = self.file_backend, _Keeping(self.file_backend)
-        try:
-            super()._save_best_checkpoint(runner, metrics)
-        except OSError as error:
-            self._unwritten = f'the best checkpoint could not be written ({error.strerror or error})'
-            runner.logger.error(self._unwritten)
-            runner.message_hub.runtime_info.clear()
-            runner.message_hub.runtime_info.update(noted)
-            if self.on_error == 'stop':
-                self._raise_if_unwritten()
-            return
-        finally:
-            self.file_backend = kept
-        if is_main_process():
-            for name, file in old.items():
-                if file and file != self._best(name) and Path(self._best(name)).is_file():
-                    Path(file).unlink(missing_ok=True)
-                    side_file(Path(file)).unlink(missing_ok=True)
-
-    def _best(self, indicator: str) -> str | None:
-        if len(self.key_indicators) == 1:
-            return self.best_ckpt_path
-        return self.best_ckpt_path_dict[indicator]
-
-    def after_train(self, runner) -> None:
-        self._raise_if_unwritten()
-        super().after_train(runner)
-
-    def before_val_epoch(self, runner) -> None:
-        """All processes validate what the first one saves: running statistics differ without SyncBN."""
-        for buffer in runner.model.buffers():
-            broadcast(buffer)
-
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        runner.stop_if_asked(validated=batch_idx + 1)
-
-
-@contextlib.contextmanager
-def _in_the_log(runner, what: str):
-    """A failure to write that does no harm; in one process, it must not change what the others expect."""
-    try:
-        yield
-    except OSError as error:
-        runner.logger.error(f'{what}: {error}')
-
-
-class _Keeping:
-    """A file backend that removes nothing."""
-
-    def __init__(self, backend):
-        self._backend = backend
-
-    def __getattr__(self, name: str):
-        return getattr(self._backend, name)
-
-    def isfile(self, path) -> bool:  # asked by mmengine before it removes
-        return False
-
-    isdir = isfile
-
-
-@HOOKS.register_module()
-class FiniteHook(Hook):
+class NonFiniteGuardHook(Hook):
     """Leaves out updates whose gradients are not finite, and stops when several come in a row.
 
     Such an update would turn every weight into NaN. When it stops, it names the first layer whose output
@@ -290,7 +117,7 @@ class FiniteHook(Hook):
     def _check(self, optimizer, args, kwargs) -> None:
         """Before the optimizer's step: with gradients that are not finite there is nothing to do for it."""
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-        if whole(nn.utils.get_total_norm([p.grad for p in parameters]), True).isfinite():
+        if full_state(nn.utils.get_total_norm([p.grad for p in parameters]), True).isfinite():
             self._row = 0
             return
         self._row, self._left_out = self._row + 1, True

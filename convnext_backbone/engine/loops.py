@@ -29,7 +29,7 @@ class Batch(list):
         self.key = key
 
 
-def read_batch(dataset, batch: Batch) -> list:
+def fetch_seeded(dataset, batch: Batch) -> list:
     """The items of ``dataset`` for ``batch``.
 
     The augmentations of each are drawn from random numbers of its own, that depend on seed, rank, the

@@ -62,7 +62,7 @@ def train(
     given = dict(seed=seed, deterministic=deterministic or None)
     randomness = {key: value for key, value in given.items() if value is not None}
     cfg.randomness = {'seed': None, **cfg.get('randomness', {}), **randomness}
-    runner = Runner.from_cfg(cfg).say(notes)
+    runner = Runner.from_cfg(cfg).log_notes(notes)
     runner.stop_at = stop_at
     return runner.train()
 
@@ -86,7 +86,7 @@ def test(config: str | os.PathLike | Config, checkpoint: str, *, tta: bool = Fal
     notes += configs.choose_views(cfg, tta)
     configs.write_details(cfg)
     configs.for_testing(cfg, checkpoint)
-    return Runner.from_cfg(cfg).say(notes).test()
+    return Runner.from_cfg(cfg).log_notes(notes).test()
 
 
 def run_config(

@@ -5,43 +5,36 @@ import copy
 import errno
 import functools
 import logging
-import os
 import socket
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import mmengine
 import torch
 from mmengine.device import get_device
 from mmengine.dist import (
     broadcast_object_list,
-    get_rank,
-    get_world_size,
     is_main_process,
 )
-from mmengine.hooks import EarlyStoppingHook, EMAHook, LoggerHook
+from mmengine.hooks import EMAHook, LoggerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner as MMEngineRunner
 
-from ..checkpoint.divided import divided_as, is_divided, whole
 from ..checkpoint.formats import tensors_of
 from ..checkpoint.load import load_trained
 from ..checkpoint.read import (
-    UnreadableCheckpoint,
     close_unsafe_reader,
     local_file,
     read_checkpoint,
 )
-from ..checkpoint.write import damage, facts_of, newest_checkpoint, write_checkpoint
+from ..checkpoint.sharding import is_sharded
+from ..checkpoint.write import read_metadata, write_checkpoint
 from ..config import check_classes
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
-from . import launch
-from .hooks import CheckpointHook
-from .loops import ResumableBatchSampler, read_batch
+from . import launch, state
+from .checkpoint_hook import CheckpointHook
+from .loops import ResumableBatchSampler, fetch_seeded
 
 LOOPS = dict(EpochBasedTrainLoop='EpochLoop', IterBasedTrainLoop='IterLoop')  # mmengine's -> ours
 HOOKS = {
@@ -73,7 +66,7 @@ class Runner(MMEngineRunner):
     def __init__(self, *args, **kwargs):
         close_unsafe_reader()
         torch.set_flush_denormal(True)  # on a CPU, numbers near zero make a step several times slower
-        self._resumed, self._stop_request, self.stop_at, self._least_batches = None, None, None, 0
+        self._resumed, self.stop_request, self.stop_at, self._least_batches = None, None, None, 0
         self._validated = False
         super().__init__(*args, **kwargs)
         log_choice(self.logger)
@@ -137,7 +130,9 @@ class Runner(MMEngineRunner):
         if hasattr(loader.dataset, 'set_loader'):
             loader.dataset.set_loader(loader.num_workers, loader.batch_size)
         if isinstance(loader.batch_sampler, ResumableBatchSampler):
-            loader.dataset.__getitems__ = functools.partial(read_batch, loader.dataset)  # torch looks for it
+            loader.dataset.__getitems__ = functools.partial(
+                fetch_seeded, loader.dataset
+            )  # torch looks for it
         return loader
 
     @report_build_errors
@@ -183,7 +178,7 @@ class Runner(MMEngineRunner):
         self._test_classes = _classes(loop)
         return loop
 
-    def say(self, notes: Iterable[str]) -> 'Runner':
+    def log_notes(self, notes: Iterable[str]) -> 'Runner':
         """Put what was changed about the config into the log, once."""
         for note in notes:
             level = logging.WARNING if note.startswith('warning: ') else logging.INFO
@@ -198,7 +193,7 @@ class Runner(MMEngineRunner):
             UserError: nothing to resume is whole; see the hooks for what ends a training.
         """
         stack = contextlib.ExitStack()
-        self._stop_request = launch.StopRequest()
+        self.stop_request = launch.StopRequest()
         try:
             if is_main_process():
                 stack.enter_context(launch.alone_in(self.work_dir))
@@ -215,7 +210,7 @@ class Runner(MMEngineRunner):
                 raise
             model = self.model
         finally:
-            for closing in [self._stop_request, *self.hooks]:
+            for closing in [self.stop_request, *self.hooks]:
                 if hasattr(closing, 'close'):
                     closing.close()
             stack.close()
@@ -234,10 +229,10 @@ class Runner(MMEngineRunner):
         Raises:
             Stopped: naming the checkpoint.
         """
-        if self._stop_request is None or validated > self._least_batches:
+        if self.stop_request is None or validated > self._least_batches:
             return
         reached = self.stop_at is not None and self.iter >= self.stop_at and not validated
-        signal = '' if reached else self._stop_request.agreed(validated or self.iter, bool(validated))
+        signal = '' if reached else self.stop_request.agreed(validated or self.iter, bool(validated))
         if not (reached or signal):
             return
         for hook in self.hooks if validated else ():
@@ -253,8 +248,8 @@ class Runner(MMEngineRunner):
         """Choose the checkpoint, in one process for all, and take its seed before anything is shuffled."""
         chosen = [None, '', False]
         if is_main_process():
-            file, problem = self._choose_checkpoint()
-            chosen = [file, problem, bool(file) and facts_of(Path(file)).get('validated', False)]
+            file, problem = state.choose_checkpoint(self._load_from, self.work_dir, self.logger)
+            chosen = [file, problem, bool(file) and read_metadata(Path(file)).get('validated', False)]
         broadcast_object_list(chosen)
         file, problem, self._validated = chosen
         if problem:
@@ -266,19 +261,9 @@ class Runner(MMEngineRunner):
             self._randomness_cfg = {**self._randomness_cfg, 'seed': seed}
             self.set_randomness(**self._randomness_cfg)
 
-    def _choose_checkpoint(self) -> tuple[str | None, str]:
-        if self._load_from is not None:
-            why = damage(Path(self._load_from)) if facts_of(Path(self._load_from)) else ''
-            return self._load_from, why and f'{self._load_from} is damaged: {why}; resume from an older one'
-        file, passed_over = newest_checkpoint(Path(self.work_dir))
-        for line in passed_over:
-            self.logger.warning(line)
-        if file is None:
-            return None, f'no checkpoint in {self.work_dir} is whole: start anew with another --work-dir'
-        return str(file), ''
-
     @property
-    def _unwrapped(self):
+    def unwrapped_model(self):
+        """The model itself, without what is wrapped around it for several processes or views."""
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -294,7 +279,7 @@ class Runner(MMEngineRunner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _init_model_weights(self) -> None:
-        if not any(map(is_divided, self.model.parameters())):
+        if not any(map(is_sharded, self.model.parameters())):
             super()._init_model_weights()
 
     def load_checkpoint(self, filename, map_location='cpu', strict=True, revise_keys=()) -> dict:
@@ -315,12 +300,12 @@ class Runner(MMEngineRunner):
         file = local_file(asked.pop('checkpoint'))
         checkpoint = self._resumed or read_checkpoint(file, map_location)
         if self._resume:
-            _check_resumable(file, checkpoint)
+            state.check_resumable(file, checkpoint)
         self._compare_classes(file, checkpoint)
         if 'state_dict' not in checkpoint:
             checkpoint['state_dict'] = tensors_of(checkpoint, str(file))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        report = load_trained(self._unwrapped, checkpoint, file, **asked)
+        report = load_trained(self.unwrapped_model, checkpoint, file, **asked)
         self._has_loaded = True
         self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
         return checkpoint
@@ -331,53 +316,14 @@ class Runner(MMEngineRunner):
         """As in mmengine; random numbers and half-accumulated gradients are taken up, too."""
         checkpoint = self._resumed or read_checkpoint(local_file(filename))
         self._resumed = checkpoint
-        if 'optimizer' in checkpoint:
-            self._divide_optimizer_state(checkpoint['optimizer'])
+        if self._sharded and 'optimizer' in checkpoint:
+            state.shard_optimizer_state(self, checkpoint['optimizer'])
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         self._resumed = None
-        loop, rank = self.train_loop, get_rank()
-        loop.steps_before = checkpoint['meta'].get('steps_per_epoch')
-        loop.validated = self._validated
-        states = checkpoint.get('random') or []
-        if rank < len(states) and hasattr(loop, 'random'):
-            loop.random.load_state_dict(states[rank])
-        else:
-            self.logger.warning(
-                f'the checkpoint has the random numbers of {len(states)} processes: those of the others, and '
-                'with them the result, are not what an uninterrupted training would have had'
-            )
-        if (gradients := checkpoint.get('gradients')) and len(gradients) == get_world_size():
-            self._take_up_gradients(gradients[rank])
-        elif gradients:
-            self.logger.warning(f'accumulated gradients of {len(gradients)} other processes are left out')
-        said = checkpoint['meta'].get('environment') or {}
-        now = launch.environment()
-        if other := [f'{k} {v}, now {now.get(k)}' for k, v in said.items() if now.get(k) != v]:
-            self.logger.warning(f'the training began in another environment: {"; ".join(other)}')
+        self.train_loop.validated = self._validated
+        state.restore(self, checkpoint)
         if checkpoint_hook := self.checkpoint_hook:
             checkpoint_hook.last_ckpt, checkpoint_hook.last_step = str(filename), self.iter
-        for hook in self.hooks:
-            if isinstance(hook, EarlyStoppingHook):
-                vars(hook).update(checkpoint.get('early_stopping') or {})
-
-    def _divide_optimizer_state(self, content: dict) -> None:
-        if not self._sharded:
-            return
-        groups = self.optim_wrapper.optimizer.param_groups
-        for number, parameter in enumerate(p for group in groups for p in group['params']):
-            for key, value in content['state'].get(number, {}).items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    content['state'][number][key] = divided_as(value, parameter)
-
-    def _take_up_gradients(self, gradients: dict) -> None:
-        for name, parameter in self._unwrapped.named_parameters():
-            if name in gradients:
-                gradient = divided_as(gradients[name], parameter)
-                parameter.grad = gradient.to(parameter.device)
-        self.logger.info(f'accumulated gradients of {len(gradients)} parameters are taken up')
-        # mmengine would say that they are lost
-        if not isinstance(self.optim_wrapper, OptimWrapperDict):
-            self.optim_wrapper.initialize_count_status = functools.partial(_count_from, self.optim_wrapper)
 
     def save_checkpoint(
         self,
@@ -392,9 +338,7 @@ class Runner(MMEngineRunner):
     ) -> None:
         """Write everything a training needs to go on as if it had not stopped; called by all processes.
 
-        Beside what mmengine writes: ``random``, the states of the random numbers of each process;
-        ``gradients`` of each process, if they are accumulated over several steps and no update has been made
-        with them yet; in ``meta`` the environment and the steps per epoch.
+        See :func:`convnext_backbone.engine.state.collect` for what that is.
 
         Args:
             out_dir, filename: folder of this machine, name of the file.
@@ -406,38 +350,9 @@ class Runner(MMEngineRunner):
             OSError: in the first process, if it could not be written.
         """
         writes = is_main_process()
-        done = (
-            dict(epoch=self.epoch + 1, iter=self.iter)
-            if by_epoch
-            else dict(epoch=self.epoch, iter=self.iter + 1)
-        )
-        meta = {
-            **done,
-            **(meta or {}),
-            **dict(cfg=self.cfg.pretty_text, seed=self.seed, experiment_name=self.experiment_name),
-            **dict(time=time.strftime('%Y%m%d_%H%M%S'), mmengine_version=mmengine.__version__),
-            **dict(steps_per_epoch=len(self.train_dataloader), environment=launch.environment()),
-        }
-        if hasattr(self.train_dataloader.dataset, 'metainfo'):
-            meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
-        model = self._unwrapped
-        content = dict(meta=meta, state_dict=whole(model.state_dict(), writes))
-        content['message_hub'] = whole(self.message_hub.state_dict(), writes)
-        if save_optimizer:
-            content['optimizer'] = whole(self.optim_wrapper.state_dict(), writes)
-            group = self._stop_request and self._stop_request.group
-            if hasattr(self.train_loop, 'random'):
-                content['random'] = launch.gather_on_cpu(self.train_loop.random.state_dict(), group)
-            if self._gradients_wait:
-                gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-                content['gradients'] = launch.gather_on_cpu(whole(gradients, True), group)
-            for hook in self.hooks:
-                if isinstance(hook, EarlyStoppingHook):
-                    content['early_stopping'] = {
-                        key: getattr(hook, key) for key in ('wait_count', 'best_score')
-                    }
-        if save_param_scheduler and self.param_schedulers is not None:
-            content['param_schedulers'] = _states(self.param_schedulers)
+        done = dict(epoch=self.epoch + by_epoch, iter=self.iter + (not by_epoch))
+        meta = {**done, **(meta or {})}
+        content = state.collect(self, meta, save_optimizer, save_param_scheduler, writes)
         failed = ['']
         if writes:
             self.call_hook('before_save_checkpoint', checkpoint=content)
@@ -450,13 +365,6 @@ class Runner(MMEngineRunner):
         broadcast_object_list(failed)
         if failed[0]:
             raise OSError(failed[0])
-
-    @property
-    def _gradients_wait(self) -> bool:
-        """Whether gradients of several steps are accumulated, with which no update has been made yet."""
-        wrapper = self.optim_wrapper
-        wrappers = wrapper.optim_wrappers.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        return any(each._accumulative_counts > 1 and not each.should_update() for each in wrappers)
 
     def _compare_classes(self, file, checkpoint: dict) -> None:
         """Metrics of a model that was trained for other classes mean nothing."""
@@ -484,26 +392,3 @@ def _resumable(loader, endless: bool, seed: int):
         seed=seed,
     )
     return loader
-
-
-def _states(schedulers) -> dict | list:
-    if isinstance(schedulers, dict):
-        return {name: _states(each) for name, each in schedulers.items()}
-    return [scheduler.state_dict() for scheduler in schedulers]
-
-
-def _count_from(wrapper, model, init_counts: int, max_counts: int) -> None:
-    """mmengine's ``initialize_count_status`` without its warning about lost gradients."""
-    wrapper._inner_count, wrapper._max_counts = init_counts, max_counts
-    wrapper._remainder_counts = max_counts % wrapper._accumulative_counts
-
-
-def _check_resumable(file: os.PathLike, checkpoint: dict) -> None:
-    needed = ('meta', 'state_dict', 'optimizer', 'message_hub')
-    if absent := [key for key in needed if key not in checkpoint]:
-        raise UnreadableCheckpoint(
-            f'{file} has no {", ".join(absent)}: it holds weights, not the state of a training. '
-            'Start from it with load_from in the config, or with --pretrained'
-        )
-    # mmengine would execute this text as Python; its own checkpoints say 'cfg', which is never run
-    checkpoint['meta'].pop('config', None)
