@@ -26,6 +26,7 @@ from convnext_backbone.checkpoint.write import (
     newest_checkpoint,
     read_metadata,
     side_file,
+    why_damaged,
     write_checkpoint,
 )
 from convnext_backbone.config import divide_model
