@@ -30,7 +30,7 @@ from convnext_backbone.checkpoint.write import (
     write_checkpoint,
 )
 from convnext_backbone.config import divide_model
-from convnext_backbone.engine import ResumableBatchSampler, hooks, launch
+from convnext_backbone.engine import ResumableBatchSampler, checkpoint_hook, hooks, launch
 from convnext_backbone.engine.loops import fetch_seeded
 from convnext_backbone.engine.randomness import RandomStream
 from convnext_backbone.errors import Stopped, UserError
@@ -319,14 +319,14 @@ custom_hooks = [dict(type='EarlyStoppingHook', monitor='top1', patience=9)]
 """
     config = write_config(tmp_path, more)
     tool('train').main(arguments(config, shapes, tmp_path / 'straight', '--stop-at', 22))
-    original = hooks.CheckpointHook.after_val_epoch
+    original = checkpoint_hook.CheckpointHook.after_val_epoch
 
     def die(self, runner, metrics):
         original(self, runner, metrics)
         if runner.iter == 20:
             raise RuntimeError('killed after the validation')
 
-    monkeypatch.setattr(hooks.CheckpointHook, 'after_val_epoch', die)
+    monkeypatch.setattr(checkpoint_hook.CheckpointHook, 'after_val_epoch', die)
     time.sleep(1)
     with pytest.raises(RuntimeError, match='killed'):
         tool('train').main(arguments(config, shapes, tmp_path / 'w', '--stop-at', 22))
@@ -345,13 +345,13 @@ def test_a_stop_within_a_validation_keeps_final_weights_and_average_apart(shapes
     """In validation the model has the moving average; the checkpoint must not take it for the weights."""
     config = write_config(tmp_path, "custom_hooks = [dict(type='EMAHook', momentum=0.1)]\n")
     tool('train').main(arguments(config, shapes, tmp_path / 'straight', '--stop-at', 22))
-    original = hooks.CheckpointHook.after_val_iter
+    original = checkpoint_hook.CheckpointHook.after_val_iter
 
     def ask(self, runner, **kwargs):
         runner._stop_request.signal = 'SIGTERM'
         original(self, runner, **kwargs)
 
-    monkeypatch.setattr(hooks.CheckpointHook, 'after_val_iter', ask)
+    monkeypatch.setattr(checkpoint_hook.CheckpointHook, 'after_val_iter', ask)
     more = ['--cfg-options', 'default_hooks.checkpoint.interval=100']
     time.sleep(1)
     with pytest.raises(Stopped, match=r'stopped after step 20 \(SIGTERM came\): .* from .*iter_20.pth'):

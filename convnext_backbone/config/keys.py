@@ -29,7 +29,7 @@ def apply_options(cfg: Config, options: dict) -> None:
         UserError: naming the key and the nearest that exists.
     """
     for key in options:
-        node, parts = cfg._cfg_dict, key.split('.')
+        node, parts = dict(cfg.items()), key.split('.')
         for depth, part in enumerate(parts):
             if isinstance(node, (list, tuple)):
                 if not part.isdigit() or int(part) >= len(node):
@@ -91,7 +91,7 @@ def check_keys(cfg: Config) -> None:
         else:
             advice = suggest(key, READ) or ': remove it'
         raise UserError(f'{file} sets {key!r}, and nothing reads it{advice}')
-    _check_untyped(cfg._cfg_dict, cfg.filename, '')
+    _check_untyped(dict(cfg.items()), cfg.filename, '')
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     for hook in filter(None, hooks):
         _check_hook(hook, cfg.filename)

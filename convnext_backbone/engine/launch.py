@@ -91,7 +91,7 @@ def environment() -> dict[str, str]:
 
 def settings(cfg: Config) -> dict[str, str]:
     """Each value of a config but paths, under its dotted name."""
-    found, stack = {}, [('', cfg._cfg_dict)]
+    found, stack = {}, [('', dict(cfg.items()))]
     while stack:
         name, value = stack.pop()
         if isinstance(value, dict) and value:

@@ -114,7 +114,8 @@ class ResumableBatchSampler(Sampler):
         if hasattr(self.sampler, 'skip'):
             self.sampler.skip(images)
         else:  # mmengine 0.10.7 and older
-            self.sampler.indices = itertools.islice(self.sampler._indices_of_rank(), images, None)
+            anew = InfiniteSampler(range(self.sampler.size), self.sampler.shuffle, self.sampler.seed)
+            self.sampler.indices = itertools.islice(anew, images, None)
 
     def _batches(self, left_out: int) -> Iterator[list[int]]:
         if not self.endless:

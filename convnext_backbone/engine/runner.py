@@ -110,7 +110,7 @@ class Runner(MMEngineRunner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """As in mmengine; a row of the log that finds no room on the disk does not end a training."""
-        for hook in self._hooks:
+        for hook in self.hooks:
             if not hasattr(hook, fn_name):
                 continue
             try:
@@ -237,7 +237,7 @@ class Runner(MMEngineRunner):
             return
         for hook in self.hooks if validated else ():
             if isinstance(hook, EMAHook):
-                hook._swap_ema_parameters()  # validation has the moving average in the model
+                hook.after_val_epoch(self)  # validation has the moving average in the model
         why = f'stopped after step {self.iter} ({f"{signal} came" if signal else "--stop-at"})'
         if self.checkpoint_hook is None:
             raise Stopped(f'{why}; without a CheckpointHook nothing was written', signal)

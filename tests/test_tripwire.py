@@ -1,0 +1,163 @@
+"""Every private name of another library that we rely on is there, with the signature we rely on.
+
+An upgrade that removes or changes one fails here, in seconds, with its name. A private name that is used and
+not listed here fails, too.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+
+import pytest
+import torch
+import torchvision  # noqa: F401  its operators
+from conftest import ROOT
+
+import convnext_backbone.engine.runner  # noqa: F401  what it replaces is replaced before we look
+from convnext_backbone.engine import CheckpointHook, EpochLoop, IterLoop, Runner
+
+FUNCTIONS = {  # dotted name: parameters
+    'mmengine.config.Config._get_base_files': 'filename',
+    'mmengine.config.Config._get_cfg_path': 'cfg_path filename',
+    'mmengine.config.Config._is_lazy_import': 'filename',
+    'mmengine.runner.checkpoint.CheckpointLoader.register_scheme': 'prefixes loader force',
+    'mmengine.model.BaseModel._run_forward': 'self data mode',
+    'mmengine.hooks.EMAHook.after_val_epoch': 'self runner metrics',
+    'mmengine.hooks.CheckpointHook._init_rule': 'self rules key_indicators',
+    'mmengine.optim.OptimWrapper.initialize_count_status': 'self model init_counts max_counts',
+    'mmengine.dataset.InfiniteSampler.__init__': 'self dataset shuffle seed',
+    'mmengine.runner.BaseLoop.__init__': 'self runner dataloader',
+    'mmengine.runner.EpochBasedTrainLoop._decide_current_val_interval': 'self',
+    'mmengine.runner.IterBasedTrainLoop._decide_current_val_interval': 'self',
+    'mmengine.runner.Runner._init_model_weights': 'self',
+    'torch.distributed.distributed_c10d._get_default_store': '',
+    'mmcv.utils.ext_loader.load_ext': 'name funcs',
+}
+OPERATORS = {  # of torch.ops: arguments
+    'torchvision._roi_align_backward': (
+        'grad rois spatial_scale pooled_height pooled_width batch_size channels height width sampling_ratio '
+        'aligned'
+    ),
+    'torchvision.roi_align': 'input rois spatial_scale pooled_height pooled_width sampling_ratio aligned',
+    'torchvision.deform_conv2d': (
+        'input weight offset mask bias stride_h stride_w pad_h pad_w dilation_h dilation_w groups '
+        'offset_groups use_mask'
+    ),
+    'torchvision._deform_conv2d_backward': (
+        'grad input weight offset mask bias stride_h stride_w pad_h pad_w dilation_h dilation_w groups '
+        'offset_groups use_mask'
+    ),
+    'mkldnn._linear_pointwise': 'X W B attr scalars algorithm',
+    'mkldnn._reorder_linear_weight': 'self batch_size',
+}
+VALUES = [  # dotted names that are read, or set
+    'mmengine.device.utils.DEVICE',
+    'mmengine.runner.checkpoint.load_url',
+    'torch._foreach_copy_',
+    'torch.compiler._is_exporting_flag',
+    'torch.autograd.forward_ad._current_level',
+    'numpy._core.multiarray._reconstruct',
+    'timm.data.readers.reader_wds._decode',
+    'timm.data.IterableImageDataset',
+]
+ATTRIBUTES = {  # class: what its objects have, found in the text of its constructor
+    'mmengine.runner.Runner': (
+        '_train_dataloader _train_loop _resume _load_from _randomness_cfg _has_loaded'
+    ),
+    'mmengine.optim.OptimWrapper': '_accumulative_counts _inner_count _max_counts _remainder_counts',
+    'mmengine.runner.EpochBasedTrainLoop': '_iter _epoch _max_epochs _max_iters',
+    'mmengine.runner.IterBasedTrainLoop': '_iter _epoch _max_iters',
+    'mmengine.model.BaseModule': '_is_init _params_init_info',
+    'mmengine.hooks.CheckpointHook': (
+        'key_indicators rules is_better_than init_value_map filename_tmpl save_last'
+    ),
+    'mmengine.hooks.EarlyStoppingHook': 'wait_count best_score',
+    'torch.utils.data.DataLoader': '_iterator',
+    'torch.nn.Module': '_forward_hooks _forward_pre_hooks',
+    'mmengine.dataset.InfiniteSampler': 'indices size shuffle seed',
+}
+# Listed by what they belong to, above; and those that a test cannot look up.
+ELSEWHERE = {
+    '_exit': 'os._exit, documented',
+    '_replace': 'of a NamedTuple, documented',
+    '_metadata': "of torch's state_dict, looked for before use",
+    '_safe_torch_load': 'of the maintained builds, looked for before use',
+    '_core': "NumPy 2's, looked for before use",
+}
+
+
+def find(dotted: str):
+    """The object a dotted name stands for."""
+    parts = dotted.split('.')
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module('.'.join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[length:]:
+            found = getattr(found, name)
+        return found
+    raise AttributeError(dotted)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('dotted', FUNCTIONS)
+def test_function_has_the_parameters_we_give(dotted):
+    assert list(inspect.signature(find(dotted)).parameters) == FUNCTIONS[dotted].split()
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', OPERATORS)
+def test_operator_has_the_arguments_we_give(name):
+    namespace, operator = name.split('.')
+    schema = getattr(getattr(torch.ops, namespace), operator).default._schema
+    assert [argument.name for argument in schema.arguments] == OPERATORS[name].split()
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('dotted', VALUES)
+def test_name_is_there(dotted):
+    find(dotted)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('dotted', ATTRIBUTES)
+def test_objects_have_the_attributes_we_read(dotted):
+    source = inspect.getsource(find(dotted))
+    for name in ATTRIBUTES[dotted].split():
+        assert re.search(rf"\b{name}('|:| =|,)", source), f'{dotted} has no {name}'
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('ours', [Runner, CheckpointHook, EpochLoop, IterLoop])
+def test_a_method_that_we_override_takes_what_the_original_takes(ours):
+    base = next(cls for cls in ours.__mro__ if cls.__module__.startswith('mmengine.'))
+    for name, method in vars(ours).items():
+        original = getattr(base, name, None)
+        if name == '__init__' or not inspect.isfunction(method) or not callable(original):
+            continue
+        taken = inspect.signature(method).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+            continue
+        missing = [p for p in inspect.signature(original).parameters if p not in taken]
+        assert missing == [], f'{base.__name__}.{name} takes {missing}, ours does not'
+
+
+def test_no_other_private_name_is_used():
+    used, own = {}, set()
+    for file in (ROOT / 'convnext_backbone').rglob('*.py'):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                if isinstance(node.ctx, ast.Store) and getattr(node.value, 'id', '') == 'self':
+                    own.add(node.attr)
+                if node.attr.startswith('_') and not node.attr.startswith('__'):
+                    used.setdefault(node.attr, f'{file.relative_to(ROOT)}:{node.lineno}')
+    listed = {dotted.split('.')[-1] for dotted in (*FUNCTIONS, *OPERATORS, *VALUES)}
+    listed |= {name for names in ATTRIBUTES.values() for name in names.split()}
+    unlisted = {name: place for name, place in used.items() if name not in own | listed | set(ELSEWHERE)}
+    assert unlisted == {}
