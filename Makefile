@@ -21,7 +21,7 @@ test: setup
 
 KILLS ?= 200
 torture: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python tools/torture.py --kills $(KILLS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tools.dev.torture --kills $(KILLS)
 
 test-multihost: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m multihost tests/test_cluster.py

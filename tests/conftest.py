@@ -1,7 +1,6 @@
 """What the tests share: the drawn dataset, the reference weights, commands in a fresh process."""
 
 import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -113,13 +112,10 @@ def last_line(result: subprocess.CompletedProcess) -> str:
 
 
 def tool(name: str):
-    """``convnext NAME``, or ``tools/NAME.py``, in this process: starting one takes seconds."""
+    """``convnext NAME``, or ``tools/dev/NAME.py``, in this process: starting one takes seconds."""
     if name in COMMANDS:
         return importlib.import_module(f'convnext_backbone.commands.{name}')
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f'tools.dev.{name}')
 
 
 def log_of(work_dir: Path) -> str:

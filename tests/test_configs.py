@@ -122,7 +122,7 @@ def test_published_row_has_its_parameters_and_flops(name):
         assert f'{row.measured.gflops:.2f}' == row.printed['gflops']
     assert '{} x {}'.format(*row.measured.input) == row.printed['input']
     listed, measured = sizes()[name], row.measured  # what `convnext configs` shows
-    assert listed['parameters'] == measured.parameters, 'run: python tools/results.py'
+    assert listed['parameters'] == measured.parameters, 'run: python -m tools.dev.results'
     assert listed['gflops'] == pytest.approx(measured.gflops, abs=1e-4)
     assert tuple(listed['input']) == measured.input
 
@@ -176,7 +176,7 @@ def test_published_numbers_are_those_of_the_paper():
 @pytest.mark.parametrize('folder', ['classification', 'detection', 'segmentation'])
 def test_table_of_results_is_the_generated_one(folder):
     assert (CONFIGS / folder / 'README.md').read_text() == tool('results').table(folder, sizes()), (
-        'run: python tools/results.py'
+        'run: python -m tools.dev.results'
     )
 
 

@@ -698,7 +698,8 @@ def test_verify_resume(config, options, shapes, tmp_path):
     small = ['train_dataloader.batch_size=2', 'train_cfg.val_interval=4']
     result = command(
         *(
-            'tools/verify_resume.py',
+            '-m',
+            'tools.dev.verify_resume',
             f'configs/demo/{config}_shapes.py',
             '--steps',
             '6',
@@ -725,7 +726,7 @@ def test_verify_resume_finds_a_single_bit(tmp_path):
 
 def test_a_short_campaign_of_faults(tmp_path):
     """`make torture` for six faults."""
-    result = command('tools/torture.py', '--kills', '6', '--seed', '2', '--out', tmp_path / 't')
+    result = command('-m', 'tools.dev.torture', '--kills', '6', '--seed', '2', '--out', tmp_path / 't')
     assert result.returncode == 0, result.stdout[-3000:]
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[-1][:2] == ['6', 'faults'] and sum(int(row[-3]) for row in rows[-10:-1] if row) >= 2

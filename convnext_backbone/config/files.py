@@ -52,7 +52,7 @@ def published() -> dict[str, dict]:
 
 
 def sizes() -> dict[str, dict]:
-    """Return parameters, GFLOPs and image size of each config, as counted from it (``tools/results.py``)."""
+    """Return parameters, GFLOPs and image size of each config, as ``tools/dev/results.py`` counted them."""
     return json.loads((CONFIGS / 'sizes.json').read_text())
 
 

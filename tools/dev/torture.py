@@ -1,6 +1,6 @@
 """Kill trainings at random moments, resume them, and compare each with one that nothing happened to.
 
-python tools/torture.py --kills 200            (or: make torture)
+python -m tools.dev.torture --kills 200            (or: make torture)
 
 A small classifier with everything that has a state: shuffling, augmentation, Mixup, stochastic depth, a
 moving average, accumulated gradients, a schedule, validation. Every job suffers some faults, is resumed after
@@ -22,12 +22,14 @@ from pathlib import Path
 
 import psutil
 import torch
-import verify_resume
 
 from convnext_backbone.checkpoint.write import checkpoints_in
 from convnext_backbone.cli import STOPPED, Parser, run
+from convnext_backbone.commands import train
 from convnext_backbone.errors import UserError
 from convnext_backbone.shapes import make_shapes
+
+from . import verify_resume
 
 STEPS = 48
 CONFIG = """
@@ -137,8 +139,6 @@ def fork_training(arguments: list[str], log: Path) -> int:
         os.dup2(stream, 1)
         os.dup2(stream, 2)
         sys.argv = ['tools/train.py', *arguments]
-        import train
-
         run(lambda: train.main(arguments))
         status = 0
     except SystemExit as end:
@@ -297,8 +297,6 @@ def suffer(job: Job, kinds: list[str]) -> tuple[Counter, str]:
 def main(argv=None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(1)
-    import train  # what every training imports is imported once  # noqa: F401
-
     out = Path(args.out).resolve()
     shutil.rmtree(out, ignore_errors=True)
     data = make_shapes(out / 'shapes', images=(1, 1), crops=(60, 10), size=64) / 'classification'

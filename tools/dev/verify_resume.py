@@ -1,7 +1,7 @@
 """Train straight and train with a kill and a resume, and compare: weights, optimizer, random numbers, logs.
 
-python tools/verify_resume.py CONFIG --steps 12
-python tools/verify_resume.py CONFIG --steps 12 --processes 2 --workers 2 -- --data-root /data/coco
+python -m tools.dev.verify_resume CONFIG --steps 12
+python -m tools.dev.verify_resume CONFIG --steps 12 --processes 2 --workers 2 -- --data-root /data/coco
 
 The second training is killed (SIGKILL) after a random step and goes on with --resume from its last
 checkpoint. Options behind `--` go to tools/train.py. Ends with status 1 if anything differs.
@@ -26,7 +26,7 @@ from convnext_backbone.cli import Parser, run
 from convnext_backbone.config import nodes, read_config
 from convnext_backbone.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TIMES = ('time', 'data_time', 'memory', 'images_per_second', 'eta')  # what no two runs have in common
 
 

@@ -1,6 +1,6 @@
 """Write the table of results in each folder of configs/, and configs/sizes.json for `convnext configs`.
 
-python tools/results.py
+python -m tools.dev.results
 """
 
 import ast
@@ -55,7 +55,7 @@ def table(folder: str, sizes: dict[str, dict]) -> str:
     lines = [
         f'# {folder.capitalize()}',
         '',
-        'Written by `python tools/results.py` from the configs and `configs/published.json`; not by hand.',
+        'Written by `python -m tools.dev.results` from the configs and `configs/published.json`.',
         '',
         f'{WORDS[folder]}: as published, the target of a full training. We have not trained these here. '
         'A dash: no published number. Parameters and multiply-adds are counted from the config '

@@ -1,0 +1,1 @@
+"""What users type; each file is one command of `convnext`."""

@@ -1,0 +1,1 @@
+"""Programs for maintainers: `python -m tools.dev.NAME` from the root of the checkout."""
