@@ -348,7 +348,7 @@ def test_a_stop_within_a_validation_keeps_final_weights_and_average_apart(shapes
     original = checkpoint_hook.CheckpointHook.after_val_iter
 
     def ask(self, runner, **kwargs):
-        runner._stop_request.signal = 'SIGTERM'
+        runner.stop_request.signal = 'SIGTERM'
         original(self, runner, **kwargs)
 
     monkeypatch.setattr(checkpoint_hook.CheckpointHook, 'after_val_iter', ask)
