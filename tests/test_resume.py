@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -707,6 +708,14 @@ def test_verify_resume(config, options, shapes, tmp_path):
     assert result.returncode == 0 and 'bit-identical' in last_line(result), result.stdout[-3000:]
 
 
+def test_verify_resume_counts_no_kill_that_came_after_the_end(tmp_path, monkeypatch):
+    verify = tool('verify_resume')
+    monkeypatch.setattr(verify, 'done', lambda work_dir: time.sleep(0.5) or 9)
+    for seconds, killed in ((0.1, False), (100, True)):
+        process = subprocess.Popen(['sleep', str(seconds)], start_new_session=True)
+        assert verify.kill_after(process, tmp_path, 5, signal.SIGTERM) is killed
+
+
 def test_verify_resume_finds_a_single_bit(tmp_path):
     verify = tool('verify_resume')
     a = dict(state_dict=dict(w=torch.ones(3)), random=[dict(torch=torch.arange(4))], x=[1, dict(y=2.0)])
@@ -716,6 +725,96 @@ def test_verify_resume_finds_a_single_bit(tmp_path):
     b['x'][1]['y'] = 3.0
     del b['random'][0]['torch']
     assert verify.differences(a, b) == ['.state_dict.w', '.random.0.torch', '.x.1.y']
+
+
+@pytest.fixture
+def torture(monkeypatch):
+    """The campaign's module, with a second of patience."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    module = tool('torture')
+    monkeypatch.setattr(module, 'TIMEOUT', 1)
+    return module
+
+
+def job_of(torture, folder: Path, script: str):
+    """A job whose training is a shell script, with checkpoints of the last step and of one before."""
+    job = torture.Job(folder, None, folder / 'data', 1, random.Random(0))
+    job.work_dir.mkdir()
+    for step in (torture.STEPS - 4, torture.STEPS):
+        write_checkpoint(content(), job.work_dir / f'iter_{step}.pth', iter=step)
+    job.process = shell(script)
+    return job
+
+
+def shell(script: str) -> psutil.Process:
+    """A child that nothing but psutil waits for."""
+    return psutil.Process(os.posix_spawnp('sh', ['sh', '-c', script], os.environ))
+
+
+def test_a_training_that_is_over_before_the_fault_is_not_struck_nor_touched(torture, tmp_path):
+    """It ended regularly between the campaign's look at it and the fault; its checkpoint is the result."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, fault in (torture.FAULTS | torture.FAULTS_OF_SEVERAL).items():
+        job = job_of(torture, tmp_path / name, 'exit 0')
+        while job.process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        before = {file: file.read_bytes() for file in job.work_dir.iterdir()}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, unlimited[1]))  # the disk is full soon
+        try:
+            struck = fault(job)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        assert not struck and job.ended() == 0, name
+        assert {file: file.read_bytes() for file in job.work_dir.iterdir()} == before, name
+
+
+def test_a_hanging_data_loader_strikes_only_what_still_needs_it(torture, tmp_path):
+    """A training may have read what it needs up to its last step; it ends itself, or regularly, or not."""
+    training = 'import os, subprocess, time; child = subprocess.Popen(["sleep", "100"]); '
+    ends = {
+        name: f'time.sleep(0.5); child.kill(); os._exit({status})'
+        for name, status in {'regularly': 0, 'by itself': 1}.items()
+    }
+    struck = {}
+    for name, end in dict(**ends, never='time.sleep(100)').items():
+        job = job_of(torture, tmp_path / name, f"exec {sys.executable} -c '{training}{end}'")
+        while not job.workers():
+            time.sleep(0.01)
+        if name == 'never':
+            with pytest.raises(UserError, match='whose data loader hangs did not end itself'):
+                torture.worker_hangs(job)
+            job.kill()
+        else:
+            struck[name] = torture.worker_hangs(job)
+    assert struck == {'regularly': False, 'by itself': True}
+
+
+def test_a_rank_that_hangs_after_the_last_step_is_let_go(torture, tmp_path):
+    """The others wait for it with nobody to watch them any more."""
+    job = job_of(torture, tmp_path / 'over', 'sleep 0.5; exit 0')
+    while not job.workers():
+        time.sleep(0.01)
+    assert not torture.rank_hangs(job) and job.ended(10) == 0
+
+
+def test_sigterm_after_the_last_step_loses_nothing(torture, tmp_path, monkeypatch):
+    """Nobody waits for the signal any more: it ends the process, whose training is done."""
+    fates = {}
+    for name in ('done', 'not done'):
+        scripts = iter(['exec sleep 100', 'exit 0'])
+        monkeypatch.setattr(torture, 'mounted', lambda folder: False)
+        monkeypatch.setattr(torture.Job, 'wait_until_training', lambda job: True)
+        job = job_of(torture, tmp_path / name, 'exit 0')
+        if name == 'not done':
+            (job.work_dir / f'iter_{torture.STEPS}.pth').unlink()
+
+        def start(job=job, scripts=scripts):
+            job.process = shell(next(scripts))
+
+        monkeypatch.setattr(job, 'start', start)
+        struck, fates[name] = torture.suffer(job, ['asked to stop'])
+        assert not +struck
+    assert fates == {'done': 'survived', 'not done': 'lost (status -15)'}
 
 
 def test_a_short_campaign_of_faults(tmp_path):
