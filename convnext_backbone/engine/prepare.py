@@ -187,7 +187,7 @@ def check_classes(cfg: Config, classes) -> None:
     Raises:
         UserError: naming the head and both numbers.
     """
-    for path, number in _num_classes(cfg.model, 'model'):
+    for path, number in num_classes(cfg.model, 'model'):
         if number != len(classes):
             raise UserError(
                 f'{path} is {number}, but the training data has {len(classes)} classes '
@@ -195,7 +195,7 @@ def check_classes(cfg: Config, classes) -> None:
             )
 
 
-def _num_classes(node, path: str) -> Iterator[tuple[str, int]]:
+def num_classes(node, path: str) -> Iterator[tuple[str, int]]:
     """``num_classes`` of the heads; not of RPN, nor of heads that predict something else beside."""
     if isinstance(node, dict):
         others = ('rpn_head', 'semantic_head', 'glbctx_head')
@@ -204,10 +204,10 @@ def _num_classes(node, path: str) -> Iterator[tuple[str, int]]:
             if key == 'num_classes' and not boundary:
                 yield f'{path}.{key}', value
             elif key not in others:
-                yield from _num_classes(value, f'{path}.{key}')
+                yield from num_classes(value, f'{path}.{key}')
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
-            yield from _num_classes(value, f'{path}.{index}')
+            yield from num_classes(value, f'{path}.{index}')
 
 
 def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) -> list[str]:

@@ -27,7 +27,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner as MMEngineRunner
 
 from ..checkpoint.divided import divided_as, is_divided, whole
-from ..checkpoint.formats import tensors_of
+from ..checkpoint.formats import dataset_meta, tensors_of
 from ..checkpoint.load import load_trained
 from ..checkpoint.read import (
     UnreadableCheckpoint,
@@ -483,8 +483,7 @@ class Runner(MMEngineRunner):
     def _compare_classes(self, file, checkpoint: dict) -> None:
         """Metrics of a model that was trained for other classes mean nothing."""
         tested = getattr(self, '_test_classes', None)
-        meta = checkpoint.get('meta') or {}
-        trained = (meta.get('dataset_meta') or {}).get('classes')
+        trained = dataset_meta(checkpoint).get('classes')
         if tested and trained and list(tested) != list(trained):
             raise UserError(
                 f'{file} was trained for {len(trained)} classes ({", ".join(trained[:5])} ...), the config '
