@@ -60,6 +60,34 @@ def test_variables_that_are_used_are_no_error_and_a_dumped_config_neither(tmp_pa
     check_keys(Config.fromfile(str(tmp_path / 'dumped.py')))
 
 
+@pytest.mark.parametrize(
+    'base',
+    [
+        '{{$PARTS:.}}/base.py',
+        '{{ fileDirname }}/base.py',
+        '{{fileBasenameNoExtension}}_base{{ fileExtname }}',
+    ],
+)
+@pytest.mark.parametrize('place', ['.', 'parts'])
+def test_keys_are_checked_in_the_files_that_mmengine_reads(tmp_path, monkeypatch, base, place):
+    """A variable of the environment or one that mmengine knows by itself stands in the path of the base."""
+    folder = tmp_path / (place if 'PARTS' in base else '.')
+    folder.mkdir(exist_ok=True)
+    if place == 'parts':
+        monkeypatch.setenv('PARTS', place)
+    for name in ('base.py', 'main_base.py'):
+        (folder / name).write_text(BASE)
+    monkeypatch.chdir(tmp_path)  # named as on a command line
+    write(tmp_path, main=f"_base_ = ['{base}']\nname = '{{{{$PARTS:none}}}}'\nexperiment_name = name\n")
+    cfg = Config.fromfile('main.py')
+    check_keys(cfg)
+    assert 'pipeline' not in cfg and cfg.experiment_name == ('parts' if place == 'parts' else 'none')
+    for name in ('base.py', 'main_base.py'):
+        (folder / name).write_text(BASE + 'resum = True\n')
+    with pytest.raises(UserError, match=r"base.py sets 'resum', and nothing reads it; did you mean 'resume'"):
+        check_keys(Config.fromfile('main.py'))
+
+
 def test_keys_of_the_configs_of_mmdet_and_mmseg_are_read():
     """All but those with a left-over of an older version, of which there are a few."""
     from pathlib import Path

@@ -3,7 +3,9 @@
 import ast
 import difflib
 import inspect
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 
 from mmengine.config import Config
@@ -141,8 +143,7 @@ def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[st
     """For a config file and all its bases: (file, names it sets, names used there or in its heirs)."""
     if not str(filename).endswith('.py') or Config._is_lazy_import(filename):
         return
-    with open(filename, encoding='utf-8') as stream:
-        text = stream.read()
+    text, bases = _filled(filename)
     tree = ast.parse(text)
     used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     inherited = heirs | set(re.findall(r'_base_\.(\w+)', text))
@@ -154,6 +155,20 @@ def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[st
         if isinstance(target, ast.Name)
     }
     yield str(filename), sets, used | inherited
-    for base in Config._get_base_files(filename):
-        path, _ = Config._get_cfg_path(base, filename)
-        yield from _sources(path, inherited)
+    for base in bases:
+        yield from _sources(base, inherited)
+
+
+def _filled(filename: str) -> tuple[str, list[str]]:
+    """The text of a config file as mmengine runs it, and the files of its ``_base_``.
+
+    That is with ``{{ fileDirname }}`` and its like and ``{{$VARIABLE:default}}`` replaced by their values.
+    """
+    path = os.path.abspath(filename)
+    with tempfile.TemporaryDirectory() as folder:
+        filled = os.path.join(folder, 'config.py')
+        Config._substitute_predefined_vars(path, filled)
+        Config._substitute_env_variables(filled, filled)
+        with open(filled, encoding='utf-8') as stream:
+            text = stream.read()
+        return text, [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(filled)]
