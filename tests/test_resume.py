@@ -583,6 +583,30 @@ def test_processes_with_different_configs_end_in_words(shapes, tmp_path):
     ), result.stdout[-3000:]
 
 
+def test_every_file_of_the_package_counts_for_the_comparison_of_code(tmp_path):
+    """Whatever git has in the package, the C++ source too; what Python puts beside it does not."""
+    package = Path(launch.__file__).parents[1]
+    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=package, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip('no git repository here')
+    names = list(filter(None, listed.stdout.split('\0')))
+    assert any(name.endswith('.cpp') for name in names)
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((package / name).read_bytes())
+    hashes = {launch.code_of(tmp_path)}
+    (tmp_path / '__pycache__').mkdir()
+    for left in ('__pycache__/cli.cpython-311.pyc', '.cli.py.swp'):
+        (tmp_path / left).write_bytes(b'x')
+    assert {launch.code_of(tmp_path)} == hashes
+    assert launch.environment()['code'] == launch.code_of(package)
+    for name in names:
+        with (tmp_path / name).open('ab') as stream:
+            stream.write(b'\n')
+        hashes.add(launch.code_of(tmp_path))
+    assert len(hashes) == 1 + len(names)
+
+
 @pytest.mark.xdist_group('distributed')
 def test_a_process_that_hangs_ends_the_training_with_the_stack_of_each(shapes, tmp_path):
     """Rank 1 sleeps in its fifth step; rank 0 waits for its gradients. Both say where."""

@@ -74,11 +74,8 @@ def slurm_environment() -> None:
 @functools.cache  # of the code that this process runs, whatever the files become
 def environment() -> dict[str, str]:
     """What a result depends on besides the config: code, packages, machine. For logs and checkpoints."""
-    folder = Path(__file__).parents[1]
-    code = hashlib.sha256()
-    for file in sorted(folder.rglob('*.py')):
-        code.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    found = dict(python=platform.python_version(), code=code.hexdigest()[:12])
+    code = code_of(Path(__file__).parents[1])
+    found = dict(python=platform.python_version(), code=code)
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -87,6 +84,17 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         found.update(gpu=torch.cuda.get_device_name(), cuda=str(torch.version.cuda))
     return found
+
+
+def code_of(folder: Path) -> str:
+    """Hash of what a package executes or reads: all of its files but Python's bytecode and hidden ones."""
+    code = hashlib.sha256()
+    for file in sorted(folder.rglob('*')):
+        name = file.relative_to(folder)
+        passed_over = any(part.startswith('.') or part == '__pycache__' for part in name.parts)
+        if file.is_file() and not passed_over:
+            code.update(name.as_posix().encode() + file.read_bytes())
+    return code.hexdigest()[:12]
 
 
 def settings(cfg: Config) -> dict[str, str]:
