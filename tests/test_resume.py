@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, Dataset
 
+from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, Roadmap
 from convnext_backbone.checkpoint.write import (
     checkpoints_in,
     damage,
@@ -676,6 +677,85 @@ def test_a_model_divided_among_processes_trains_as_a_whole_one(shapes, tmp_path)
     one, other = (torch.load(tmp_path / name / 'iter_20.pth', weights_only=False) for name in runs)
     for key, value in one['state_dict'].items():
         torch.testing.assert_close(other['state_dict'][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_of_every_backbone_are_known():
+    """As many as the papers say: 16 in ResNet-50, 18 in ConvNeXt-T and the isotropic ones, 12 in Swin-T."""
+    from mmdet.models.backbones import HRNet, ResNet, SwinTransformer
+    from torchvision.models import mobilenet_v2, resnet50
+
+    branches = dict(num_branches=1, block='BOTTLENECK', num_blocks=(4,), num_channels=(64,))
+    stages = dict(stage1=dict(num_modules=1, **branches))
+    for stage in (2, 3, 4):
+        widths = tuple(18 << i for i in range(stage))
+        branches = dict(num_branches=stage, block='BASIC', num_blocks=(4,) * stage, num_channels=widths)
+        stages[f'stage{stage}'] = dict(num_modules=1, **branches)
+    swin = SwinTransformer()  # reads numbers while it is built
+    with torch.device('meta'):
+        found = {
+            (16, 'Block'): Roadmap('resnet50', 'resnet'),
+            (18, 'Block'): Roadmap('resnet50', 'separate_downsampling'),
+            (18, 'Block '): IsotropicConvNeXt('small'),
+            (18, 'Block  '): ConvNeXt('tiny'),
+            (16, 'Bottleneck'): resnet50(),
+            (16, 'Bottleneck '): ResNet(50),
+            (17, 'InvertedResidual'): mobilenet_v2(),
+            (12, 'SwinBlock'): swin,
+            (4 + 4 * (2 + 3 + 4), 'Bottleneck or BasicBlock'): HRNet(stages),
+        }
+        for (number, kinds), backbone in found.items():
+            head = torch.nn.ModuleList([resnet50().layer1[0]])  # not a backbone's
+            within = torch.nn.ModuleDict(dict(backbone=backbone))
+            blocks = launch.blocks_of(torch.nn.ModuleDict(dict(backbone=within, head=head)))
+            assert len({id(block) for block in blocks}) == len(blocks) == number, kinds
+            assert {type(block).__name__ for block in blocks} == set(kinds.strip().split(' or '))
+
+
+SHARDED = """
+import sys, torch
+from collections import OrderedDict
+from pathlib import Path
+from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torchvision.models import resnet18
+from convnext_backbone.backbones import IsotropicConvNeXt, Roadmap
+from convnext_backbone.engine import launch
+
+def train(rank, store):
+    distributed.init_process_group('gloo', rank=rank, world_size=2, store=distributed.FileStore(store, 2))
+    for make in (
+        lambda: IsotropicConvNeXt(depth=3, dim=16),
+        lambda: Roadmap('resnet50', 'resnet', out_indices=(1,)),
+        lambda: Roadmap('resnet50', 'separate_downsampling', out_indices=(1,)),
+        lambda: nn.Sequential(OrderedDict(backbone=resnet18())),
+    ):
+        torch.manual_seed(0)
+        whole = make()
+        part = make()
+        part.load_state_dict(whole.state_dict())
+        launch.shard(part, 'cpu')
+        images = torch.randn(2, 3, 64, 64)
+        for model in (whole, part):
+            sum(map.square().mean() for map in model(images)).backward()
+        for (name, one), other in zip(whole.named_parameters(), part.parameters()):
+            torch.testing.assert_close(other.grad.full_tensor(), one.grad, msg=name)
+        units = sum(isinstance(module, FSDPModule) for module in part.modules())
+        Path(f'{store}.{rank}').open('a').write(f'{units}\\n')
+
+if __name__ == '__main__':
+    torch.multiprocessing.spawn(train, (sys.argv[1],), nprocs=2)
+"""
+
+
+@pytest.mark.xdist_group('distributed')
+def test_backbones_are_divided_block_by_block(tmp_path):
+    """The gradients are those of the whole network; a unit more than the blocks: what is around them."""
+    (tmp_path / 'sharded.py').write_text(SHARDED)
+    result = command(tmp_path / 'sharded.py', tmp_path / 'store', PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stdout[-3000:]
+    for rank in (0, 1):
+        units = (tmp_path / f'store.{rank}').read_text().split()
+        assert units == ['4', '8', '7', '9']  # of 3, 3 + 4, 3 + 3 and 2 + 2 + 2 + 2 blocks
 
 
 def test_fsdp_needs_several_processes_and_no_moving_average(shapes, tmp_path):

@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from torch import distributed, nn
 
-from ..backbones.convnext import Block
+from ..backbones.base import DenseBackbone
 from ..errors import UserError
 
 STORE_PORT = 20000  # of rank 0 in a Slurm job; the job's number is added, modulo STORE_PORT
@@ -284,7 +284,32 @@ def shard(model: nn.Module, device: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device, (get_world_size(),))
-    for module in model.modules():
-        if isinstance(module, Block):
-            fully_shard(module, mesh=mesh)
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of each backbone in ``model``: what it calls so itself, of another library's what looks so.
+
+    Those are the innermost elements of its lists and sequences that hold two or more weights.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, DenseBackbone):
+            found += module.all_blocks()
+        elif name.rpartition('.')[2] == 'backbone':
+            found += _innermost(module)
+    return list(dict.fromkeys(found))  # a backbone may stand in another
+
+
+def _innermost(module: nn.Module) -> list[nn.Module]:
+    """See :func:`blocks_of`."""
+    lists, found = (nn.Sequential, nn.ModuleList), []
+    for child in module.children():
+        inner = _innermost(child)
+        weights = [parameter for parameter in child.parameters() if parameter.ndim > 1]
+        if not inner and isinstance(module, lists) and not isinstance(child, lists) and len(weights) > 1:
+            inner = [child]
+        found += inner
+    return found
