@@ -15,6 +15,7 @@ from .checkpoint.read import local_file
 from .engine import prepare
 from .engine.runner import config_errors_in_words
 from .errors import UserError
+from .registry import type_name
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -65,7 +66,7 @@ class Predictor:
         prepare.name_unreadable_images(cfg)
         self.meta = _with_colours(_names_of(content, cfg, checkpoint))
         steps = [
-            step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in step['type']
+            step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in type_name(step)
         ]
         self.pipeline = Compose(steps)
         cfg.visualizer.pop('vis_backends', None)

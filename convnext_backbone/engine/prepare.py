@@ -19,8 +19,9 @@ from ..checkpoint.read import close_unsafe_reader
 from ..checkpoint.write import checkpoints_in
 from ..cli import message
 from ..errors import UserError
+from ..registry import type_name
 from . import launch
-from .config_check import apply_options, check_keys, dicts
+from .config_check import apply_options, check_keys, dicts, hooks_of
 
 PRETRAINED = 'convnext_backbone.Pretrained'
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -133,7 +134,7 @@ def check_data(cfg: Config, splits) -> list[str]:
         for path in filter(None, paths):
             if isinstance(path, str) and not os.path.exists(os.path.join(root, path)):
                 raise UserError(f'{os.path.join(root, path)} does not exist ({split}, data root {root!r})')
-        if dataset.get('type') in ('CocoDataset', 'mmdet.CocoDataset'):
+        if type_name(dataset) == 'CocoDataset':
             notes += _check_coco(os.path.join(root, dataset['ann_file']), dataset)
     return notes
 
@@ -199,7 +200,7 @@ def num_classes(node, path: str) -> Iterator[tuple[str, int]]:
     """``num_classes`` of the heads; not of RPN, nor of heads that predict something else beside."""
     if isinstance(node, dict):
         others = ('rpn_head', 'semantic_head', 'glbctx_head')
-        boundary = node.get('type') == 'STDCHead'
+        boundary = type_name(node) == 'STDCHead'
         for key, value in node.items():
             if key == 'num_classes' and not boundary:
                 yield f'{path}.{key}', value
@@ -217,24 +218,24 @@ def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) 
         weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_checkpoint`.
     """
     if choice is None:
-        given = [init for node in dicts(cfg.model) for init in _inits(node) if init.get('type') == PRETRAINED]
+        given = [init for node in dicts(cfg.model) for init in _inits(node) if type_name(init) == PRETRAINED]
         if weights and not given:
             raise UserError(f'--pretrained-weights {weights}: the config loads no pretrained weights')
         for init in given:
             init['weights'] = weights or init.get('weights', 'final')
         return []
     model = cfg.model
-    own = any(init['type'] == PRETRAINED for init in _inits(model))  # a classifier is loaded as a whole
+    own = any(type_name(init) == PRETRAINED for init in _inits(model))  # a classifier is loaded as a whole
     node = model if own or 'backbone' not in model else model.backbone
     given = _inits(node)
-    others = [init for init in given if init['type'] not in (PRETRAINED, 'Pretrained')]
+    others = [init for init in given if type_name(init) not in (PRETRAINED, 'Pretrained')]
     if choice.lower() == 'none':
         node.init_cfg = others or None
         return ['no pretrained weights: --pretrained none']
     remote = choice in zoo.RELEASED or choice.startswith(('http://', 'https://'))
     if not remote and not Path(choice).is_file():
         raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
-    kept = next((init for init in given if init['type'] == PRETRAINED), {})
+    kept = next((init for init in given if type_name(init) == PRETRAINED), {})
     chosen = {**kept, 'type': PRETRAINED, 'checkpoint': choice, 'weights': weights or 'final'}
     node.init_cfg = [*others, chosen]
     return []
@@ -295,7 +296,7 @@ def start_from(
 def drop_pretrained(cfg: Config) -> None:
     """Take every pretrained ``init_cfg`` out of the model: its weights come from a checkpoint."""
     for node in dicts(cfg.model):
-        if any(init.get('type') in (PRETRAINED, 'Pretrained') for init in _inits(node)):
+        if any(type_name(init) in (PRETRAINED, 'Pretrained') for init in _inits(node)):
             node['init_cfg'] = None
 
 
@@ -303,7 +304,7 @@ def use_plain_batch_norm(cfg: Config) -> list[str]:
     """SyncBN to BN: for a single process, or on a CPU."""
     count = 0
     for node in dicts(cfg.model):
-        if node.get('type') in ('SyncBN', 'MMSyncBN', 'mmengine.SyncBN'):
+        if type_name(node) in ('SyncBN', 'MMSyncBN'):
             node['type'] = 'BN'
             count += 1
     return [f'SyncBN became BN in {count} places: a single process or a CPU'] if count else []
@@ -331,8 +332,8 @@ def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
     if wrapper.get('accumulative_counts') == 'auto':
         wrapper.accumulative_counts = max(1, round(recipe / step))
     counts = wrapper.get('accumulative_counts', 1)
-    for hook in cfg.get('custom_hooks') or []:
-        if hook['type'] == 'EMAHook':
+    for hook in hooks_of(cfg):
+        if type_name(hook) == 'EMAHook':
             hook.setdefault('interval', counts)
     batch, notes = step * counts, []
     if recipe and batch != recipe and 'lr' in optimizer:
@@ -375,20 +376,19 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
     if tta:
         if not cfg.get('tta_pipeline') or not cfg.get('tta_model'):
             raise UserError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline; test without --tta')
-        steps = [node for node in dicts(cfg.tta_pipeline) if 'TestTimeAug' in node.get('type', '')]
+        steps = [node for node in dicts(cfg.tta_pipeline) if 'TestTimeAug' in type_name(node)]
         if len(steps) != 1:
             raise UserError(f'--tta: tta_pipeline has {len(steps)} steps of type TestTimeAug, expected one')
         views = steps[0]['transforms']
-        scales = max(sum('Resize' in step['type'] for step in steps) for steps in views)
-        flip = any('Flip' in step['type'] and step.get('prob', 1) for steps in views for step in steps)
+        scales = max(sum('Resize' in type_name(step) for step in steps) for steps in views)
+        flip = any('Flip' in type_name(step) and step.get('prob', 1) for steps in views for step in steps)
         name = ('multi_scale' if scales > 1 else name) + '_flip' * flip
         for _, dataset in datasets(cfg, ('test_dataloader',)):
             dataset['pipeline'] = cfg.tta_pipeline
         wrapper = dict(cfg.tta_model)
         cfg.merge_from_dict(dict(model=wrapper.pop('module', {})))
         cfg.model = dict(**wrapper, module=cfg.model)
-    kinds = ('IoUMetric', 'mmseg.IoUMetric')
-    named = [evaluator for evaluator in dicts(cfg.get('test_evaluator')) if evaluator.get('type') in kinds]
+    named = [node for node in dicts(cfg.get('test_evaluator')) if type_name(node) == 'IoUMetric']
     for evaluator in named:
         evaluator.setdefault('prefix', name)
     if not (tta or named):
@@ -409,7 +409,7 @@ def divide_model(cfg: Config, launcher: str) -> None:
         raise UserError(
             '--fsdp divides the model among several processes: start them with tools/dist_train.sh'
         )
-    if any('EMAHook' in str(hook['type']) for hook in cfg.get('custom_hooks') or []):
+    if any('EMAHook' in type_name(hook) for hook in hooks_of(cfg)):
         raise UserError(
             '--fsdp: the config keeps a moving average of the weights (EMAHook), which is not divided; '
             'train without --fsdp, or with custom_hooks=[]'
@@ -420,7 +420,7 @@ def divide_model(cfg: Config, launcher: str) -> None:
 def write_details(cfg: Config) -> None:
     """A classifier's accuracy of each class and its confusions go into the work dir."""
     for evaluator in dicts(cfg.test_evaluator):
-        if evaluator.get('type') == 'convnext_backbone.Accuracy':
+        if type_name(evaluator) == 'convnext_backbone.Accuracy':
             evaluator.setdefault('out_dir', cfg.work_dir)
 
 
@@ -429,7 +429,11 @@ def for_testing(cfg: Config, checkpoint: str) -> None:
     name_unreadable_images(cfg)
     drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
-    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'EMAHook']
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'EMAHook']
+    for name in [
+        name for name, hook in (cfg.get('default_hooks') or {}).items() if type_name(hook) == 'EMAHook'
+    ]:
+        del cfg.default_hooks[name]
 
 
 def choose_precision(cfg: Config, amp: bool, device: str) -> list[str]:
@@ -439,7 +443,7 @@ def choose_precision(cfg: Config, amp: bool, device: str) -> list[str]:
     knows fp16 only in some builds), else fp16 with loss scaling; on a CPU none.
     """
     wrapper = cfg.optim_wrapper
-    if wrapper.get('type', 'OptimWrapper') != 'AmpOptimWrapper' and not amp:
+    if type_name(wrapper) != 'AmpOptimWrapper' and not amp:
         return []
     if device == 'cpu':
         wrapper.type = 'OptimWrapper'
@@ -475,9 +479,9 @@ def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
 
     for key in (*DATALOADERS, 'tta_pipeline'):
         for node in dicts(cfg.get(key)):
-            if node.get('type') in ('LoadImageFromFile', 'mmcv.LoadImageFromFile'):
+            if type_name(node) == 'LoadImageFromFile':
                 node['type'] = 'convnext_backbone.LoadImage'
-            elif node.get('type') not in ('convnext_backbone.ImageDataset', 'convnext_backbone.ImageStream'):
+            elif type_name(node) not in ('convnext_backbone.ImageDataset', 'convnext_backbone.ImageStream'):
                 continue
             if skip_corrupt and key == 'train_dataloader':
                 node['skip_corrupt'] = True

@@ -38,6 +38,7 @@ from ..checkpoint.read import (
 from ..checkpoint.write import damage, facts_of, newest_checkpoint, write_checkpoint
 from ..cli import message
 from ..errors import SKIPPED, Stopped, UserError
+from ..registry import type_name
 from . import launch
 from .hooks import CheckpointHook
 from .loops import ResumableBatchSampler, read_batch
@@ -71,11 +72,6 @@ def config_errors_in_words(build):
             raise UserError(f'{type(error).__name__}: {" ".join(message(error).split())}') from error
 
     return wrapped
-
-
-def _name(kind) -> str:
-    """Of one of mmengine's classes, which a config may name or hold; another's is not touched."""
-    return kind.removeprefix('mmengine.') if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
 def _classes(loop) -> list[str]:
@@ -129,7 +125,7 @@ class Runner(MMEngineRunner):
         super().register_default_hooks(given)
 
     def register_hook(self, hook, priority=None) -> None:
-        kind = _name(hook.get('type')) if isinstance(hook, dict) else ''
+        kind = type_name(hook) if isinstance(hook, dict) else ''
         if kind == 'CheckpointHook':
             hook = dict(hook, type='convnext_backbone.CheckpointHook')
         if kind == 'LoggerHook':
@@ -166,7 +162,7 @@ class Runner(MMEngineRunner):
     def build_train_loop(self, loop):
         if isinstance(loop, dict):
             by_epoch = 'EpochBasedTrainLoop' if loop.get('by_epoch', True) else 'IterBasedTrainLoop'
-            kind = LOOPS.get(_name(loop.get('type', by_epoch)))
+            kind = LOOPS.get(type_name(loop.get('type', by_epoch)))
             if kind:
                 loop = dict(loop, type=f'convnext_backbone.{kind}')
                 loop.pop('by_epoch', None)
