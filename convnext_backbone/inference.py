@@ -7,19 +7,22 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 
 from .checkpoint import load_trained, read_checkpoint
+from .checkpoint.formats import dataset_meta
 from .checkpoint.read import local_file
 from .config import (
     choose_device,
     datasets,
     drop_pretrained,
     name_unreadable_images,
+    num_classes,
     read_config,
     use_plain_batch_norm,
 )
 from .errors import UserError, report_build_errors
+from .registry import type_name
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -53,11 +56,11 @@ class Predictor:
     Args:
         config: config file of the training.
         checkpoint: what the training wrote; it must fit completely. The class names are the ones it
-            was trained with, as far as it holds them.
+            was trained with, or, if it does not hold them, those of the config's test data.
         device: ``cpu`` or ``cuda``; by default ``cuda`` where there is a GPU.
 
     Raises:
-        UserError: config or checkpoint cannot be read, or do not fit each other.
+        UserError: config or checkpoint cannot be read, do not fit each other, or do not name the classes.
     """
 
     def __init__(self, config: str, checkpoint: str, device: str | None = None):
@@ -68,21 +71,14 @@ class Predictor:
         self.model, content, _ = trained_model(cfg, checkpoint)
         self.model.to(self.device)
         name_unreadable_images(cfg)
-        self.meta = (content.get('meta') or {}).get('dataset_meta') or self._meta_of(cfg)
+        self.meta = _with_colours(_names_of(content, cfg, checkpoint))
         steps = [
-            step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in step['type']
+            step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in type_name(step)
         ]
         self.pipeline = Compose(steps)
         cfg.visualizer.pop('vis_backends', None)
         self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': f'predictor-{id(self)}'})
         self.visualizer.dataset_meta = self.meta
-
-    @staticmethod
-    def _meta_of(cfg) -> dict:
-        from mmengine.registry import DATASETS
-
-        dataset = next(dataset for _, dataset in datasets(cfg, ('test_dataloader',)))
-        return {**DATASETS.get(dataset['type']).METAINFO, **dataset.get('metainfo', {})}
 
     @torch.no_grad()
     def predict(self, image: str | Path):
@@ -130,6 +126,58 @@ class Predictor:
         options = dict(pred_score_thr=min_score) if 'pred_instances' in sample else dict(with_labels=False)
         self.visualizer.add_datasample('image', picture, sample, draw_gt=False, show=False, **options)
         return self.visualizer.get_image()
+
+
+def _names_of(content: dict, cfg: Config, checkpoint: str) -> dict:
+    """The class names and colours that the checkpoint holds; else the config's, if they can be its own.
+
+    Raises:
+        UserError: neither names the classes, or the config names another number than the model predicts.
+    """
+    meta = dataset_meta(content)
+    if meta.get('classes'):
+        return meta
+    meta = _metainfo(cfg)
+    advice = 'name those of its training by metainfo=dict(classes=...) in test_dataloader.dataset'
+    if not (classes := meta.get('classes')):
+        raise UserError(f'neither {checkpoint} nor the config names the classes: {advice}')
+    for path, number in num_classes(cfg.model, 'model'):
+        if number != len(classes):
+            raise UserError(
+                f'{checkpoint} does not name its classes, and the config has {len(classes)} names, but '
+                f'{path} is {number}: {advice}'
+            )
+    return meta
+
+
+def _metainfo(cfg: Config) -> dict:
+    """``metainfo`` of the config's test data, on top of that of its class, as mmengine reads both."""
+    dataset = next((dataset for _, dataset in datasets(cfg, ('test_dataloader',))), {})
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
+            kind = registry.get(kind)
+    given = dict(dataset.get('metainfo') or {})
+    if not hasattr(kind, '_load_metainfo'):
+        return given
+    meta, known = kind._load_metainfo(given), kind.METAINFO
+    if isinstance(meta.get('classes'), str):  # the only one
+        meta['classes'] = [meta['classes']]
+    names, colours = list(known.get('classes') or ()), known.get('palette')
+    classes = meta.get('classes') or ()
+    if colours and 'palette' not in given and set(classes) <= set(names):  # in another order, or fewer
+        meta['palette'] = [colours[names.index(name)] for name in classes]
+    return meta
+
+
+def _with_colours(meta: dict) -> dict:
+    """``meta`` with a colour for each class: with fewer mmdet and mmseg fail while they draw."""
+    palette, number = meta.get('palette'), len(meta['classes'])
+    if palette is not None and np.size(palette) and np.ndim(palette) != 2:  # a name, or one colour for all
+        return meta
+    if palette is None or len(palette) < number:
+        palette = np.random.default_rng(0).integers(0, 256, (number, 3)).tolist()
+    return {**meta, 'palette': [tuple(colour) for colour in palette]}
 
 
 def image_files(path: str | Path) -> list[Path]:

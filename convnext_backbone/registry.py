@@ -9,6 +9,9 @@ from mmengine import registry as root
 from mmengine.registry import Registry
 
 SCOPE = 'convnext_backbone'
+# Whose names are known without a scope: each of these scopes gives mmengine's and mmcv's, too.
+LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch')
+REGISTERED = dict(SyncBatchNorm='SyncBN', PretrainedInit='Pretrained')  # classes under another name
 
 MODELS = Registry(
     'model', scope=SCOPE, parent=root.MODELS, locations=[f'{SCOPE}.backbones', f'{SCOPE}.classification']
@@ -31,3 +34,25 @@ DATASETS = Registry('dataset', scope=SCOPE, parent=root.DATASETS, locations=[f'{
 FUNCTIONS = Registry('function', scope=SCOPE, parent=root.FUNCTIONS, locations=[f'{SCOPE}.classification'])
 METRICS = Registry('metric', scope=SCOPE, parent=root.METRICS, locations=[f'{SCOPE}.classification'])
 TRANSFORMS = Registry('transform', scope=SCOPE, parent=root.TRANSFORMS, locations=[f'{SCOPE}.transforms'])
+
+
+def type_name(node) -> str:
+    """What the ``type`` of a config's dict is called, however it is written; empty without one.
+
+    A config names it (``'EMAHook'``), with scope (``'mmengine.EMAHook'``) or module
+    (``'mmengine.hooks.EMAHook'``), or holds the class: all are ``'EMAHook'``. Ours are
+    ``'convnext_backbone.Name'``. Another package's keep what stands before the name: they are others.
+
+    Args:
+        node: a dict with or without ``type``, or a ``type`` itself.
+    """
+    kind = node.get('type') if isinstance(node, dict) else node
+    if not isinstance(kind, str):
+        kind = f'{kind.__module__}.{kind.__qualname__}' if hasattr(kind, '__qualname__') else ''
+    package, _, path = kind.partition('.')
+    name = path.rpartition('.')[2]
+    if not name:
+        return kind
+    if package == SCOPE:
+        return f'{SCOPE}.{name}'
+    return REGISTERED.get(name, name) if package in LIBRARIES else kind

@@ -2,11 +2,19 @@
 
 import json
 
+import mmcv
+import mmengine
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, log_of, tool
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import EMAHook
+from mmengine.optim import AmpOptimWrapper
+from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
+from mmseg.evaluation import IoUMetric
 
+from convnext_backbone.checkpoint import Pretrained
 from convnext_backbone.config import (
     PRETRAINED,
     apply_options,
@@ -16,14 +24,19 @@ from convnext_backbone.config import (
     choose_device,
     choose_precision,
     choose_views,
+    divide_model,
     drop_pretrained,
+    for_testing,
+    name_unreadable_images,
     read_config,
+    set_batch,
     set_data_root,
     set_pretrained,
     start_from,
     use_plain_batch_norm,
 )
 from convnext_backbone.errors import UserError
+from convnext_backbone.registry import type_name
 
 
 def write(folder, **files) -> str:
@@ -72,6 +85,34 @@ def test_variables_that_are_used_are_no_error_and_a_dumped_config_neither(tmp_pa
     check_keys(cfg)
     assert 'pipeline' not in cfg and cfg.train_dataloader.pipeline[0].type == 'B'
     check_keys(Config.fromfile(str(tmp_path / 'dumped.py')))
+
+
+@pytest.mark.parametrize(
+    'base',
+    [
+        '{{$PARTS:.}}/base.py',
+        '{{ fileDirname }}/base.py',
+        '{{fileBasenameNoExtension}}_base{{ fileExtname }}',
+    ],
+)
+@pytest.mark.parametrize('place', ['.', 'parts'])
+def test_keys_are_checked_in_the_files_that_mmengine_reads(tmp_path, monkeypatch, base, place):
+    """A variable of the environment or one that mmengine knows by itself stands in the path of the base."""
+    folder = tmp_path / (place if 'PARTS' in base else '.')
+    folder.mkdir(exist_ok=True)
+    if place == 'parts':
+        monkeypatch.setenv('PARTS', place)
+    for name in ('base.py', 'main_base.py'):
+        (folder / name).write_text(BASE)
+    monkeypatch.chdir(tmp_path)  # named as on a command line
+    write(tmp_path, main=f"_base_ = ['{base}']\nname = '{{{{$PARTS:none}}}}'\nexperiment_name = name\n")
+    cfg = Config.fromfile('main.py')
+    check_keys(cfg)
+    assert 'pipeline' not in cfg and cfg.experiment_name == ('parts' if place == 'parts' else 'none')
+    for name in ('base.py', 'main_base.py'):
+        (folder / name).write_text(BASE + 'resum = True\n')
+    with pytest.raises(UserError, match=r"base.py sets 'resum', and nothing reads it; did you mean 'resume'"):
+        check_keys(Config.fromfile('main.py'))
 
 
 def test_keys_of_the_configs_of_mmdet_and_mmseg_are_read():
@@ -212,6 +253,150 @@ def test_sync_batch_norm_becomes_batch_norm_everywhere_and_once_in_the_notes():
     assert use_plain_batch_norm(cfg) == ['SyncBN became BN in 3 places: a single process or a CPU']
     assert 'SyncBN' not in cfg.pretty_text
     assert use_plain_batch_norm(cfg) == []
+
+
+@pytest.mark.parametrize(
+    'kind', ['EMAHook', 'mmengine.EMAHook', 'mmdet.EMAHook', 'mmengine.hooks.EMAHook', EMAHook]
+)
+@pytest.mark.parametrize('place', ['custom_hooks', 'default_hooks'])
+def test_a_moving_average_is_known_however_its_type_is_written(kind, place):
+    hook, other = dict(type=kind), dict(type='mine.EMAHooks')
+    hooks = (
+        dict(custom_hooks=[hook, other])
+        if place == 'custom_hooks'
+        else dict(default_hooks=dict(a=hook, b=other))
+    )
+    wrapper = dict(type='OptimWrapper', accumulative_counts=4)
+    cfg = Config(dict(optim_wrapper=wrapper, train_dataloader=dict(batch_size=2), model=dict(), **hooks))
+    set_batch(cfg)
+    given = cfg.custom_hooks if place == 'custom_hooks' else list(cfg.default_hooks.values())
+    assert given[0].interval == 4 and 'interval' not in given[1]
+    with pytest.raises(UserError, match='keeps a moving average'):
+        divide_model(Config(hooks), 'pytorch')
+    for_testing(cfg, 'c.pth')
+    assert [*cfg.custom_hooks, *(cfg.get('default_hooks') or {}).values()] == [other]
+
+
+def test_types_are_known_however_they_are_written(tmp_path):
+    """With a scope, with a module, as the class itself; those of others with the same name are left alone."""
+    for kind in (
+        'SyncBN',
+        'MMSyncBN',
+        'mmdet.SyncBN',
+        torch.nn.SyncBatchNorm,
+        SyncBatchNorm,
+    ):
+        cfg = Config(dict(model=dict(norm_cfg=dict(type=kind))))
+        assert len(use_plain_batch_norm(cfg)) == 1 and cfg.model.norm_cfg.type == 'BN'
+    for kind in (
+        'AmpOptimWrapper',
+        'mmengine.AmpOptimWrapper',
+        'mmengine.optim.AmpOptimWrapper',
+        AmpOptimWrapper,
+    ):
+        cfg = Config(dict(optim_wrapper=dict(type=kind, loss_scale='dynamic')))
+        assert choose_precision(cfg, False, 'cpu') and cfg.optim_wrapper == dict(type='OptimWrapper')
+    for kind in ('CocoDataset', 'mmdet.CocoDataset', 'mmdet.datasets.CocoDataset', CocoDataset):
+        cfg = coco_config(tmp_path, coco(['a']))
+        cfg.train_dataloader.dataset.dataset.type = kind
+        with pytest.raises(UserError, match="no category 'person'"):
+            check_data(cfg, ('train_dataloader',))
+    for kind in ('IoUMetric', 'mmseg.IoUMetric', 'mmseg.evaluation.metrics.IoUMetric', IoUMetric):
+        cfg = Config(dict(model=dict(), test_evaluator=[dict(type=kind)]))
+        assert choose_views(cfg, False) and cfg.test_evaluator[0].prefix == 'single_scale'
+    loaders = (
+        'LoadImageFromFile',
+        'mmcv.LoadImageFromFile',
+        'mmdet.LoadImageFromFile',
+        mmcv.LoadImageFromFile,
+    )
+    for kind in (*loaders, 'mine.LoadImageFromFile', Mine.LoadImageFromFile):
+        cfg = Config(dict(train_dataloader=dict(dataset=dict(pipeline=[dict(type=kind)]))))
+        name_unreadable_images(cfg, True)
+        expected = (
+            dict(type='convnext_backbone.LoadImage', skip_corrupt=True)
+            if kind in loaders
+            else dict(type=kind)
+        )
+        assert cfg.train_dataloader.dataset.pipeline[0] == expected
+    for resize, flip, views in (
+        ('mmdet.Resize', 'mmdet.RandomFlip', 'mmdet.TestTimeAug'),
+        (mmcv.Resize, mmcv.RandomFlip, mmcv.TestTimeAug),
+    ):
+        steps = [[dict(type=resize, scale=1), dict(type=resize, scale=2)], [dict(type=flip, prob=1.0)]]
+        tta = dict(tta_model=dict(type='T'), tta_pipeline=[dict(type=views, transforms=steps)])
+        notes = choose_views(Config(dict(model=dict(), test_dataloader={}, **tta)), True)
+        assert notes == ['testing: multi scale flip, whole image']
+    for kind in (mmengine.model.PretrainedInit, 'mmengine.Pretrained', 'Pretrained', Pretrained):
+        cfg = Config(dict(model=dict(backbone=dict(type='B', init_cfg=dict(type=kind, checkpoint='a')))))
+        set_pretrained(cfg, 'none')
+        assert cfg.model.backbone.init_cfg is None
+    assert [type_name(nothing) for nothing in ({}, None, dict(type=None), dict(type='A'))] == [
+        '',
+        '',
+        '',
+        'A',
+    ]
+
+
+class Mine:
+    class LoadImageFromFile:
+        pass
+
+
+NEW_STYLE = """
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.hooks import CheckpointHook, EMAHook, LoggerHook
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import IterBasedTrainLoop, TestLoop, ValLoop
+from torch.optim import AdamW
+
+from convnext_backbone.backbones import ConvNeXt
+from convnext_backbone.classification import Accuracy, Classifier, ImageDataset, collate_images
+
+sizes = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
+model = dict(type=Classifier, backbone=dict(type=ConvNeXt, **sizes), num_classes=5)
+images = dict(type=ImageDataset, data_root='')
+loader = dict(batch_size=4, num_workers=0, collate_fn=dict(type=collate_images))
+train_dataloader = dict(
+    **loader,
+    sampler=dict(type=InfiniteSampler),
+    dataset=dict(**images, split='train', transform=dict(input_size=64, is_training=True)),
+)
+val_dataloader = dict(
+    **loader,
+    sampler=dict(type=DefaultSampler, shuffle=False),
+    dataset=dict(**images, split='val', transform=dict(input_size=64, is_training=False)),
+)
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(type=Accuracy)
+train_cfg = dict(type=IterBasedTrainLoop, max_iters=4, val_interval=4)
+val_cfg = dict(type=ValLoop)
+test_cfg = dict(type=TestLoop)
+optim_wrapper = dict(type=AmpOptimWrapper, optimizer=dict(type=AdamW, lr=1e-3), accumulative_counts=2)
+default_hooks = dict(
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=2), logger=dict(type=LoggerHook, interval=1)
+)
+custom_hooks = [dict(type=EMAHook)]
+log_processor = dict(by_epoch=False)
+"""
+
+
+def test_a_config_of_the_new_style_is_trained_resumed_and_tested_as_any_other(shapes, tmp_path):
+    """Its types are classes: checkpoints, loop and average are nevertheless those that a resume needs."""
+    config = tmp_path / 'new.py'
+    config.write_text(NEW_STYLE.replace("data_root=''", f'data_root={str(shapes / "classification")!r}'))
+    line = [str(config), '--work-dir', str(tmp_path / 'w'), '--device', 'cpu']
+    tool('train').main([*line, '--seed', '0', '--stop-at', '3'])
+    kept = torch.load(tmp_path / 'w/iter_3.pth', weights_only=False)
+    assert (tmp_path / 'w/iter_3.pth.json').is_file() and kept['random'] and kept['gradients']
+    assert 'mixed precision is off' in log_of(tmp_path / 'w') and 'interval=2,' in kept['meta']['cfg']
+    tool('train').main([*line, '--seed', '0', '--resume'])
+    found = tool('test').main([str(config), str(tmp_path / 'w/iter_4.pth'), *line[1:]])
+    assert f'top1: {found["top1"]:.4f}' in log_of(tmp_path / 'w')
+    config.write_text(config.read_text().replace('optim_wrapper', 'optim_wraper'))
+    with pytest.raises(UserError, match="did you mean 'optim_wrapper'"):
+        read_config(str(config))
 
 
 @pytest.mark.parametrize('amp', [True, False])

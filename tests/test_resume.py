@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, Dataset
 
+from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, Roadmap
 from convnext_backbone.checkpoint.write import (
     checkpoints_in,
     newest_checkpoint,
@@ -587,6 +589,30 @@ def test_processes_with_different_configs_end_in_words(shapes, tmp_path):
     ), result.stdout[-3000:]
 
 
+def test_every_file_of_the_package_counts_for_the_comparison_of_code(tmp_path):
+    """Whatever git has in the package, the C++ source too; what Python puts beside it does not."""
+    package = Path(launch.__file__).parents[1]
+    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=package, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip('no git repository here')
+    names = list(filter(None, listed.stdout.split('\0')))
+    assert any(name.endswith('.cpp') for name in names)
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((package / name).read_bytes())
+    hashes = {launch.code_of(tmp_path)}
+    (tmp_path / '__pycache__').mkdir()
+    for left in ('__pycache__/cli.cpython-311.pyc', '.cli.py.swp'):
+        (tmp_path / left).write_bytes(b'x')
+    assert {launch.code_of(tmp_path)} == hashes
+    assert launch.environment()['code'] == launch.code_of(package)
+    for name in names:
+        with (tmp_path / name).open('ab') as stream:
+            stream.write(b'\n')
+        hashes.add(launch.code_of(tmp_path))
+    assert len(hashes) == 1 + len(names)
+
+
 @pytest.mark.xdist_group('distributed')
 def test_a_process_that_hangs_ends_the_training_with_the_stack_of_each(shapes, tmp_path):
     """Rank 1 sleeps in its fifth step; rank 0 waits for its gradients. Both say where."""
@@ -658,6 +684,85 @@ def test_a_model_divided_among_processes_trains_as_a_whole_one(shapes, tmp_path)
         torch.testing.assert_close(other['state_dict'][key], value, rtol=1e-3, atol=1e-4)
 
 
+def test_blocks_of_every_backbone_are_known():
+    """As many as the papers say: 16 in ResNet-50, 18 in ConvNeXt-T and the isotropic ones, 12 in Swin-T."""
+    from mmdet.models.backbones import HRNet, ResNet, SwinTransformer
+    from torchvision.models import mobilenet_v2, resnet50
+
+    branches = dict(num_branches=1, block='BOTTLENECK', num_blocks=(4,), num_channels=(64,))
+    stages = dict(stage1=dict(num_modules=1, **branches))
+    for stage in (2, 3, 4):
+        widths = tuple(18 << i for i in range(stage))
+        branches = dict(num_branches=stage, block='BASIC', num_blocks=(4,) * stage, num_channels=widths)
+        stages[f'stage{stage}'] = dict(num_modules=1, **branches)
+    swin = SwinTransformer()  # reads numbers while it is built
+    with torch.device('meta'):
+        found = {
+            (16, 'Block'): Roadmap('resnet50', 'resnet'),
+            (18, 'Block'): Roadmap('resnet50', 'separate_downsampling'),
+            (18, 'Block '): IsotropicConvNeXt('small'),
+            (18, 'Block  '): ConvNeXt('tiny'),
+            (16, 'Bottleneck'): resnet50(),
+            (16, 'Bottleneck '): ResNet(50),
+            (17, 'InvertedResidual'): mobilenet_v2(),
+            (12, 'SwinBlock'): swin,
+            (4 + 4 * (2 + 3 + 4), 'Bottleneck or BasicBlock'): HRNet(stages),
+        }
+        for (number, kinds), backbone in found.items():
+            head = torch.nn.ModuleList([resnet50().layer1[0]])  # not a backbone's
+            within = torch.nn.ModuleDict(dict(backbone=backbone))
+            blocks = launch.blocks_of(torch.nn.ModuleDict(dict(backbone=within, head=head)))
+            assert len({id(block) for block in blocks}) == len(blocks) == number, kinds
+            assert {type(block).__name__ for block in blocks} == set(kinds.strip().split(' or '))
+
+
+SHARDED = """
+import sys, torch
+from collections import OrderedDict
+from pathlib import Path
+from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torchvision.models import resnet18
+from convnext_backbone.backbones import IsotropicConvNeXt, Roadmap
+from convnext_backbone.engine import launch
+
+def train(rank, store):
+    distributed.init_process_group('gloo', rank=rank, world_size=2, store=distributed.FileStore(store, 2))
+    for make in (
+        lambda: IsotropicConvNeXt(depth=3, dim=16),
+        lambda: Roadmap('resnet50', 'resnet', out_indices=(1,)),
+        lambda: Roadmap('resnet50', 'separate_downsampling', out_indices=(1,)),
+        lambda: nn.Sequential(OrderedDict(backbone=resnet18())),
+    ):
+        torch.manual_seed(0)
+        whole = make()
+        part = make()
+        part.load_state_dict(whole.state_dict())
+        launch.shard(part, 'cpu')
+        images = torch.randn(2, 3, 64, 64)
+        for model in (whole, part):
+            sum(map.square().mean() for map in model(images)).backward()
+        for (name, one), other in zip(whole.named_parameters(), part.parameters()):
+            torch.testing.assert_close(other.grad.full_tensor(), one.grad, msg=name)
+        units = sum(isinstance(module, FSDPModule) for module in part.modules())
+        Path(f'{store}.{rank}').open('a').write(f'{units}\\n')
+
+if __name__ == '__main__':
+    torch.multiprocessing.spawn(train, (sys.argv[1],), nprocs=2)
+"""
+
+
+@pytest.mark.xdist_group('distributed')
+def test_backbones_are_divided_block_by_block(tmp_path):
+    """The gradients are those of the whole network; a unit more than the blocks: what is around them."""
+    (tmp_path / 'sharded.py').write_text(SHARDED)
+    result = command(tmp_path / 'sharded.py', tmp_path / 'store', PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stdout[-3000:]
+    for rank in (0, 1):
+        units = (tmp_path / f'store.{rank}').read_text().split()
+        assert units == ['4', '8', '7', '9']  # of 3, 3 + 4, 3 + 3 and 2 + 2 + 2 + 2 blocks
+
+
 def test_fsdp_needs_several_processes_and_no_moving_average(shapes, tmp_path):
     config = write_config(tmp_path)
     with pytest.raises(UserError, match='--fsdp divides the model among several processes'):
@@ -713,6 +818,14 @@ def test_verify_resume(config, options, shapes, tmp_path):
     assert result.returncode == 0 and 'bit-identical' in last_line(result), result.stdout[-3000:]
 
 
+def test_verify_resume_counts_no_kill_that_came_after_the_end(tmp_path, monkeypatch):
+    verify = tool('verify_resume')
+    monkeypatch.setattr(verify, 'done', lambda work_dir: time.sleep(0.5) or 9)
+    for seconds, killed in ((0.1, False), (100, True)):
+        process = subprocess.Popen(['sleep', str(seconds)], start_new_session=True)
+        assert verify.kill_after(process, tmp_path, 5, signal.SIGTERM) is killed
+
+
 def test_verify_resume_finds_a_single_bit(tmp_path):
     verify = tool('verify_resume')
     a = dict(state_dict=dict(w=torch.ones(3)), random=[dict(torch=torch.arange(4))], x=[1, dict(y=2.0)])
@@ -722,6 +835,96 @@ def test_verify_resume_finds_a_single_bit(tmp_path):
     b['x'][1]['y'] = 3.0
     del b['random'][0]['torch']
     assert verify.differences(a, b) == ['.state_dict.w', '.random.0.torch', '.x.1.y']
+
+
+@pytest.fixture
+def torture(monkeypatch):
+    """The campaign's module, with a second of patience."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    module = tool('torture')
+    monkeypatch.setattr(module, 'TIMEOUT', 1)
+    return module
+
+
+def job_of(torture, folder: Path, script: str):
+    """A job whose training is a shell script, with checkpoints of the last step and of one before."""
+    job = torture.Job(folder, None, folder / 'data', 1, random.Random(0))
+    job.work_dir.mkdir()
+    for step in (torture.STEPS - 4, torture.STEPS):
+        write_checkpoint(content(), job.work_dir / f'iter_{step}.pth', iter=step)
+    job.process = shell(script)
+    return job
+
+
+def shell(script: str) -> psutil.Process:
+    """A child that nothing but psutil waits for."""
+    return psutil.Process(os.posix_spawnp('sh', ['sh', '-c', script], os.environ))
+
+
+def test_a_training_that_is_over_before_the_fault_is_not_struck_nor_touched(torture, tmp_path):
+    """It ended regularly between the campaign's look at it and the fault; its checkpoint is the result."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, fault in (torture.FAULTS | torture.FAULTS_OF_SEVERAL).items():
+        job = job_of(torture, tmp_path / name, 'exit 0')
+        while job.process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        before = {file: file.read_bytes() for file in job.work_dir.iterdir()}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, unlimited[1]))  # the disk is full soon
+        try:
+            struck = fault(job)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        assert not struck and job.ended() == 0, name
+        assert {file: file.read_bytes() for file in job.work_dir.iterdir()} == before, name
+
+
+def test_a_hanging_data_loader_strikes_only_what_still_needs_it(torture, tmp_path):
+    """A training may have read what it needs up to its last step; it ends itself, or regularly, or not."""
+    training = 'import os, subprocess, time; child = subprocess.Popen(["sleep", "100"]); '
+    ends = {
+        name: f'time.sleep(0.5); child.kill(); os._exit({status})'
+        for name, status in {'regularly': 0, 'by itself': 1}.items()
+    }
+    struck = {}
+    for name, end in dict(**ends, never='time.sleep(100)').items():
+        job = job_of(torture, tmp_path / name, f"exec {sys.executable} -c '{training}{end}'")
+        while not job.workers():
+            time.sleep(0.01)
+        if name == 'never':
+            with pytest.raises(UserError, match='whose data loader hangs did not end itself'):
+                torture.worker_hangs(job)
+            job.kill()
+        else:
+            struck[name] = torture.worker_hangs(job)
+    assert struck == {'regularly': False, 'by itself': True}
+
+
+def test_a_rank_that_hangs_after_the_last_step_is_let_go(torture, tmp_path):
+    """The others wait for it with nobody to watch them any more."""
+    job = job_of(torture, tmp_path / 'over', 'sleep 0.5; exit 0')
+    while not job.workers():
+        time.sleep(0.01)
+    assert not torture.rank_hangs(job) and job.ended(10) == 0
+
+
+def test_sigterm_after_the_last_step_loses_nothing(torture, tmp_path, monkeypatch):
+    """Nobody waits for the signal any more: it ends the process, whose training is done."""
+    fates = {}
+    for name in ('done', 'not done'):
+        scripts = iter(['exec sleep 100', 'exit 0'])
+        monkeypatch.setattr(torture, 'mounted', lambda folder: False)
+        monkeypatch.setattr(torture.Job, 'wait_until_training', lambda job: True)
+        job = job_of(torture, tmp_path / name, 'exit 0')
+        if name == 'not done':
+            (job.work_dir / f'iter_{torture.STEPS}.pth').unlink()
+
+        def start(job=job, scripts=scripts):
+            job.process = shell(next(scripts))
+
+        monkeypatch.setattr(job, 'start', start)
+        struck, fates[name] = torture.suffer(job, ['asked to stop'])
+        assert not +struck
+    assert fates == {'done': 'survived', 'not done': 'lost (status -15)'}
 
 
 def test_a_short_campaign_of_faults(tmp_path):

@@ -8,15 +8,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import mmseg
 import pytest
 import torch
 from conftest import Bomb, command, last_line, log_of, tool
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmseg.datasets import CityscapesDataset
 
 from convnext_backbone.checkpoint import CheckpointMismatch, UnreadableCheckpoint
+from convnext_backbone.config import drop_pretrained, read_config, use_plain_batch_norm
+from convnext_backbone.engine import Runner
 from convnext_backbone.errors import SKIPPED, UserError, message
+from convnext_backbone.inference import Predictor, _metainfo
 
 DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
 SEGMENTER = 'configs/demo/upernet_shapes.py'
@@ -118,6 +125,68 @@ def test_infer_writes_a_picture_and_json_for_each_image_and_names_what_is_none(d
     assert picture.shape == cv2.imread(str(source)).shape
     assert (picture != cv2.imread(str(source))).any()
     assert not (tmp_path / 'out/bad.jpg.json').exists()
+
+
+def untrained(config: str, folder: Path, **meta) -> str:
+    """A checkpoint of the config's model with the weights it starts with."""
+    cfg = read_config(config)
+    use_plain_batch_norm(cfg)
+    drop_pretrained(cfg)
+    init_default_scope(cfg.default_scope)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), **meta), folder / 'c.pth')
+    return str(folder / 'c.pth')
+
+
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTER])
+def test_class_names_come_from_the_config_or_from_where_older_versions_kept_them(config, shapes, tmp_path):
+    """Weights alone name no classes; mmdet 2.x and mmseg 0.x named them in capitals."""
+    categories = json.loads((shapes / 'annotations/instances_val.json').read_text())['categories']
+    names = [category['name'] for category in categories]
+    names = names if config == DETECTOR else ['background', *names]
+    old = [name.upper() for name in names]
+    image = sorted((shapes / 'images/val').iterdir())[0]
+    own = f"_base_ = '{Path.cwd()}/{config}'\ntest_dataloader = dict(dataset=dict(metainfo=dict(_delete_=True"
+    (tmp_path / 'own.py').write_text(f'{own}, classes={names})))\n')
+    (tmp_path / 'none.py').write_text(f'{own})))\n')
+    given = {
+        config: ({}, names),
+        f'{tmp_path}/own.py': ({}, names),  # without colours
+        f'{tmp_path}/none.py': (dict(meta=dict(CLASSES=tuple(old))), old),
+    }
+    for file, (meta, expected) in given.items():
+        predictor = Predictor(file, untrained(config, tmp_path, **meta), 'cpu')
+        assert list(predictor.meta['classes']) == expected
+        sample = predictor.predict(image)
+        found = predictor.to_json(sample, 0)
+        labels = {each['label'] for each in found['objects']} if config == DETECTOR else set(*found.values())
+        assert labels and labels <= set(expected)
+        assert predictor.draw(image, sample, 0).shape == cv2.imread(str(image)).shape
+    words = {DETECTOR: r'has 80 names, but model.roi_head.bbox_head.num_classes is 5', SEGMENTER: 'neither'}
+    with pytest.raises(UserError, match=words[config]) as error:
+        Predictor(f'{tmp_path}/none.py', untrained(config, tmp_path), 'cpu')
+    assert 'metainfo=dict(classes=...)' in message(error.value)
+
+
+@pytest.mark.parametrize('kind', ['CityscapesDataset', 'mmseg.CityscapesDataset', CityscapesDataset])
+def test_names_and_colours_of_a_known_dataset_are_its_published_ones(kind):
+    """Cityscapes: road is (128, 64, 128), car (0, 0, 142)."""
+    init_default_scope('mmseg')
+    for classes, expected in (
+        (None, ('road', 19, [128, 64, 128])),
+        (('car', 'road'), ('car', 2, [0, 0, 142])),
+    ):
+        metainfo = dict(classes=classes) if classes else {}
+        dataset = dict(type='RepeatDataset', dataset=dict(type=kind, metainfo=metainfo))
+        meta = _metainfo(Config(dict(test_dataloader=dict(dataset=dataset))))
+        assert (meta['classes'][0], len(meta['classes']), meta['palette'][0]) == expected
+        assert len(meta['palette']) == expected[1]
+
+
+def test_classes_of_an_older_checkpoint_are_compared_before_a_test():
+    runner = SimpleNamespace(_test_classes=['cat'])
+    for meta in (dict(CLASSES=('dog',)), dict(CLASSES='dog'), dict(dataset_meta=dict(CLASSES=('dog',)))):
+        with pytest.raises(UserError, match=r'trained for 1 classes \(dog'):
+            Runner._compare_classes(runner, 'c.pth', dict(meta=meta))
 
 
 @pytest.mark.matrix

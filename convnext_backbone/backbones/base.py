@@ -142,6 +142,10 @@ class DenseBackbone(BaseModule):
         """The modules that ``frozen_stages`` covers."""
         raise NotImplementedError
 
+    def all_blocks(self) -> list[nn.Module]:
+        """The blocks in their order: parts of like size that are computed one after the other."""
+        raise NotImplementedError
+
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:
         """Depth group of the parameter ``name`` (as in this network's ``named_parameters()``).
 
@@ -215,6 +219,9 @@ class FourStageBackbone(DenseBackbone):
             return []
         stem_and_downsampling = self.downsample_layers[: max(1, self.frozen_stages)]
         return [*stem_and_downsampling, *self.stages[: self.frozen_stages]]
+
+    def all_blocks(self) -> list[nn.Module]:
+        return [block for stage in self.stages for block in stage]
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:
         """See :meth:`DenseBackbone.layer_depth`.

@@ -130,6 +130,9 @@ class IsotropicConvNeXt(DenseBackbone):
     def frozen_modules(self) -> list[nn.Module]:
         return [self.stem, *self.blocks[: self.frozen_stages]] if self.frozen_stages >= 0 else []
 
+    def all_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:
         """See :meth:`DenseBackbone.layer_depth`; three blocks form one group, from 1 on."""
         if by != 'layer_wise':

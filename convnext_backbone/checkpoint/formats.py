@@ -179,6 +179,19 @@ def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str
     return tensors
 
 
+def dataset_meta(content: dict) -> dict:
+    """What a checkpoint says about its training's data: ``classes``, ``palette``, ...; empty if nothing.
+
+    Since mmdet 3 and mmseg 1 it stands in ``meta['dataset_meta']``, before in ``meta`` itself, in capitals.
+    """
+    meta = content.get('meta') or {}
+    given = meta.get('dataset_meta') or {key: meta.get(key) for key in ('CLASSES', 'PALETTE')}
+    found = {key.lower(): value for key, value in given.items() if value is not None}
+    if isinstance(found.get('classes'), str):  # its only one
+        found['classes'] = [found['classes']]
+    return found
+
+
 def released_names(names) -> dict[str, str]:
     """Name in a module of ours -> name in the released checkpoints: without ``backbone.``."""
     return {name: name.removeprefix('backbone.') for name in names}

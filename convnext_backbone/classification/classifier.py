@@ -9,7 +9,7 @@ from ..backbones.base import DenseBackbone
 from ..backbones.layers import init_layer
 from ..checkpoint.formats import released_names
 from ..errors import UserError
-from ..registry import MODELS
+from ..registry import MODELS, type_name
 
 
 @MODELS.register_module()
@@ -42,8 +42,9 @@ class Classifier(BaseModel):
         init_cfg: dict | list | None = None,
     ):
         super().__init__(data_preprocessor, init_cfg)
-        name = backbone.get('type')
-        kind = MODELS.get(name) if str(name).startswith('convnext_backbone.') else None
+        name, kind = type_name(backbone), backbone.get('type')
+        if not isinstance(kind, type):
+            kind = MODELS.get(name) if name.startswith('convnext_backbone.') else None
         if not (isinstance(kind, type) and issubclass(kind, DenseBackbone)):
             raise UserError(
                 'the backbone of a Classifier is convnext_backbone.ConvNeXt, .IsotropicConvNeXt or .Roadmap, '

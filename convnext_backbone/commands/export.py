@@ -12,6 +12,7 @@ The file is compared with eager on random images of three sizes before it is kep
 
 from pathlib import Path
 
+from ..checkpoint.formats import dataset_meta
 from ..cli import Parser
 from ..complexity import default_size
 from ..config import check_work_dir, image_format, read_config
@@ -48,7 +49,7 @@ def main(argv=None) -> Path:
         config=Path(args.config).stem,
         part=args.part,
         **image_format(cfg),
-        classes=((content.get('meta') or {}).get('dataset_meta') or {}).get('classes'),
+        classes=dataset_meta(content).get('classes'),
     )
     size = tuple(args.size or ((224, 224) if args.part == 'backbone' else default_size(cfg)))
     report = export(model, out, args.format, part=args.part, size=size, meta=meta)

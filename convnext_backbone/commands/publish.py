@@ -13,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..checkpoint import load_trained, read_checkpoint
+from ..checkpoint.formats import dataset_meta
 from ..checkpoint.read import file_hash, local_file
 from ..cli import Parser
 from ..complexity import build_on_meta
@@ -40,10 +41,9 @@ def main(argv=None) -> Path:
     model = build_on_meta(cfg)
     model.to_empty(device='cpu')
     print(load_trained(model, content, file, weights=args.weights))
-    meta = content.get('meta') or {}
     published = dict(
         arch=getattr(model.backbone, 'arch', None),
-        dataset_meta=meta.get('dataset_meta'),
+        dataset_meta=dataset_meta(content) or None,
         **image_format(cfg),
         cfg=cfg.pretty_text,  # mmengine never runs what stands under this name
         config_name=Path(args.config).stem,

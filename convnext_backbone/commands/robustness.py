@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from timm.data import ImageNetInfo
 
+from ..checkpoint.formats import dataset_meta
 from ..classification import ImageDataset
 from ..classification import robustness as scoring
 from ..cli import Parser
@@ -79,7 +80,7 @@ def classifier(args, cfg, **which) -> dict:
     print(report)
     model.to(device)
     wnids = ImageNetInfo('imagenet-1k').label_names()
-    classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+    classes = dataset_meta(content).get('classes')
     classes = classes or (wnids if cfg.model.num_classes == len(wnids) else None)
     index = classes and {name: number for number, name in enumerate(classes)}
     loader = cfg.test_dataloader

@@ -11,9 +11,9 @@ from .adapt import (
     use_plain_batch_norm,
     write_details,
 )
-from .data import check_classes, check_data, datasets, set_data_root
+from .data import check_classes, check_data, datasets, num_classes, set_data_root
 from .files import CONFIGS, check_work_dir, config_names, find_config, published, sizes
-from .keys import apply_options, check_keys, dicts, nodes
+from .keys import apply_options, check_keys, dicts, hooks_of, nodes
 from .read import read_config
 from .task import image_format, task_of
 from .weights import PRETRAINED, drop_pretrained, set_pretrained, start_from
@@ -36,9 +36,11 @@ __all__ = [
     'drop_pretrained',
     'find_config',
     'for_testing',
+    'hooks_of',
     'image_format',
     'name_unreadable_images',
     'nodes',
+    'num_classes',
     'published',
     'read_config',
     'set_batch',

@@ -7,8 +7,9 @@ import torch
 from mmengine.config import Config
 
 from ..errors import UserError
+from ..registry import type_name
 from .data import DATALOADERS, datasets
-from .keys import dicts
+from .keys import dicts, hooks_of
 from .weights import drop_pretrained
 
 
@@ -38,7 +39,7 @@ def use_plain_batch_norm(cfg: Config) -> list[str]:
     """SyncBN to BN: for a single process, or on a CPU."""
     count = 0
     for node in dicts(cfg.model):
-        if node.get('type') in ('SyncBN', 'MMSyncBN', 'mmengine.SyncBN'):
+        if type_name(node) in ('SyncBN', 'MMSyncBN'):
             node['type'] = 'BN'
             count += 1
     return [f'SyncBN became BN in {count} places: a single process or a CPU'] if count else []
@@ -66,8 +67,8 @@ def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
     if wrapper.get('accumulative_counts') == 'auto':
         wrapper.accumulative_counts = max(1, round(recipe / step))
     counts = wrapper.get('accumulative_counts', 1)
-    for hook in cfg.get('custom_hooks') or []:
-        if hook['type'] == 'EMAHook':
+    for hook in hooks_of(cfg):
+        if type_name(hook) == 'EMAHook':
             hook.setdefault('interval', counts)
     batch, notes = step * counts, []
     if recipe and batch != recipe and 'lr' in optimizer:
@@ -104,7 +105,7 @@ def choose_precision(cfg: Config, amp: bool, device: str) -> list[str]:
     knows fp16 only in some builds), else fp16 with loss scaling; on a CPU none.
     """
     wrapper = cfg.optim_wrapper
-    if wrapper.get('type', 'OptimWrapper') != 'AmpOptimWrapper' and not amp:
+    if type_name(wrapper) != 'AmpOptimWrapper' and not amp:
         return []
     if device == 'cpu':
         wrapper.type = 'OptimWrapper'
@@ -145,7 +146,7 @@ def divide_model(cfg: Config, launcher: str) -> None:
         raise UserError(
             '--fsdp divides the model among several processes: start them with tools/dist_train.sh'
         )
-    if any('EMAHook' in str(hook['type']) for hook in cfg.get('custom_hooks') or []):
+    if any('EMAHook' in type_name(hook) for hook in hooks_of(cfg)):
         raise UserError(
             '--fsdp: the config keeps a moving average of the weights (EMAHook), which is not divided; '
             'train without --fsdp, or with custom_hooks=[]'
@@ -166,20 +167,19 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
     if tta:
         if not cfg.get('tta_pipeline') or not cfg.get('tta_model'):
             raise UserError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline; test without --tta')
-        steps = [node for node in dicts(cfg.tta_pipeline) if 'TestTimeAug' in node.get('type', '')]
+        steps = [node for node in dicts(cfg.tta_pipeline) if 'TestTimeAug' in type_name(node)]
         if len(steps) != 1:
             raise UserError(f'--tta: tta_pipeline has {len(steps)} steps of type TestTimeAug, expected one')
         views = steps[0]['transforms']
-        scales = max(sum('Resize' in step['type'] for step in steps) for steps in views)
-        flip = any('Flip' in step['type'] and step.get('prob', 1) for steps in views for step in steps)
+        scales = max(sum('Resize' in type_name(step) for step in steps) for steps in views)
+        flip = any('Flip' in type_name(step) and step.get('prob', 1) for steps in views for step in steps)
         name = ('multi_scale' if scales > 1 else name) + '_flip' * flip
         for _, dataset in datasets(cfg, ('test_dataloader',)):
             dataset['pipeline'] = cfg.tta_pipeline
         wrapper = dict(cfg.tta_model)
         cfg.merge_from_dict(dict(model=wrapper.pop('module', {})))
         cfg.model = dict(**wrapper, module=cfg.model)
-    kinds = ('IoUMetric', 'mmseg.IoUMetric')
-    named = [evaluator for evaluator in dicts(cfg.get('test_evaluator')) if evaluator.get('type') in kinds]
+    named = [node for node in dicts(cfg.get('test_evaluator')) if type_name(node) == 'IoUMetric']
     for evaluator in named:
         evaluator.setdefault('prefix', name)
     if not (tta or named):
@@ -193,7 +193,7 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
 def write_details(cfg: Config) -> None:
     """A classifier's accuracy of each class and its confusions go into the work dir."""
     for evaluator in dicts(cfg.test_evaluator):
-        if evaluator.get('type') == 'convnext_backbone.Accuracy':
+        if type_name(evaluator) == 'convnext_backbone.Accuracy':
             evaluator.setdefault('out_dir', cfg.work_dir)
 
 
@@ -202,7 +202,11 @@ def for_testing(cfg: Config, checkpoint: str) -> None:
     name_unreadable_images(cfg)
     drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
-    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'EMAHook']
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'EMAHook']
+    for name in [
+        name for name, hook in (cfg.get('default_hooks') or {}).items() if type_name(hook) == 'EMAHook'
+    ]:
+        del cfg.default_hooks[name]
 
 
 def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
@@ -210,9 +214,9 @@ def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
 
     for key in (*DATALOADERS, 'tta_pipeline'):
         for node in dicts(cfg.get(key)):
-            if node.get('type') in ('LoadImageFromFile', 'mmcv.LoadImageFromFile'):
+            if type_name(node) == 'LoadImageFromFile':
                 node['type'] = 'convnext_backbone.LoadImage'
-            elif node.get('type') not in ('convnext_backbone.ImageDataset', 'convnext_backbone.ImageStream'):
+            elif type_name(node) not in ('convnext_backbone.ImageDataset', 'convnext_backbone.ImageStream'):
                 continue
             if skip_corrupt and key == 'train_dataloader':
                 node['skip_corrupt'] = True

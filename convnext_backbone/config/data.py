@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..errors import UserError
+from ..registry import type_name
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -71,7 +72,7 @@ def check_data(cfg: Config, splits) -> list[str]:
         for path in filter(None, paths):
             if isinstance(path, str) and not os.path.exists(os.path.join(root, path)):
                 raise UserError(f'{os.path.join(root, path)} does not exist ({split}, data root {root!r})')
-        if dataset.get('type') in ('CocoDataset', 'mmdet.CocoDataset'):
+        if type_name(dataset) == 'CocoDataset':
             notes += _check_coco(os.path.join(root, dataset['ann_file']), dataset)
     return notes
 
@@ -125,7 +126,7 @@ def check_classes(cfg: Config, classes) -> None:
     Raises:
         UserError: naming the head and both numbers.
     """
-    for path, number in _num_classes(cfg.model, 'model'):
+    for path, number in num_classes(cfg.model, 'model'):
         if number != len(classes):
             raise UserError(
                 f'{path} is {number}, but the training data has {len(classes)} classes '
@@ -133,16 +134,16 @@ def check_classes(cfg: Config, classes) -> None:
             )
 
 
-def _num_classes(node, path: str) -> Iterator[tuple[str, int]]:
+def num_classes(node, path: str) -> Iterator[tuple[str, int]]:
     """``num_classes`` of the heads; not of RPN, nor of heads that predict something else beside."""
     if isinstance(node, dict):
         others = ('rpn_head', 'semantic_head', 'glbctx_head')
-        boundary = node.get('type') == 'STDCHead'
+        boundary = type_name(node) == 'STDCHead'
         for key, value in node.items():
             if key == 'num_classes' and not boundary:
                 yield f'{path}.{key}', value
             elif key not in others:
-                yield from _num_classes(value, f'{path}.{key}')
+                yield from num_classes(value, f'{path}.{key}')
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
-            yield from _num_classes(value, f'{path}.{index}')
+            yield from num_classes(value, f'{path}.{index}')

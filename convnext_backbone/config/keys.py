@@ -3,7 +3,9 @@
 import ast
 import difflib
 import inspect
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 
 from mmengine.config import Config
@@ -11,6 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError, suggest
+from ..registry import type_name
 
 # Top-level keys that mmengine's Runner, this package's tools or mmdet's and mmseg's tools read.
 READ = {
@@ -65,18 +68,22 @@ def check_keys(cfg: Config) -> None:
 
     At the top level, read are the keys in :data:`READ`, and a variable that the file which sets it, or
     one that inherits from that file, uses by name, or whose value has arrived in what is read, if some
-    file uses its name or none uses names at all (a dumped config). Below, the arguments of a ``type``
-    are checked when it is built; in a dict without one, and for hooks that take any argument, a key that
-    is nearly the name of another is taken for a misspelling.
+    file uses its name or none uses names at all (a dumped config). In a new-style config, whose bases are
+    imported, everything is a variable that is not nearly the name of a key that is read. Below, the
+    arguments of a ``type`` are checked when it is built; in a dict without one, and for hooks that take any
+    argument, a key that is nearly the name of another is taken for a misspelling.
 
     Raises:
         UserError: naming the key, the file and the nearest key that is read.
     """
     files = list(_sources(cfg.filename)) if cfg.filename else []
     dumped = len(files) == 1 and files[0][2] <= {'dict'}
+    new_style = bool(cfg.filename) and Config._is_lazy_import(cfg.filename)
     arrived = [node for key in cfg if key in READ for node in nodes(cfg[key])]
     for key in [key for key in cfg if key not in READ]:
         value = cfg.pop(key)
+        if key in cfg._imported_names or isinstance(value, type):  # a class that some ``type`` is
+            continue
         setters = [(file, used) for file, sets, used in files if key in sets]
         if setters and all(key in used for _, used in setters):
             continue
@@ -85,6 +92,8 @@ def check_keys(cfg: Config) -> None:
         parts = value if isinstance(value, list) else [value]
         if (a_variable or (dumped and not near)) and all(part in arrived for part in parts):
             continue
+        if new_style and not near:
+            continue
         file = next((file for file, used in setters if key not in used), cfg.filename)
         if a_variable:
             advice = ': what a base file made of it stays as it was; set that, or remove it'
@@ -92,8 +101,7 @@ def check_keys(cfg: Config) -> None:
             advice = suggest(key, READ) or ': remove it'
         raise UserError(f'{file} sets {key!r}, and nothing reads it{advice}')
     _check_untyped(dict(cfg.items()), cfg.filename, '')
-    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    for hook in filter(None, hooks):
+    for hook in hooks_of(cfg):
         _check_hook(hook, cfg.filename)
 
 
@@ -118,15 +126,21 @@ def dicts(value) -> list[dict]:
     return [node for node in nodes(value) if isinstance(node, dict)]
 
 
+def hooks_of(cfg: Config) -> list:
+    """The hooks that a config changes or adds."""
+    given = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    return [hook for hook in given if hook]
+
+
 def _check_hook(hook: dict, file: str) -> None:
     kind = hook.get('type') if isinstance(hook, dict) else None
-    cls = HOOKS.get(kind) if isinstance(kind, str) else None
+    cls = HOOKS.get(kind) if isinstance(kind, str) else kind
     if cls is None:
         return
     known = [name for name in inspect.signature(cls.__init__).parameters if name != 'kwargs']
     for name in hook:
         if name not in known and (near := difflib.get_close_matches(name, known, 1, 0.85)):
-            raise UserError(f'{file}: {kind} does not know {name}; did you mean {near[0]!r}?')
+            raise UserError(f'{file}: {type_name(kind)} does not know {name}; did you mean {near[0]!r}?')
 
 
 def nodes(value) -> Iterator:
@@ -141,8 +155,7 @@ def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[st
     """For a config file and all its bases: (file, names it sets, names used there or in its heirs)."""
     if not str(filename).endswith('.py') or Config._is_lazy_import(filename):
         return
-    with open(filename, encoding='utf-8') as stream:
-        text = stream.read()
+    text, bases = _filled(filename)
     tree = ast.parse(text)
     used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     inherited = heirs | set(re.findall(r'_base_\.(\w+)', text))
@@ -154,6 +167,20 @@ def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[st
         if isinstance(target, ast.Name)
     }
     yield str(filename), sets, used | inherited
-    for base in Config._get_base_files(filename):
-        path, _ = Config._get_cfg_path(base, filename)
-        yield from _sources(path, inherited)
+    for base in bases:
+        yield from _sources(base, inherited)
+
+
+def _filled(filename: str) -> tuple[str, list[str]]:
+    """The text of a config file as mmengine runs it, and the files of its ``_base_``.
+
+    That is with ``{{ fileDirname }}`` and its like and ``{{$VARIABLE:default}}`` replaced by their values.
+    """
+    path = os.path.abspath(filename)
+    with tempfile.TemporaryDirectory() as folder:
+        filled = os.path.join(folder, 'config.py')
+        Config._substitute_predefined_vars(path, filled)
+        Config._substitute_env_variables(filled, filled)
+        with open(filled, encoding='utf-8') as stream:
+            text = stream.read()
+        return text, [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(filled)]

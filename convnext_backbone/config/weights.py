@@ -8,6 +8,7 @@ from mmengine.config import Config
 from ..checkpoint import zoo
 from ..checkpoint.write import checkpoints_in
 from ..errors import UserError
+from ..registry import type_name
 from .keys import dicts
 
 PRETRAINED = 'convnext_backbone.Pretrained'
@@ -66,24 +67,24 @@ def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) 
         weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_checkpoint`.
     """
     if choice is None:
-        given = [init for node in dicts(cfg.model) for init in _inits(node) if init.get('type') == PRETRAINED]
+        given = [init for node in dicts(cfg.model) for init in _inits(node) if type_name(init) == PRETRAINED]
         if weights and not given:
             raise UserError(f'--pretrained-weights {weights}: the config loads no pretrained weights')
         for init in given:
             init['weights'] = weights or init.get('weights', 'final')
         return []
     model = cfg.model
-    own = any(init['type'] == PRETRAINED for init in _inits(model))  # a classifier is loaded as a whole
+    own = any(type_name(init) == PRETRAINED for init in _inits(model))  # a classifier is loaded as a whole
     node = model if own or 'backbone' not in model else model.backbone
     given = _inits(node)
-    others = [init for init in given if init['type'] not in (PRETRAINED, 'Pretrained')]
+    others = [init for init in given if type_name(init) not in (PRETRAINED, 'Pretrained')]
     if choice.lower() == 'none':
         node.init_cfg = others or None
         return ['no pretrained weights: --pretrained none']
     remote = choice in zoo.RELEASED or choice.startswith(('http://', 'https://'))
     if not remote and not Path(choice).is_file():
         raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
-    kept = next((init for init in given if init['type'] == PRETRAINED), {})
+    kept = next((init for init in given if type_name(init) == PRETRAINED), {})
     chosen = {**kept, 'type': PRETRAINED, 'checkpoint': choice, 'weights': weights or 'final'}
     node.init_cfg = [*others, chosen]
     return []
@@ -98,5 +99,5 @@ def _inits(node: dict) -> list[dict]:
 def drop_pretrained(cfg: Config) -> None:
     """Take every pretrained ``init_cfg`` out of the model: its weights come from a checkpoint."""
     for node in dicts(cfg.model):
-        if any(init.get('type') in (PRETRAINED, 'Pretrained') for init in _inits(node)):
+        if any(type_name(init) in (PRETRAINED, 'Pretrained') for init in _inits(node)):
             node['init_cfg'] = None

@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from torch import distributed, nn
 
-from ..backbones.block import Block
+from ..backbones.base import DenseBackbone
 from ..errors import UserError
 
 STORE_PORT = 20000  # of rank 0 in a Slurm job; the job's number is added, modulo STORE_PORT
@@ -74,11 +74,8 @@ def slurm_environment() -> None:
 @functools.cache  # of the code that this process runs, whatever the files become
 def environment() -> dict[str, str]:
     """What a result depends on besides the config: code, packages, machine. For logs and checkpoints."""
-    folder = Path(__file__).parents[1]
-    code = hashlib.sha256()
-    for file in sorted(folder.rglob('*.py')):
-        code.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    found = dict(python=platform.python_version(), code=code.hexdigest()[:12])
+    code = code_of(Path(__file__).parents[1])
+    found = dict(python=platform.python_version(), code=code)
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -87,6 +84,17 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         found.update(gpu=torch.cuda.get_device_name(), cuda=str(torch.version.cuda))
     return found
+
+
+def code_of(folder: Path) -> str:
+    """Hash of what a package executes or reads: all of its files but Python's bytecode and hidden ones."""
+    code = hashlib.sha256()
+    for file in sorted(folder.rglob('*')):
+        name = file.relative_to(folder)
+        passed_over = any(part.startswith('.') or part == '__pycache__' for part in name.parts)
+        if file.is_file() and not passed_over:
+            code.update(name.as_posix().encode() + file.read_bytes())
+    return code.hexdigest()[:12]
 
 
 def settings(cfg: Config) -> dict[str, str]:
@@ -295,7 +303,32 @@ def shard(model: nn.Module, device: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device, (get_world_size(),))
-    for module in model.modules():
-        if isinstance(module, Block):
-            fully_shard(module, mesh=mesh)
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of each backbone in ``model``: what it calls so itself, of another library's what looks so.
+
+    Those are the innermost elements of its lists and sequences that hold two or more weights.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, DenseBackbone):
+            found += module.all_blocks()
+        elif name.rpartition('.')[2] == 'backbone':
+            found += _innermost(module)
+    return list(dict.fromkeys(found))  # a backbone may stand in another
+
+
+def _innermost(module: nn.Module) -> list[nn.Module]:
+    """See :func:`blocks_of`."""
+    lists, found = (nn.Sequential, nn.ModuleList), []
+    for child in module.children():
+        inner = _innermost(child)
+        weights = [parameter for parameter in child.parameters() if parameter.ndim > 1]
+        if not inner and isinstance(module, lists) and not isinstance(child, lists) and len(weights) > 1:
+            inner = [child]
+        found += inner
+    return found

@@ -20,7 +20,7 @@ from mmengine.hooks import EMAHook, LoggerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner as MMEngineRunner
 
-from ..checkpoint.formats import tensors_of
+from ..checkpoint.formats import dataset_meta, tensors_of
 from ..checkpoint.load import load_trained
 from ..checkpoint.read import (
     close_unsafe_reader,
@@ -32,6 +32,7 @@ from ..checkpoint.write import read_metadata, write_checkpoint
 from ..config import check_classes
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
+from ..registry import type_name
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
 from .loops import ResumableBatchSampler, fetch_seeded
@@ -41,11 +42,6 @@ HOOKS = {
     name.lower(): dict(type=f'convnext_backbone.{name}Hook')
     for name in ('Data', 'Finite', 'Hang', 'Progress')
 }
-
-
-def _name(kind) -> str:
-    """Of one of mmengine's classes, which a config may name or hold; another's is not touched."""
-    return kind.removeprefix('mmengine.') if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
 def _classes(loop) -> list[str]:
@@ -100,7 +96,7 @@ class Runner(MMEngineRunner):
         super().register_default_hooks(given)
 
     def register_hook(self, hook, priority=None) -> None:
-        kind = _name(hook.get('type')) if isinstance(hook, dict) else ''
+        kind = type_name(hook) if isinstance(hook, dict) else ''
         if kind == 'CheckpointHook':
             hook = dict(hook, type='convnext_backbone.CheckpointHook')
         if kind == 'LoggerHook':
@@ -139,7 +135,7 @@ class Runner(MMEngineRunner):
     def build_train_loop(self, loop):
         if isinstance(loop, dict):
             by_epoch = 'EpochBasedTrainLoop' if loop.get('by_epoch', True) else 'IterBasedTrainLoop'
-            kind = LOOPS.get(_name(loop.get('type', by_epoch)))
+            kind = LOOPS.get(type_name(loop.get('type', by_epoch)))
             if kind:
                 loop = dict(loop, type=f'convnext_backbone.{kind}')
                 loop.pop('by_epoch', None)
@@ -369,8 +365,7 @@ class Runner(MMEngineRunner):
     def _compare_classes(self, file, checkpoint: dict) -> None:
         """Metrics of a model that was trained for other classes mean nothing."""
         tested = getattr(self, '_test_classes', None)
-        meta = checkpoint.get('meta') or {}
-        trained = (meta.get('dataset_meta') or {}).get('classes')
+        trained = dataset_meta(checkpoint).get('classes')
         if tested and trained and list(tested) != list(trained):
             raise UserError(
                 f'{file} was trained for {len(trained)} classes ({", ".join(trained[:5])} ...), the config '

@@ -5,8 +5,9 @@ python -m tools.dev.torture --kills 200            (or: make torture)
 A small classifier with everything that has a state: shuffling, augmentation, Mixup, stochastic depth, a
 moving average, accumulated gradients, a schedule, validation. Every job suffers some faults, is resumed after
 each that ended it, and in the end must have the weights, optimizer, random numbers and logs of the untouched
-one, bit by bit. Printed for each kind of fault: how often, jobs that came through, lost (nothing to resume
-from, or without an end) and differing. Ends with status 1 if there is one of the latter two.
+one, bit by bit. Printed for each kind of fault: how often it struck (not when the training came to its last
+step before), jobs that came through, lost (nothing to resume from, or without an end) and differing. Ends
+with status 1 if there is one of the latter two.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from convnext_backbone.checkpoint.write import checkpoints_in
+from convnext_backbone.checkpoint.write import checkpoints_in, facts_of, newest_checkpoint
 from convnext_backbone.cli import STOPPED, Parser, run
 from convnext_backbone.commands import train
 from convnext_backbone.errors import UserError
@@ -110,6 +111,15 @@ class Job:
         except psutil.TimeoutExpired:
             return None
 
+    def finished(self) -> bool:
+        """Whether the last step is done and on the disk."""
+        newest, _ = newest_checkpoint(self.work_dir)
+        return newest is not None and facts_of(newest).get('iter') == STEPS
+
+    def may_start_again(self) -> bool:
+        """Whether it ended as a fault ends it; a SIGTERM after the last step is no longer waited for."""
+        return self.ended() in ENDED or (self.ended() == -signal.SIGTERM and self.finished())
+
     def wait_until_training(self) -> bool:
         """Until a few more steps are done, a random number; False if the training ends before."""
         goal = verify_resume.done(self.work_dir) + self.draw.randint(1, 8)
@@ -121,11 +131,28 @@ class Job:
 
     def workers(self) -> list[psutil.Process]:
         """Processes of the data loader; with several processes, those that train."""
-        return [child for child in self.process.children() if child.is_running()]
+        return [child for child in self.process.children() if lives(child)]
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
+        """Whether this ended it: it may have come to its last step just before."""
         self.process.kill()
-        self.ended(30)
+        return self.ended(30) == -signal.SIGKILL
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def strike(process: psutil.Process, how: str) -> bool:
+    """``'kill'``, ``'suspend'`` or ``'resume'`` a process; whether it lived to see it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        alive = lives(process)
+        getattr(process, how)()
+        return alive
+    return False
 
 
 def fork_training(arguments: list[str], log: Path) -> int:
@@ -148,12 +175,12 @@ def fork_training(arguments: list[str], log: Path) -> int:
         os._exit(status)
 
 
-# Faults: each takes a job that is training, returns whether it struck; the job may have ended then.
+# Faults: each takes a job that was training a moment ago, returns whether it struck; the job may have ended
+# then. A job that came to its last step before the fault could act was not struck, and is not touched.
 
 
 def killed(job: Job) -> bool:
-    job.kill()
-    return True
+    return job.kill()
 
 
 def killed_while_writing(job: Job) -> bool:
@@ -161,8 +188,7 @@ def killed_while_writing(job: Job) -> bool:
     while time.monotonic() < deadline and job.process.is_running() and job.ended() is None:
         if any(job.work_dir.glob('.*.part')):
             time.sleep(job.draw.uniform(0, 0.01))
-            job.kill()
-            return True
+            return job.kill()
     return False
 
 
@@ -173,34 +199,28 @@ def asked_to_stop(job: Job) -> bool:
 
 def worker_killed(job: Job) -> bool:
     workers = job.workers()
-    if workers:
-        job.draw.choice(workers).kill()
-    return bool(workers)
+    return bool(workers) and strike(job.draw.choice(workers), 'kill')
 
 
 def worker_hangs(job: Job) -> bool:
-    workers = job.workers()
+    workers = [worker for worker in job.workers() if strike(worker, 'suspend')]
+    status = job.ended(6 * TIMEOUT)
     for worker in workers:
-        worker.suspend()
-    if job.ended(6 * TIMEOUT) != 1:
+        strike(worker, 'kill')
+    if status not in (0, 1):  # 0: what it needed up to its last step had been read before
         raise UserError(f'{job.log}: a training whose data loader hangs did not end itself')
-    for worker in workers:
-        if worker.is_running():
-            worker.kill()
-    return bool(workers)
+    return bool(workers) and status == 1
 
 
 def checkpoint_truncated(job: Job) -> bool:
-    job.kill()
-    newest = checkpoints_in(job.work_dir)
+    newest = checkpoints_in(job.work_dir) if job.kill() else []
     if len(newest) > 1:
         os.truncate(newest[0], job.draw.randrange(newest[0].stat().st_size))
     return len(newest) > 1
 
 
 def checkpoint_bit_flipped(job: Job) -> bool:
-    job.kill()
-    newest = checkpoints_in(job.work_dir)
+    newest = checkpoints_in(job.work_dir) if job.kill() else []
     if len(newest) > 1:
         with newest[0].open('r+b') as stream:
             stream.seek(place := job.draw.randrange(newest[0].stat().st_size))
@@ -229,20 +249,31 @@ def disk_full(job: Job) -> bool:
         while os.write(handle, bytes(1 << 12)):
             pass
     os.close(handle)
+    running = job.ended() is None
     job.ended(job.draw.uniform(0.5, 2))
     filler.unlink()
-    return True
+    return running
 
 
 def rank_killed(job: Job) -> bool:
     """Any of them; torchrun starts all again, which resume by themselves."""
-    job.draw.choice(job.workers()).kill()
-    return True
+    return worker_killed(job)
 
 
 def rank_hangs(job: Job) -> bool:
     """The others wait for it, end themselves, and torchrun starts all again."""
-    job.draw.choice(job.workers()).suspend()
+    workers = job.workers()
+    rank = job.draw.choice(workers) if workers else None
+    if not (rank and strike(rank, 'suspend')):
+        return False
+    deadline = time.monotonic() + 15 * TIMEOUT  # torchrun alone gives it 30 s
+    while lives(rank):
+        if job.finished():  # nothing watches any more, and the others wait for it to leave with them
+            strike(rank, 'resume')
+            return False
+        if time.monotonic() > deadline:
+            raise UserError(f'{job.log}: a training with a rank that hangs did not end itself')
+        time.sleep(0.5)
     return True
 
 
@@ -274,7 +305,7 @@ def suffer(job: Job, kinds: list[str]) -> tuple[Counter, str]:
             while not job.wait_until_training():
                 if job.ended() == 0:
                     return struck, 'survived'
-                if job.ended() not in ENDED:
+                if not job.may_start_again():
                     return struck, f'lost (status {job.ended()} by itself)'
                 job.start()
                 if job.launched > 4 * len(kinds) + 4:
@@ -283,7 +314,7 @@ def suffer(job: Job, kinds: list[str]) -> tuple[Counter, str]:
                 continue
             struck[kind] += (FAULTS | FAULTS_OF_SEVERAL)[kind](job)
         while (status := job.ended(120)) != 0:
-            if status not in ENDED or job.launched > 4 * len(kinds) + 4:
+            if not job.may_start_again() or job.launched > 4 * len(kinds) + 4:
                 return struck, f'lost (status {status})'
             job.start()
         return struck, 'survived'
@@ -291,7 +322,7 @@ def suffer(job: Job, kinds: list[str]) -> tuple[Counter, str]:
         for process in (
             [*job.process.children(recursive=True), job.process] if job.process.is_running() else []
         ):
-            process.kill()
+            strike(process, 'kill')
 
 
 def main(argv=None) -> None:
@@ -329,7 +360,7 @@ def main(argv=None) -> None:
         if fate == 'survived':
             shutil.rmtree(job.folder)
         number += 1
-        if not struck and number > 3 * args.kills:
+        if not +struck and number > 3 * args.kills:
             raise UserError('the faults do not strike: choose others')
     print(f'\n{"fault":24s} {"struck":>6s}   jobs: {"survived":>8s} {"lost":>6s} {"differing":>9s}')
     for kind, fate in fates.items():

@@ -113,8 +113,7 @@ def kill_after(process: subprocess.Popen, work_dir: Path, step: int, number: sig
     while process.poll() is None:
         if done(work_dir) >= step:
             os.killpg(process.pid, number)
-            process.wait()
-            return True
+            return process.wait() != 0  # 0: it came to its last step just before
         time.sleep(0.02)
     return False
 
@@ -175,7 +174,9 @@ def main(argv=None) -> None:
     different = compare(out / 'straight', out / 'resumed', args.steps)
     rows = len(scalars(out / 'straight'))
     how = f'{args.processes} processes, {args.workers} workers, {args.steps} steps'
-    how += f', SIG{args.signal} after {" and ".join(map(str, killed))}'
+    how += (
+        f', SIG{args.signal} after {" and ".join(map(str, killed))}' if killed else ', over before the kill'
+    )
     if different:
         raise UserError(
             f'{args.config}: {how}: {len(different)} values differ, first {", ".join(different[:5])}'
