@@ -16,10 +16,10 @@ from .config import (
     choose_device,
     datasets,
     drop_pretrained,
-    name_unreadable_images,
     num_classes,
     read_config,
     use_plain_batch_norm,
+    use_stand_ins,
 )
 from .errors import UserError, report_build_errors
 from .registry import type_name
@@ -70,7 +70,7 @@ class Predictor:
             raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')
         self.model, content, _ = trained_model(cfg, checkpoint)
         self.model.to(self.device)
-        name_unreadable_images(cfg)
+        use_stand_ins(cfg)
         self.meta = _with_colours(_names_of(content, cfg, checkpoint))
         steps = [
             step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in type_name(step)

@@ -27,13 +27,14 @@ from convnext_backbone.config import (
     divide_model,
     drop_pretrained,
     for_testing,
-    name_unreadable_images,
     read_config,
     set_batch,
     set_data_root,
     set_pretrained,
+    skip_corrupt_images,
     start_from,
     use_plain_batch_norm,
+    use_stand_ins,
 )
 from convnext_backbone.errors import UserError
 from convnext_backbone.registry import type_name
@@ -312,7 +313,8 @@ def test_types_are_known_however_they_are_written(tmp_path):
     )
     for kind in (*loaders, 'mine.LoadImageFromFile', Mine.LoadImageFromFile):
         cfg = Config(dict(train_dataloader=dict(dataset=dict(pipeline=[dict(type=kind)]))))
-        name_unreadable_images(cfg, True)
+        skip_corrupt_images(cfg)
+        use_stand_ins(cfg)
         expected = (
             dict(type='convnext_backbone.LoadImage', skip_corrupt=True)
             if kind in loaders

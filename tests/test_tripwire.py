@@ -21,6 +21,9 @@ FUNCTIONS = {  # dotted name: parameters
     'mmengine.config.Config._get_base_files': 'filename',
     'mmengine.config.Config._get_cfg_path': 'cfg_path filename',
     'mmengine.config.Config._is_lazy_import': 'filename',
+    'mmengine.config.Config._substitute_predefined_vars': 'filename temp_config_name',
+    'mmengine.config.Config._substitute_env_variables': 'filename temp_config_name',
+    'mmengine.dataset.BaseDataset._load_metainfo': 'metainfo',
     'mmengine.runner.checkpoint.CheckpointLoader.register_scheme': 'prefixes loader force',
     'mmengine.model.BaseModel._run_forward': 'self data mode',
     'mmengine.hooks.EMAHook.after_val_epoch': 'self runner metrics',
@@ -76,6 +79,7 @@ ATTRIBUTES = {  # class: what its objects have, found in the text of its constru
     'torch.utils.data.DataLoader': '_iterator',
     'torch.nn.Module': '_forward_hooks _forward_pre_hooks',
     'mmengine.dataset.InfiniteSampler': 'indices size shuffle seed',
+    'mmengine.config.Config': '_imported_names',
 }
 # Listed by what they belong to, above; and those that a test cannot look up.
 ELSEWHERE = {

@@ -6,10 +6,6 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    data=dict(type='convnext_backbone.DataHook'),
-    finite=dict(type='convnext_backbone.NonFiniteGuardHook', patience=3),
-    hang=dict(type='convnext_backbone.HangHook', timeout=540),
-    progress=dict(type='convnext_backbone.ProgressHook'),
 )
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -6,8 +6,8 @@ from .adapt import (
     choose_views,
     divide_model,
     for_testing,
-    name_unreadable_images,
     set_batch,
+    skip_corrupt_images,
     use_plain_batch_norm,
     write_details,
 )
@@ -15,12 +15,14 @@ from .data import check_classes, check_data, datasets, num_classes, set_data_roo
 from .files import CONFIGS, check_work_dir, config_names, find_config, published, sizes
 from .keys import apply_options, check_keys, dicts, hooks_of, nodes
 from .read import read_config
+from .stand_ins import add_default_hooks, use_stand_ins
 from .task import image_format, task_of
 from .weights import PRETRAINED, drop_pretrained, set_pretrained, start_from
 
 __all__ = [
     'CONFIGS',
     'PRETRAINED',
+    'add_default_hooks',
     'apply_options',
     'check_classes',
     'check_data',
@@ -38,7 +40,6 @@ __all__ = [
     'for_testing',
     'hooks_of',
     'image_format',
-    'name_unreadable_images',
     'nodes',
     'num_classes',
     'published',
@@ -47,8 +48,10 @@ __all__ = [
     'set_data_root',
     'set_pretrained',
     'sizes',
+    'skip_corrupt_images',
     'start_from',
     'task_of',
     'use_plain_batch_norm',
+    'use_stand_ins',
     'write_details',
 ]

@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from ..errors import UserError
 from ..registry import type_name
-from .data import DATALOADERS, datasets
+from .data import datasets
 from .keys import dicts, hooks_of
 from .weights import drop_pretrained
 
@@ -199,7 +199,6 @@ def write_details(cfg: Config) -> None:
 
 def for_testing(cfg: Config, checkpoint: str) -> None:
     """Test the weights of ``checkpoint`` as they are: its ``state_dict`` is the moving average already."""
-    name_unreadable_images(cfg)
     drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'EMAHook']
@@ -209,14 +208,10 @@ def for_testing(cfg: Config, checkpoint: str) -> None:
         del cfg.default_hooks[name]
 
 
-def name_unreadable_images(cfg: Config, skip_corrupt: bool = False) -> None:
-    """Put our ``LoadImage``, which names the file, in the place of ``LoadImageFromFile``."""
-
-    for key in (*DATALOADERS, 'tta_pipeline'):
-        for node in dicts(cfg.get(key)):
-            if type_name(node) == 'LoadImageFromFile':
-                node['type'] = 'convnext_backbone.LoadImage'
-            elif type_name(node) not in ('convnext_backbone.ImageDataset', 'convnext_backbone.ImageStream'):
-                continue
-            if skip_corrupt and key == 'train_dataloader':
-                node['skip_corrupt'] = True
+def skip_corrupt_images(cfg: Config) -> None:
+    """Let the training data leave out unreadable images, naming and counting them, instead of stopping."""
+    ours = ('LoadImage', 'ImageDataset', 'ImageStream')
+    readers = ('LoadImageFromFile', *(f'convnext_backbone.{name}' for name in ours))
+    for node in dicts(cfg.train_dataloader):
+        if type_name(node) in readers:
+            node['skip_corrupt'] = True

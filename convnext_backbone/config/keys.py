@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError, suggest
-from ..registry import type_name
+from ..registry import SCOPE, type_name
 
 # Top-level keys that mmengine's Runner, this package's tools or mmdet's and mmseg's tools read.
 READ = {
@@ -134,6 +134,8 @@ def hooks_of(cfg: Config) -> list:
 
 def _check_hook(hook: dict, file: str) -> None:
     kind = hook.get('type') if isinstance(hook, dict) else None
+    if type_name(kind).startswith(f'{SCOPE}.'):  # takes no arguments but those it names
+        return
     cls = HOOKS.get(kind) if isinstance(kind, str) else kind
     if cls is None:
         return

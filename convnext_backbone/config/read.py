@@ -9,6 +9,7 @@ from ..checkpoint.read import close_unsafe_reader
 from ..errors import UserError, message
 from .files import find_config
 from .keys import apply_options, check_keys
+from .stand_ins import add_default_hooks
 
 
 def read_config(config: str | os.PathLike | Config, options: dict | None = None) -> Config:
@@ -34,6 +35,7 @@ def read_config(config: str | os.PathLike | Config, options: dict | None = None)
             raise UserError(f'{path} is no valid config: {type(error).__name__}: {text}') from error
     if 'model' not in cfg:
         raise UserError(f'{path} has no model: it is a part of a config (a _base_), not one to run')
+    add_default_hooks(cfg)
     apply_options(cfg, options or {})
     check_keys(cfg)
     return cfg

@@ -51,7 +51,8 @@ def train(
         Stopped: SIGTERM or SIGUSR1 came; there is a checkpoint.
     """
     cfg, device, notes = run_config(config, ('train_dataloader', 'val_dataloader'), **options)
-    configs.name_unreadable_images(cfg, skip_corrupt)
+    if skip_corrupt:
+        configs.skip_corrupt_images(cfg)
     notes += configs.start_from(cfg, resume, pretrained, pretrained_weights)
     notes += configs.set_batch(cfg, auto_scale_lr)
     notes += configs.choose_precision(cfg, amp, device)

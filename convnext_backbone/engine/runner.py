@@ -29,7 +29,7 @@ from ..checkpoint.read import (
 )
 from ..checkpoint.sharding import is_sharded
 from ..checkpoint.write import read_metadata, write_checkpoint
-from ..config import check_classes
+from ..config import check_classes, use_stand_ins
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
 from ..registry import type_name
@@ -37,11 +37,7 @@ from . import launch, state
 from .checkpoint_hook import CheckpointHook
 from .loops import ResumableBatchSampler, fetch_seeded
 
-LOOPS = dict(EpochBasedTrainLoop='EpochLoop', IterBasedTrainLoop='IterLoop')  # mmengine's -> ours
-HOOKS = {
-    name.lower(): dict(type=f'convnext_backbone.{name}Hook')
-    for name in ('Data', 'Finite', 'Hang', 'Progress')
-}
+LOOPS = ('convnext_backbone.EpochLoop', 'convnext_backbone.IterLoop')
 
 
 def _classes(loop) -> list[str]:
@@ -70,7 +66,10 @@ class Runner(MMEngineRunner):
     @classmethod
     @report_build_errors
     def from_cfg(cls, cfg) -> 'Runner':
-        return super().from_cfg(cfg)
+        """Build from a config, with our classes in the place of mmengine's, see config/stand_ins.py."""
+        cfg = copy.deepcopy(cfg)
+        notes = use_stand_ins(cfg)
+        return super().from_cfg(cfg).log_notes(notes)
 
     build_optim_wrapper = report_build_errors(MMEngineRunner.build_optim_wrapper)
     build_param_scheduler = report_build_errors(MMEngineRunner.build_param_scheduler)
@@ -83,26 +82,6 @@ class Runner(MMEngineRunner):
         code = launch.environment()
         launch.compare_processes('code', {key: code[key] for key in code if key not in ('gpu', 'cuda')})
         self._processes = launch.compare_processes('config', launch.settings(self.cfg), told)
-
-    def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """mmengine's and ours; ``default_hooks=dict(hang=dict(timeout=60), progress=None)`` changes them."""
-        given = dict(hooks or {})
-        for name, ours in HOOKS.items():
-            hook = given.setdefault(name, {})
-            if hook is None:
-                del given[name]
-            elif isinstance(hook, dict):
-                given[name] = {**ours, **hook}
-        super().register_default_hooks(given)
-
-    def register_hook(self, hook, priority=None) -> None:
-        kind = type_name(hook) if isinstance(hook, dict) else ''
-        if kind == 'CheckpointHook':
-            hook = dict(hook, type='convnext_backbone.CheckpointHook')
-        if kind == 'LoggerHook':
-            by_step = 'max_iters' in (self.cfg.get('train_cfg') or {})
-            hook = {'log_metric_by_epoch': not by_step, **hook}  # else every validation would be of epoch 0
-        super().register_hook(hook, priority)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """As in mmengine; a row of the log that finds no room on the disk does not end a training."""
@@ -133,13 +112,9 @@ class Runner(MMEngineRunner):
 
     @report_build_errors
     def build_train_loop(self, loop):
-        if isinstance(loop, dict):
-            by_epoch = 'EpochBasedTrainLoop' if loop.get('by_epoch', True) else 'IterBasedTrainLoop'
-            kind = LOOPS.get(type_name(loop.get('type', by_epoch)))
-            if kind:
-                loop = dict(loop, type=f'convnext_backbone.{kind}')
-                loop.pop('by_epoch', None)
-                self._train_dataloader = _resumable(self._train_dataloader, kind == 'IterLoop', self.seed)
+        if isinstance(loop, dict) and (kind := type_name(loop)) in LOOPS:
+            endless = kind.endswith('IterLoop')
+            self._train_dataloader = _resumable(self._train_dataloader, endless, self.seed)
         loop = super().build_train_loop(loop)
         size = len(loop.dataloader.dataset)
         if not len(loop.dataloader):

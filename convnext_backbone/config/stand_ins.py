@@ -1,0 +1,70 @@
+"""Our classes in the place of mmengine's and mmcv's: one table, applied once, one line of the log."""
+
+from mmengine.config import Config
+
+from ..registry import SCOPE, type_name
+from .data import DATALOADERS
+from .keys import dicts, hooks_of
+
+# Name of mmengine's or mmcv's class: name of ours, which does the same and what its docstring adds.
+STAND_INS = {
+    'EpochBasedTrainLoop': 'EpochLoop',
+    'IterBasedTrainLoop': 'IterLoop',
+    'CheckpointHook': 'CheckpointHook',
+    'LoadImageFromFile': 'LoadImage',
+}
+MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+# Hooks of every training, beside those that mmengine adds by itself.
+DEFAULT_HOOKS = {
+    'logger': dict(type='LoggerHook'),
+    'checkpoint': dict(type='CheckpointHook', interval=1),
+    'data': dict(type=f'{SCOPE}.DataHook'),
+    'finite': dict(type=f'{SCOPE}.NonFiniteGuardHook'),
+    'hang': dict(type=f'{SCOPE}.HangHook'),
+    'progress': dict(type=f'{SCOPE}.ProgressHook'),
+}
+
+
+def add_default_hooks(cfg: Config) -> None:
+    """Complete ``default_hooks`` of a config that has a training.
+
+    ``default_hooks=dict(hang=dict(timeout=60), progress=None)`` changes one and leaves out another.
+    """
+    if not cfg.get('train_cfg'):
+        return
+    given = dict(cfg.get('default_hooks') or {})
+    for name, hook in DEFAULT_HOOKS.items():
+        own = given.setdefault(name, {})
+        if own is not None:
+            given[name] = own if 'type' in own else {**hook, **own}
+    cfg.default_hooks = given
+
+
+def use_stand_ins(cfg: Config) -> list[str]:
+    """Put our classes in the place of those in :data:`STAND_INS`, and add our default hooks.
+
+    Returns:
+        One line that says what was replaced; none if nothing was.
+    """
+    add_default_hooks(cfg)
+    train_cfg = cfg.get('train_cfg') or {}
+    if train_cfg and 'type' not in train_cfg:
+        by_epoch = train_cfg.pop('by_epoch', True)
+        train_cfg['type'] = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
+    hooks = hooks_of(cfg)
+    pipelines = [node for key in (*DATALOADERS, 'tta_pipeline') for node in dicts(cfg.get(key))]
+    replaced = {}
+    for node in [train_cfg, *hooks, *pipelines]:
+        if isinstance(node, dict) and (ours := STAND_INS.get(type_name(node))):
+            replaced[type_name(node)] = ours
+            node['type'] = f'{SCOPE}.{ours}'
+    for hook in hooks:
+        if isinstance(hook, dict) and type_name(hook) == 'LoggerHook' and 'max_iters' in train_cfg:
+            hook.setdefault('log_metric_by_epoch', False)  # else every validation would be of epoch 0
+    for name in [name for name, hook in (cfg.get('default_hooks') or {}).items() if hook is None]:
+        if name not in MMENGINE_HOOKS:  # which mmengine would add, were they not named
+            del cfg.default_hooks[name]
+    if not replaced:
+        return []
+    pairs = ', '.join(f'{ours} for {theirs}' for theirs, ours in sorted(replaced.items()))
+    return [f'stand-ins of convnext_backbone: {pairs}']
