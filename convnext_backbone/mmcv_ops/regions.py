@@ -60,11 +60,17 @@ def _groups(sizes: Tensor, numbers: int) -> Iterator[tuple[Tensor, int, int]]:
             yield indices, rows, columns
 
 
+def _coordinate(start, size, count: int, number, sample, points):
+    """Where a sample of bin ``number`` lies, along one axis of a region that has ``count`` bins."""
+    step = size / count
+    return start + number * step + (sample + 0.5) * step / points
+
+
 def _bins(start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Coordinates of ``rows`` x ``columns`` points in each bin of each region.
 
     Args:
-        start, size: (K, 2) as (y, x); may be (K, PH, PW, 2), each bin with a start of its own.
+        start, size: (K, 2) as (y, x); ``start`` may be (K, PH, PW, 2), each bin with a start of its own.
 
     Returns:
         y, x: (K, PH, PW, rows, columns).
@@ -73,11 +79,13 @@ def _bins(start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns
         start = start[:, None, None]
     grids = []
     for axis, (count, points) in enumerate(zip(bins, (rows, columns))):
-        place = torch.arange(points, device=start.device, dtype=start.dtype)
-        place = torch.arange(count, device=start.device)[:, None] + (place + 0.5) / max(points, 1)
-        place = place * (size[:, axis, None, None] / count)  # (K, bins, points)
-        shape = (-1, count, 1, points, 1) if axis == 0 else (-1, 1, count, 1, points)
-        grids.append(start[..., axis, None, None] + place.reshape(shape))
+        shapes = ((count, 1, 1, 1), (points, 1)) if axis == 0 else ((count, 1, 1), (points,))
+        number, sample = (
+            torch.arange(n, device=start.device, dtype=start.dtype).view(shape)
+            for n, shape in zip((count, points), shapes)
+        )
+        own_start, own_size = start[..., axis, None, None], size[:, axis, None, None, None, None]
+        grids.append(_coordinate(own_start, own_size, count, number, sample, points))
     y, x = torch.broadcast_tensors(*grids)
     return y, x
 
