@@ -66,7 +66,9 @@ def _coordinate(start, size, count: int, number, sample, points):
     return start + number * step + (sample + 0.5) * step / points
 
 
-def _bins(start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def _bins(
+    start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns: int
+) -> tuple[Tensor, Tensor]:
     """Coordinates of ``rows`` x ``columns`` points in each bin of each region.
 
     Args:
@@ -123,7 +125,9 @@ def roi_align_forward(
 
     Args:
         input: maps (N, C, H, W).
-        argmax_y, argmax_x: like ``output``, filled with the place of the maximum; unused for the mean.
+        argmax_y, argmax_x: like ``output``, filled with the row and column of the largest sample in its bin,
+            -1 if there is none; unused for the mean. Small whole numbers: half precision has them exactly,
+            which it has not coordinates.
         spatial_scale: pixels of the map per pixel of the image.
         sampling_ratio: samples of a bin along each axis; 0: as many as the bin has pixels.
         pool_mode: 0 maximum, 1 mean.
@@ -136,8 +140,8 @@ def roi_align_forward(
         )
         return
     start, size = _frame(rois, spatial_scale, aligned)
-    argmax_y.fill_(-2)  # outside: without a sample there is no gradient
-    argmax_x.fill_(-2)
+    argmax_y.fill_(-1)
+    argmax_x.fill_(-1)
     channels, height, width = maps.shape[1:]
     points = _points_per_bin(size, bins, sampling_ratio)
     for index, rows, columns in _groups(points, channels * bins[0] * bins[1]):
@@ -148,9 +152,8 @@ def roi_align_forward(
         values = values.unflatten(1, (*bins, rows * columns)).permute(0, 4, 1, 2, 3)
         largest, place = values.max(-1)  # (k, C, PH, PW)
         output[index] = largest.to(output.dtype)
-        for target, grid in ((argmax_y, y), (argmax_x, x)):
-            grid = grid.flatten(3)[:, None].expand(-1, channels, -1, -1, -1)
-            target[index] = grid.gather(-1, place[..., None])[..., 0].to(target.dtype)
+        argmax_y[index] = (place // columns).to(argmax_y.dtype)
+        argmax_x[index] = (place % columns).to(argmax_x.dtype)
 
 
 def roi_align_backward(
@@ -174,11 +177,19 @@ def roi_align_backward(
     grad = _wide(grad_output)
     rois, bins = rois.to(grad.dtype), (aligned_height, aligned_width)
     if pool_mode == 0:
-        height, width = grad_input.shape[2:]
+        start, size = _frame(rois, spatial_scale, aligned)
+        points = _points_per_bin(size, bins, sampling_ratio).clamp(min=1)
+        places = []
+        for axis, (count, sample) in enumerate(zip(bins, (argmax_y, argmax_x))):
+            number = torch.arange(count, device=grad.device, dtype=grad.dtype)
+            number = number[:, None] if axis == 0 else number
+            own_start, own_size, own_points = (t[:, axis, None, None, None] for t in (start, size, points))
+            places.append(_coordinate(own_start, own_size, count, number, sample.to(grad.dtype), own_points))
+        grad = grad * (argmax_y >= 0)
         image = rois[:, 0].long()[:, None, None, None]
         channel = torch.arange(grad_input.shape[1], device=grad.device)[:, None, None]
         total = torch.zeros_like(grad_input, dtype=grad.dtype)
-        for row, column, weight in _corners(argmax_y.to(grad.dtype), argmax_x.to(grad.dtype), height, width):
+        for row, column, weight in _corners(*places, *grad_input.shape[2:]):
             total.index_put_((image, channel, row, column), grad * weight, accumulate=True)
     elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
         total = _plain_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
