@@ -7,7 +7,6 @@ float32 at least: coordinates in half precision would be off by pixels. Maps may
 from collections.abc import Iterator
 
 import torch
-import torchvision
 from torch import Tensor
 
 CHUNK = 1 << 24  # numbers that are gathered at once
@@ -171,8 +170,7 @@ def roi_align_backward(
 ) -> None:
     """Fill ``grad_input`` (N, C, H, W); see :func:`roi_align_forward`.
 
-    With ``torch.use_deterministic_algorithms`` on CUDA the mean goes torchvision's plain way, whose sums have
-    an order.
+    With ``torch.use_deterministic_algorithms`` on CUDA the sums have an order.
     """
     grad = _wide(grad_output)
     rois, bins = rois.to(grad.dtype), (aligned_height, aligned_width)
@@ -192,7 +190,7 @@ def roi_align_backward(
         for row, column, weight in _corners(*places, *grad_input.shape[2:]):
             total.index_put_((image, channel, row, column), grad * weight, accumulate=True)
     elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
-        total = _plain_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
+        total = _ordered_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
     else:
         total = torch.ops.torchvision._roi_align_backward(
             grad, rois, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
@@ -200,12 +198,21 @@ def roi_align_backward(
     grad_input.copy_(total)
 
 
-def _plain_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, aligned) -> Tensor:
-    """The gradient of RoIAlign by autograd: it is linear, so the maps themselves do not matter."""
-    with torch.enable_grad():
-        maps = grad.new_zeros(shape, requires_grad=True)
-        output = torchvision.ops.roi_align(maps, rois, bins, spatial_scale, sampling_ratio, aligned)
-        return torch.autograd.grad(output, maps, grad)[0]
+def _ordered_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, aligned) -> Tensor:
+    """The gradient of the mean by sums in an order that does not change, which ``index_put_`` has if asked."""
+    images, channels, height, width = shape
+    start, size = _frame(rois, spatial_scale, aligned)
+    total = grad.new_zeros(images, height, width, channels)
+    points = _points_per_bin(size, bins, sampling_ratio)
+    for index, rows, columns in _groups(points, channels * bins[0] * bins[1]):
+        if rows * columns == 0:
+            continue
+        y, x = _bins(start[index], size[index], bins, rows, columns)  # (k, PH, PW, rows, columns)
+        share = grad[index].permute(0, 2, 3, 1)[:, :, :, None, None] / (rows * columns)
+        image = rois[index, 0].long()[:, None, None, None, None]
+        for row, column, weight in _corners(y, x, height, width):
+            total.index_put_((image, row, column), share * weight[..., None], accumulate=True)
+    return total.permute(0, 3, 1, 2)
 
 
 # RoIPool
