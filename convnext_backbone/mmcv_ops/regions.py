@@ -107,6 +107,13 @@ def _points_per_bin(size: Tensor, bins: tuple[int, int], ratio: int) -> Tensor:
 # RoIAlign
 
 
+def _in_order(rois: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
+    """Regions that torchvision takes: one turned inside out has no samples, there an error on a CPU."""
+    if sampling_ratio > 0 or not aligned:
+        return rois
+    return torch.cat([rois[:, :3], torch.maximum(rois[:, 1:3], rois[:, 3:])], 1)
+
+
 def roi_align_forward(
     input: Tensor,
     rois: Tensor,
@@ -134,6 +141,7 @@ def roi_align_forward(
     """
     maps, rois, bins = _wide(input), _wide(rois).to(_wide(input).dtype), (aligned_height, aligned_width)
     if pool_mode == 1:
+        rois = _in_order(rois, sampling_ratio, aligned)
         output.copy_(
             torch.ops.torchvision.roi_align(maps, rois, spatial_scale, *bins, sampling_ratio, aligned)
         )
@@ -192,6 +200,7 @@ def roi_align_backward(
     elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
         total = _ordered_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
     else:
+        rois = _in_order(rois, sampling_ratio, aligned)
         total = torch.ops.torchvision._roi_align_backward(
             grad, rois, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
         )
@@ -199,7 +208,7 @@ def roi_align_backward(
 
 
 def _ordered_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, aligned) -> Tensor:
-    """The gradient of the mean by sums in an order that does not change, which ``index_put_`` has if asked."""
+    """The gradient of the mean by sums in a known order, which ``index_put_`` has if it is asked."""
     images, channels, height, width = shape
     start, size = _frame(rois, spatial_scale, aligned)
     total = grad.new_zeros(images, height, width, channels)
