@@ -19,8 +19,10 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
     bboxes, scores = bboxes.to(wide), scores.to(wide)
     if offset:
         bboxes = torch.cat([bboxes[:, :2], bboxes[:, 2:] + offset], 1)
-    # in float32, as overlaps are: an overlap of exactly the threshold is no reason to drop a box
-    return torchvision.ops.nms(bboxes, scores, float(np.float32(iou_threshold)))
+    if wide == torch.float32:
+        # as overlaps are: an overlap of exactly the threshold is no reason to drop a box
+        iou_threshold = float(np.float32(iou_threshold))
+    return torchvision.ops.nms(bboxes, scores, iou_threshold)
 
 
 def _overlaps_with(box: np.ndarray, others: np.ndarray, offset: int = 0) -> np.ndarray:
