@@ -68,6 +68,7 @@ def softnms(
         overlap = _overlaps_with(box[index[best]], box[index[rest]], offset)
         index, score = index[rest], score[rest]
         if method == 2:
+            overlap = np.nan_to_num(overlap)
             score = score * np.exp(-(overlap * overlap) / np.float32(sigma))
         else:
             weight = 1 - overlap if method == 1 else 0
