@@ -108,7 +108,8 @@ def bbox_overlaps(
         ious: (M, N), or (M,) if ``aligned``.
         offset: 1 where the last pixel belongs to a box, else 0.
     """
-    first, second = bboxes1 if aligned else bboxes1[:, None], bboxes2
+    wide = torch.promote_types(bboxes1.dtype, torch.float32)  # the largest float16 is an area of 256 x 256
+    first, second = (bboxes1 if aligned else bboxes1[:, None]).to(wide), bboxes2.to(wide)
     low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
     inner = (high - low + offset).clamp(min=0).prod(-1)
     area1, area2 = ((box[..., 2:] - box[..., :2] + offset).prod(-1) for box in (first, second))
