@@ -316,7 +316,11 @@ def psamask_backward(
 
 
 def _class_weights(weight: Tensor, target: Tensor, like: Tensor) -> Tensor | float:
-    return weight.to(like.dtype)[target] if weight.numel() else 1.0
+    """The weight of each target; one for those that are no class, as the background."""
+    if not weight.numel():
+        return 1.0
+    weight = F.pad(weight.to(like.dtype), (0, 1), value=1.0)
+    return weight[torch.where(target >= 0, target, -1)]
 
 
 def sigmoid_focal_loss_forward(input, target, weight, output, gamma: float, alpha: float) -> None:
@@ -325,7 +329,7 @@ def sigmoid_focal_loss_forward(input, target, weight, output, gamma: float, alph
     Args:
         input: (N, C) logits.
         target: (N,), 0 to C - 1, or C for none of them.
-        weight: (C,), a factor by target; empty for none.
+        weight: (C,), a factor by target, one for what is no class; empty for none.
         gamma, alpha: exponent, and share of the positive side.
     """
     logits = _wide(input)
