@@ -128,7 +128,7 @@ def _attention(value: Tensor, shapes: list, locations: Tensor, weights: Tensor) 
         points = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
         samples = F.grid_sample(maps, points, align_corners=False)  # (N * heads, channels, queries, points)
         total = total + (samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
-    return total.view(images, heads * channels, -1).transpose(1, 2)
+    return total.unflatten(0, (images, heads)).flatten(1, 2).transpose(1, 2)
 
 
 def ms_deform_attn_forward(
@@ -214,11 +214,11 @@ def carafe_naive_backward(
     scale_factor: int,
 ) -> None:
     """Fill the gradients of features and masks; see :func:`carafe_naive_forward`."""
-    images, _, height, width = features.shape
+    images, channels, height, width = features.shape
     padded = _padded(features, kernel_size, group_size)
     grad = _wide(top_grad).reshape(
-        images, group_size, -1, height, scale_factor, width, scale_factor
-    )  # (N, G, C / G, H, scale, W, scale)
+        images, group_size, channels // group_size, height, scale_factor, width, scale_factor
+    )
     to_padded, to_weights = torch.zeros_like(padded), []
     for window, weights in _taps(features, _wide(masks), kernel_size, group_size, scale_factor):
         to_padded[window] += (grad * weights).sum((4, 6))
