@@ -402,11 +402,14 @@ def sync_bn_forward_output(
     """Fill ``norm``, ``std`` and ``output``, and move the running statistics on."""
     std.copy_((var + eps).sqrt())
     norm.copy_((input.float() - mean[:, None]) / std[:, None])
-    scaled = norm * weight[:, None] + bias[:, None] if weight.numel() else norm
-    output.copy_(scaled)
+    affine = weight is not None and weight.numel()
+    output.copy_(norm * weight[:, None] + bias[:, None] if affine else norm)
+    if running_mean is None:
+        return
     numbers = input.shape[0] * input.shape[2] * group_size
+    unbiased = numbers / (numbers - 1) if numbers > 1 else 1  # 0 numbers: a process without images
     running_mean.mul_(1 - momentum).add_(mean * momentum)
-    running_var.mul_(1 - momentum).add_(var * momentum * numbers / max(numbers - 1, 1))
+    running_var.mul_(1 - momentum).add_(var * momentum * unbiased)
 
 
 def sync_bn_backward_param(grad_output, norm, grad_weight, grad_bias) -> None:
