@@ -5,12 +5,13 @@
 # make test-multihost      two network namespaces, a link that is cut; needs root
 # make test-slurm          a real Slurm on this machine; needs root and: apt install slurm-wlm munge
 # make test-matrix          Python 3.11 to 3.13, both OpenMMLab distributions, oldest and newest torch
+# make test-operators      our mmcv operators against the compiled ones; compiles them first (15 minutes)
 # make setup   the environment alone (the others make it by themselves)
 VENV ?= .venv
 PYTEST_ARGS ?=
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test torture test-multihost test-slurm test-matrix lint format setup clean
+.PHONY: demo test torture test-multihost test-slurm test-matrix test-operators lint format setup clean
 
 demo: setup
 	$(VENV)/bin/convnext demo
@@ -33,6 +34,14 @@ MATRIX ?= work_dirs/matrix
 test-matrix:
 	@tools/dev/test_matrix.sh $(MATRIX) $(ROWS)
 
+# FORCE_CUDA=1 make test-operators DEVICE=cuda   on a machine with nvcc and a GPU
+OPERATORS ?= .operators
+DEVICE ?= cpu
+ROUNDS ?= 200
+test-operators: setup
+	PYTHON=$(VENV)/bin/python tests/compile_mmcv.sh $(OPERATORS)
+	$(VENV)/bin/python tests/compare_mmcv_ops.py $(OPERATORS)/mmcv/_ext*.so --rounds $(ROUNDS) --device $(DEVICE)
+
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -45,4 +54,4 @@ setup:
 	@tools/setup.sh $(VENV)
 
 clean:
-	rm -rf $(VENV) work_dirs
+	rm -rf $(VENV) $(OPERATORS) work_dirs

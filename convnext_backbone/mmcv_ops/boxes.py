@@ -19,8 +19,10 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
     bboxes, scores = bboxes.to(wide), scores.to(wide)
     if offset:
         bboxes = torch.cat([bboxes[:, :2], bboxes[:, 2:] + offset], 1)
-    # in float32, as overlaps are: an overlap of exactly the threshold is no reason to drop a box
-    return torchvision.ops.nms(bboxes, scores, float(np.float32(iou_threshold)))
+    if wide == torch.float32:
+        # as overlaps are: an overlap of exactly the threshold is no reason to drop a box
+        iou_threshold = float(np.float32(iou_threshold))
+    return torchvision.ops.nms(bboxes, scores, iou_threshold)
 
 
 def _overlaps_with(box: np.ndarray, others: np.ndarray, offset: int = 0) -> np.ndarray:
@@ -66,6 +68,7 @@ def softnms(
         overlap = _overlaps_with(box[index[best]], box[index[rest]], offset)
         index, score = index[rest], score[rest]
         if method == 2:
+            overlap = np.nan_to_num(overlap)
             score = score * np.exp(-(overlap * overlap) / np.float32(sigma))
         else:
             weight = 1 - overlap if method == 1 else 0
@@ -105,7 +108,8 @@ def bbox_overlaps(
         ious: (M, N), or (M,) if ``aligned``.
         offset: 1 where the last pixel belongs to a box, else 0.
     """
-    first, second = bboxes1 if aligned else bboxes1[:, None], bboxes2
+    wide = torch.promote_types(bboxes1.dtype, torch.float32)  # the largest float16 is an area of 256 x 256
+    first, second = (bboxes1 if aligned else bboxes1[:, None]).to(wide), bboxes2.to(wide)
     low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
     inner = (high - low + offset).clamp(min=0).prod(-1)
     area1, area2 = ((box[..., 2:] - box[..., :2] + offset).prod(-1) for box in (first, second))

@@ -128,7 +128,7 @@ def _attention(value: Tensor, shapes: list, locations: Tensor, weights: Tensor) 
         points = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
         samples = F.grid_sample(maps, points, align_corners=False)  # (N * heads, channels, queries, points)
         total = total + (samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
-    return total.view(images, heads * channels, -1).transpose(1, 2)
+    return total.unflatten(0, (images, heads)).flatten(1, 2).transpose(1, 2)
 
 
 def ms_deform_attn_forward(
@@ -214,11 +214,11 @@ def carafe_naive_backward(
     scale_factor: int,
 ) -> None:
     """Fill the gradients of features and masks; see :func:`carafe_naive_forward`."""
-    images, _, height, width = features.shape
+    images, channels, height, width = features.shape
     padded = _padded(features, kernel_size, group_size)
     grad = _wide(top_grad).reshape(
-        images, group_size, -1, height, scale_factor, width, scale_factor
-    )  # (N, G, C / G, H, scale, W, scale)
+        images, group_size, channels // group_size, height, scale_factor, width, scale_factor
+    )
     to_padded, to_weights = torch.zeros_like(padded), []
     for window, weights in _taps(features, _wide(masks), kernel_size, group_size, scale_factor):
         to_padded[window] += (grad * weights).sum((4, 6))
@@ -316,7 +316,11 @@ def psamask_backward(
 
 
 def _class_weights(weight: Tensor, target: Tensor, like: Tensor) -> Tensor | float:
-    return weight.to(like.dtype)[target] if weight.numel() else 1.0
+    """The weight of each target; one for those that are no class, as the background."""
+    if not weight.numel():
+        return 1.0
+    weight = F.pad(weight.to(like.dtype), (0, 1), value=1.0)
+    return weight[torch.where(target >= 0, target, -1)]
 
 
 def sigmoid_focal_loss_forward(input, target, weight, output, gamma: float, alpha: float) -> None:
@@ -325,7 +329,7 @@ def sigmoid_focal_loss_forward(input, target, weight, output, gamma: float, alph
     Args:
         input: (N, C) logits.
         target: (N,), 0 to C - 1, or C for none of them.
-        weight: (C,), a factor by target; empty for none.
+        weight: (C,), a factor by target, one for what is no class; empty for none.
         gamma, alpha: exponent, and share of the positive side.
     """
     logits = _wide(input)
@@ -398,11 +402,14 @@ def sync_bn_forward_output(
     """Fill ``norm``, ``std`` and ``output``, and move the running statistics on."""
     std.copy_((var + eps).sqrt())
     norm.copy_((input.float() - mean[:, None]) / std[:, None])
-    scaled = norm * weight[:, None] + bias[:, None] if weight.numel() else norm
-    output.copy_(scaled)
+    affine = weight is not None and weight.numel()
+    output.copy_(norm * weight[:, None] + bias[:, None] if affine else norm)
+    if running_mean is None:
+        return
     numbers = input.shape[0] * input.shape[2] * group_size
+    unbiased = numbers / (numbers - 1) if numbers > 1 else 1  # 0 numbers: a process without images
     running_mean.mul_(1 - momentum).add_(mean * momentum)
-    running_var.mul_(1 - momentum).add_(var * momentum * numbers / max(numbers - 1, 1))
+    running_var.mul_(1 - momentum).add_(var * momentum * unbiased)
 
 
 def sync_bn_backward_param(grad_output, norm, grad_weight, grad_bias) -> None:

@@ -7,7 +7,6 @@ float32 at least: coordinates in half precision would be off by pixels. Maps may
 from collections.abc import Iterator
 
 import torch
-import torchvision
 from torch import Tensor
 
 CHUNK = 1 << 24  # numbers that are gathered at once
@@ -60,13 +59,19 @@ def _groups(sizes: Tensor, numbers: int) -> Iterator[tuple[Tensor, int, int]]:
             yield indices, rows, columns
 
 
+def _coordinate(start, size, count: int, number, sample, points):
+    """Where a sample of bin ``number`` lies, along one axis of a region that has ``count`` bins."""
+    step = size / count
+    return start + number * step + (sample + 0.5) * step / points
+
+
 def _bins(
     start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns: int
 ) -> tuple[Tensor, Tensor]:
     """Coordinates of ``rows`` x ``columns`` points in each bin of each region.
 
     Args:
-        start, size: (K, 2) as (y, x); may be (K, PH, PW, 2), each bin with a start of its own.
+        start, size: (K, 2) as (y, x); ``start`` may be (K, PH, PW, 2), each bin with a start of its own.
 
     Returns:
         y, x: (K, PH, PW, rows, columns).
@@ -75,12 +80,15 @@ def _bins(
         start = start[:, None, None]
     grids = []
     for axis, (count, points) in enumerate(zip(bins, (rows, columns))):
-        place = torch.arange(points, device=start.device, dtype=start.dtype)
-        place = torch.arange(count, device=start.device)[:, None] + (place + 0.5) / max(points, 1)
-        place = place * (size[:, axis, None, None] / count)  # (K, bins, points)
-        shape = (-1, count, 1, points, 1) if axis == 0 else (-1, 1, count, 1, points)
-        grids.append(start[..., axis, None, None] + place.reshape(shape))
-    return torch.broadcast_tensors(*grids)
+        shapes = ((count, 1, 1, 1), (points, 1)) if axis == 0 else ((count, 1, 1), (points,))
+        number, sample = (
+            torch.arange(n, device=start.device, dtype=start.dtype).view(shape)
+            for n, shape in zip((count, points), shapes)
+        )
+        own_start, own_size = start[..., axis, None, None], size[:, axis, None, None, None, None]
+        grids.append(_coordinate(own_start, own_size, count, number, sample, points))
+    y, x = torch.broadcast_tensors(*grids)
+    return y, x
 
 
 def _frame(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
@@ -97,6 +105,13 @@ def _points_per_bin(size: Tensor, bins: tuple[int, int], ratio: int) -> Tensor:
 
 
 # RoIAlign
+
+
+def _in_order(rois: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
+    """Regions that torchvision takes: one turned inside out has no samples, there an error on a CPU."""
+    if sampling_ratio > 0 or not aligned:
+        return rois
+    return torch.cat([rois[:, :3], torch.maximum(rois[:, 1:3], rois[:, 3:])], 1)
 
 
 def roi_align_forward(
@@ -116,7 +131,9 @@ def roi_align_forward(
 
     Args:
         input: maps (N, C, H, W).
-        argmax_y, argmax_x: like ``output``, filled with the place of the maximum; unused for the mean.
+        argmax_y, argmax_x: like ``output``, filled with the row and column of the largest sample in its bin,
+            -1 if there is none; unused for the mean. Small whole numbers: half precision has them exactly,
+            which it has not coordinates.
         spatial_scale: pixels of the map per pixel of the image.
         sampling_ratio: samples of a bin along each axis; 0: as many as the bin has pixels.
         pool_mode: 0 maximum, 1 mean.
@@ -124,13 +141,14 @@ def roi_align_forward(
     """
     maps, rois, bins = _wide(input), _wide(rois).to(_wide(input).dtype), (aligned_height, aligned_width)
     if pool_mode == 1:
+        rois = _in_order(rois, sampling_ratio, aligned)
         output.copy_(
             torch.ops.torchvision.roi_align(maps, rois, spatial_scale, *bins, sampling_ratio, aligned)
         )
         return
     start, size = _frame(rois, spatial_scale, aligned)
-    argmax_y.fill_(-2)  # outside: without a sample there is no gradient
-    argmax_x.fill_(-2)
+    argmax_y.fill_(-1)
+    argmax_x.fill_(-1)
     channels, height, width = maps.shape[1:]
     points = _points_per_bin(size, bins, sampling_ratio)
     for index, rows, columns in _groups(points, channels * bins[0] * bins[1]):
@@ -141,9 +159,8 @@ def roi_align_forward(
         values = values.unflatten(1, (*bins, rows * columns)).permute(0, 4, 1, 2, 3)
         largest, place = values.max(-1)  # (k, C, PH, PW)
         output[index] = largest.to(output.dtype)
-        for target, grid in ((argmax_y, y), (argmax_x, x)):
-            grid = grid.flatten(3)[:, None].expand(-1, channels, -1, -1, -1)
-            target[index] = grid.gather(-1, place[..., None])[..., 0].to(target.dtype)
+        argmax_y[index] = (place // columns).to(argmax_y.dtype)
+        argmax_x[index] = (place % columns).to(argmax_x.dtype)
 
 
 def roi_align_backward(
@@ -161,33 +178,50 @@ def roi_align_backward(
 ) -> None:
     """Fill ``grad_input`` (N, C, H, W); see :func:`roi_align_forward`.
 
-    With ``torch.use_deterministic_algorithms`` on CUDA the mean goes torchvision's plain way, whose sums have
-    an order.
+    With ``torch.use_deterministic_algorithms`` on CUDA the sums have an order.
     """
     grad = _wide(grad_output)
     rois, bins = rois.to(grad.dtype), (aligned_height, aligned_width)
     if pool_mode == 0:
-        height, width = grad_input.shape[2:]
+        start, size = _frame(rois, spatial_scale, aligned)
+        points = _points_per_bin(size, bins, sampling_ratio).clamp(min=1)
+        places = []
+        for axis, (count, sample) in enumerate(zip(bins, (argmax_y, argmax_x))):
+            number = torch.arange(count, device=grad.device, dtype=grad.dtype)
+            number = number[:, None] if axis == 0 else number
+            own_start, own_size, own_points = (t[:, axis, None, None, None] for t in (start, size, points))
+            places.append(_coordinate(own_start, own_size, count, number, sample.to(grad.dtype), own_points))
+        grad = grad * (argmax_y >= 0)
         image = rois[:, 0].long()[:, None, None, None]
         channel = torch.arange(grad_input.shape[1], device=grad.device)[:, None, None]
         total = torch.zeros_like(grad_input, dtype=grad.dtype)
-        for row, column, weight in _corners(argmax_y.to(grad.dtype), argmax_x.to(grad.dtype), height, width):
+        for row, column, weight in _corners(*places, *grad_input.shape[2:]):
             total.index_put_((image, channel, row, column), grad * weight, accumulate=True)
     elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
-        total = _plain_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
+        total = _ordered_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
     else:
+        rois = _in_order(rois, sampling_ratio, aligned)
         total = torch.ops.torchvision._roi_align_backward(
             grad, rois, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
         )
     grad_input.copy_(total)
 
 
-def _plain_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, aligned) -> Tensor:
-    """The gradient of RoIAlign by autograd: it is linear, so the maps themselves do not matter."""
-    with torch.enable_grad():
-        maps = grad.new_zeros(shape, requires_grad=True)
-        output = torchvision.ops.roi_align(maps, rois, bins, spatial_scale, sampling_ratio, aligned)
-        return torch.autograd.grad(output, maps, grad)[0]
+def _ordered_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, aligned) -> Tensor:
+    """The gradient of the mean by sums in a known order, which ``index_put_`` has if it is asked."""
+    images, channels, height, width = shape
+    start, size = _frame(rois, spatial_scale, aligned)
+    total = grad.new_zeros(images, height, width, channels)
+    points = _points_per_bin(size, bins, sampling_ratio)
+    for index, rows, columns in _groups(points, channels * bins[0] * bins[1]):
+        if rows * columns == 0:
+            continue
+        y, x = _bins(start[index], size[index], bins, rows, columns)  # (k, PH, PW, rows, columns)
+        share = grad[index].permute(0, 2, 3, 1)[:, :, :, None, None] / (rows * columns)
+        image = rois[index, 0].long()[:, None, None, None, None]
+        for row, column, weight in _corners(y, x, height, width):
+            total.index_put_((image, row, column), share * weight[..., None], accumulate=True)
+    return total.permute(0, 3, 1, 2)
 
 
 # RoIPool
