@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .. import __version__
 from ..cli import Parser
 from ..config.files import CONFIGS
 from ..errors import UserError
@@ -308,10 +309,9 @@ images. {seconds / 60:.1f} minutes in all.</p>
 
 
 def _versions() -> dict:
-    from importlib.metadata import version
+    from ..engine.launch import environment
 
-    names = ('torch', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation', 'timm')
-    return {'convnext_backbone': version('convnext_backbone'), **{name: version(name) for name in names}}
+    return {'convnext_backbone': __version__, **environment()}
 
 
 def main(argv=None) -> None:

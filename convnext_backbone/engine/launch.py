@@ -29,15 +29,16 @@ from ..backbones.base import DenseBackbone
 from ..errors import UserError
 
 STORE_PORT = 20000  # of rank 0 in a Slurm job; the job's number is added, modulo STORE_PORT
-PACKAGES = (
-    'torch',
-    'numpy',
-    'timm',
-    'onedl-mmengine',
-    'onedl-mmcv',
-    'onedl-mmdetection',
-    'onedl-mmsegmentation',
-)
+PACKAGES = {  # what a result depends on: the distributions that may hold it
+    'torch': ('torch',),
+    'torchvision': ('torchvision',),
+    'numpy': ('numpy',),
+    'timm': ('timm',),
+    'mmengine': ('onedl-mmengine', 'mmengine'),
+    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite'),
+    'mmdet': ('onedl-mmdetection', 'mmdet'),
+    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+}
 
 
 def slurm_environment() -> None:
@@ -76,11 +77,12 @@ def environment() -> dict[str, str]:
     """What a result depends on besides the config: code, packages, machine. For logs and checkpoints."""
     code = code_of(Path(__file__).parents[1])
     found = dict(python=platform.python_version(), code=code)
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = 'none'
+    for package, distributions in PACKAGES.items():
+        found[package] = 'none'
+        for name in reversed(distributions):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                version = importlib.metadata.version(name)
+                found[package] = version if name == package else f'{version} ({name})'
     if torch.cuda.is_available():
         found.update(gpu=torch.cuda.get_device_name(), cuda=str(torch.version.cuda))
     return found
