@@ -265,7 +265,8 @@ def test_isotropic_pyramid_has_the_strides_of_a_backbone_and_leaves_the_middle_m
     model = IsotropicConvNeXt(depth=4, dim=16).eval()
     maps = model(torch.randn(1, 3, 64, 96))
     assert [tuple(m.shape[1:]) for m in maps] == [(4, 16, 24), (8, 8, 12), (16, 4, 6), (16, 2, 3)]
-    assert model.out_channels == (4, 8, 16, 16) and model.out_strides == (4, 8, 16, 32)
+    assert model.out_channels == (4, 8, 16, 16)
+    assert model.out_strides == (4, 8, 16, 32)
     alone = IsotropicConvNeXt(depth=4, dim=16, out_indices=(2,)).eval()
     alone.load_state_dict({k: v for k, v in model.state_dict().items() if k in alone.state_dict()})
     torch.testing.assert_close(alone(torch.ones(1, 3, 64, 64))[0], model(torch.ones(1, 3, 64, 64))[2])
@@ -292,7 +293,8 @@ def test_layer_scale_starts_as_published():
         large = IsotropicConvNeXt('large', depth=2, dim=8)
         last = Roadmap('resnet50', 'separate_downsampling', out_indices=(0,))
     gains = [block.gamma for block in (*ConvNeXt(**SMALL).stages[2], *large.blocks, *last.stages[0])]
-    assert all((gain == 1e-6).all() for gain in gains) and len(gains) == 4 + 2 + 3
+    assert all((gain == 1e-6).all() for gain in gains)
+    assert len(gains) == 4 + 2 + 3
     assert ConvNeXt(**SMALL, layer_scale_init_value=1).stages[0][0].gamma.dtype == torch.float32
     for model in (IsotropicConvNeXt(depth=2, dim=8), ConvNeXt('v2_atto', **SMALL)):
         assert not [

@@ -63,7 +63,8 @@ def test_classification_checkpoint_fills_the_dense_backbone_and_the_report_says_
     assert report.fresh == [f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias')]
     assert report.parameters == sum(p.numel() for p in source.backbone.parameters())
     lines = str(report).splitlines()
-    assert lines[0].startswith(str(tmp_path / 'a.pth')) and 'sha256' in lines[0]
+    assert lines[0].startswith(str(tmp_path / 'a.pth'))
+    assert 'sha256' in lines[0]
     assert lines[1].split()[:3] == ['loaded', str(len(report.loaded)), 'tensors,']
     assert lines[-1].split() == ['missing', '0', 'unexpected', '0', 'wrong', 'shape', '0']
 
@@ -85,7 +86,9 @@ def test_a_classifier_takes_every_tensor_of_a_classification_file(tmp_path, wrap
         )
         torch.save(content[wrapper], path)
     report = load_checkpoint(model, path)
-    assert len(report.loaded) == len(own) and not report.skipped and not report.fresh
+    assert len(report.loaded) == len(own)
+    assert not report.skipped
+    assert not report.fresh
     assert all(torch.equal(model.state_dict()[name], own[name]) for name in own)
 
 
@@ -96,7 +99,8 @@ def test_detection_checkpoint_gives_its_backbone_output_norms_included(tmp_path)
     torch.save({'state_dict': {**tensors, 'neck.conv.weight': torch.zeros(3)}}, tmp_path / 'det.pth')
     report = load_checkpoint(model, tmp_path / 'det.pth')
     assert torch.equal(model.norm2.weight, source.norm2.weight)
-    assert report.skipped == ['neck.conv.weight'] and not report.fresh
+    assert report.skipped == ['neck.conv.weight']
+    assert not report.fresh
 
 
 def test_stages_that_are_not_built_are_skipped_and_named(tmp_path):
@@ -142,7 +146,8 @@ def test_one_wrong_tensor_stops_the_load_and_is_named(tmp_path, change):
     with pytest.raises(CheckpointMismatch) as error:
         load_checkpoint(model, tmp_path / 'a.pth')
     if change != 'all names':
-        assert name in str(error.value) and change.replace('_', ' ') in str(error.value)
+        assert name in str(error.value)
+        assert change.replace('_', ' ') in str(error.value)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -164,7 +169,8 @@ def test_stem_is_inflated_as_timm_does_it(tmp_path, channels):
     report = load_checkpoint(model, official_file(tmp_path / 'a.pth', source))
     expected = adapt_input_conv(channels, source.backbone.downsample_layers[0][0].weight.detach())
     torch.testing.assert_close(model.downsample_layers[0][0].weight, expected)
-    assert report.inflated == ['downsample_layers.0.0.weight'] and 'inflated' in str(report)
+    assert report.inflated == ['downsample_layers.0.0.weight']
+    assert 'inflated' in str(report)
     assert inflate(torch.zeros(8, 5, 4, 4), 4).shape == (8, 5, 4, 4)  # not made for three channels
 
 
@@ -233,7 +239,8 @@ def test_code_behind_a_url_of_mmengines_own_loader_is_not_run(server, tmp_path, 
         name = 'torchvision://m'
     with pytest.raises(UnreadableCheckpoint):
         mmengine_checkpoint.CheckpointLoader.load_checkpoint(name, map_location='cpu')
-    assert _Server.requests == 1 and not (tmp_path / 'ran').exists()
+    assert _Server.requests == 1
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_the_bomb_would_go_off_in_an_ordinary_load(tmp_path):
@@ -254,7 +261,8 @@ def test_what_mmengine_writes_is_read(tmp_path):
     torch.save(content, tmp_path / 'a.pth')
     found = read_checkpoint(tmp_path / 'a.pth')
     assert found['message_hub']['log_scalars']['train/loss'].mean() == 2.0
-    assert found['meta']['iter'] == 3 and found['meta']['dataset_meta']['palette'].tolist() == [0, 1, 2]
+    assert found['meta']['iter'] == 3
+    assert found['meta']['dataset_meta']['palette'].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +279,8 @@ def test_files_that_hold_no_weights_are_refused_in_words(tmp_path, content, word
     file.write_bytes(content)
     with pytest.raises(UnreadableCheckpoint) as error:
         read_checkpoint(file)
-    assert str(error.value).startswith(str(file)) and words in str(error.value)
+    assert str(error.value).startswith(str(file))
+    assert words in str(error.value)
     assert '\n' not in str(error.value)
 
 
@@ -289,7 +298,8 @@ def test_truncated_files_are_refused_in_one_line(tmp_path, suffix, share):
     file.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UnreadableCheckpoint) as error:
         read_checkpoint(file)
-    assert str(file) in str(error.value) and '\n' not in str(error.value)
+    assert str(file) in str(error.value)
+    assert '\n' not in str(error.value)
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
@@ -339,7 +349,8 @@ def test_an_unreachable_url_is_told_with_the_folder_to_put_the_file_in(tmp_path,
     with pytest.raises(UnreadableCheckpoint) as error:
         read_checkpoint('http://127.0.0.1:1/convnext_tiny_1k_224.pth')
     assert 'http://127.0.0.1:1/convnext_tiny_1k_224.pth' in str(error.value)
-    assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert '\n' not in str(error.value)
 
 
 def test_the_size_in_a_file_is_named_for_every_kind_of_network(tmp_path):
@@ -362,7 +373,8 @@ def test_an_isotropic_classifier_becomes_a_dense_backbone_also_for_one_channel(t
     torch.save(dict(model=names), tmp_path / 'classifier.pth')
     dense = IsotropicConvNeXt(depth=2, dim=16, in_channels=1)
     report = load_checkpoint(dense, tmp_path / 'classifier.pth')
-    assert report.inflated == ['stem.weight'] and 'pyramid.0.0.weight' in report.fresh
+    assert report.inflated == ['stem.weight']
+    assert 'pyramid.0.0.weight' in report.fresh
     torch.testing.assert_close(dense.stem.weight[:, 0], trunk.stem.weight.sum(1))
     torch.save(dense.state_dict(), tmp_path / 'dense.pth')
     for out_indices in ((2, 3), (2,), (0,)):
@@ -396,8 +408,10 @@ def test_a_released_name_is_looked_up_in_the_weights_folder(tmp_path, monkeypatc
     said = []
     monkeypatch.setattr(reading, 'print_log', lambda text, *_: said.append(text))
     assert load_checkpoint(ConvNeXt('v2_atto'), 'convnextv2_atto_1k_224_ema').fits
-    assert len(said) == 1 and said[0].startswith('convnextv2_atto_1k_224_ema: v2_atto, 1000 classes')
-    assert 'top-1 76.7 published at 224 x 224' in said[0] and said[0].endswith(': no commercial use')
+    assert len(said) == 1
+    assert said[0].startswith('convnextv2_atto_1k_224_ema: v2_atto, 1000 classes')
+    assert 'top-1 76.7 published at 224 x 224' in said[0]
+    assert said[0].endswith(': no commercial use')
     with pytest.raises(UnreadableCheckpoint, match="did you mean the released 'convnext_tiny_1k_224'"):
         load_checkpoint(model, 'convnext_tiny_1k_22')
 
@@ -421,7 +435,9 @@ def test_released_weights_are_described_as_timm_and_torchvision_describe_them():
     for arch in ('tiny', 'small', 'base', 'large'):
         official = getattr(models, f'ConvNeXt_{arch.capitalize()}_Weights').IMAGENET1K_V1
         weights = zoo.RELEASED[f'torchvision_convnext_{arch}']
-        assert official.url == weights.url and weights.sha256 in official.url and weights.sha256
+        assert official.url == weights.url
+        assert weights.sha256 in official.url
+        assert weights.sha256
         assert official.meta['_metrics']['ImageNet-1K']['acc@1'] == weights.top1
         assert abs(official.meta['_file_size'] / weights.mebibytes - 1) < 1e-3
         preset = official.transforms()
@@ -435,7 +451,8 @@ def test_released_accuracies_are_those_the_paper_prints():
     for arch, data, size, *_, top1 in tables['table1_imagenet']['rows']:
         printed[f'convnext_{arch}_{"22k_1k" if data == "22k" else "1k"}_{size}'] = top1
     released = {name.removesuffix('_ema'): w.top1 for name, w in zoo.RELEASED.items() if w.top1}
-    assert len(printed) == 12 and printed.items() <= released.items()
+    assert len(printed) == 12
+    assert printed.items() <= released.items()
 
 
 def test_each_released_name_has_an_architecture_of_ours():

@@ -50,7 +50,8 @@ def test_images_and_classes_come_from_folders(shapes):
     data = ImageDataset(
         str(shapes / 'classification'), 'val', dict(input_size=32, is_training=False, crop_pct=1.0)
     )
-    assert len(data) == 10 and data.metainfo['classes'] == CLASSES
+    assert len(data) == 10
+    assert data.metainfo['classes'] == CLASSES
     assert data[9]['inputs'].shape == (3, 32, 32)
     assert [data[i]['labels'] for i in range(10)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
@@ -90,7 +91,8 @@ def test_accuracy_of_each_class_and_the_confusion_are_written(tmp_path):
         'd': dict(top1=None, images=0),
     }
     picture = cv2.imread(str(tmp_path / 'confusion.png'))
-    assert min(picture.shape[:2]) > 200 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    assert min(picture.shape[:2]) > 200
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
 
 
 def batch_config(**wrapper) -> Config:
@@ -112,7 +114,8 @@ def test_steps_are_accumulated_to_the_batch_of_the_recipe(monkeypatch, processes
     cfg = batch_config(accumulative_counts='auto')
     (note,) = set_batch(cfg)
     assert cfg.optim_wrapper.accumulative_counts == cfg.custom_hooks[0].interval == counts
-    assert note.startswith('effective batch: 4096 images per update') and note.endswith('learning rate 0.004')
+    assert note.startswith('effective batch: 4096 images per update')
+    assert note.endswith('learning rate 0.004')
 
 
 def test_another_batch_than_the_recipes_is_a_warning_with_the_right_numbers(monkeypatch):
@@ -127,7 +130,8 @@ def test_another_batch_than_the_recipes_is_a_warning_with_the_right_numbers(monk
     assert 'train_dataloader.batch_size=128 optim_wrapper.accumulative_counts=4' in warning
     cfg = batch_config()
     _, note = set_batch(cfg, scale_lr=True)
-    assert 'scaled to 0.001' in note and cfg.optim_wrapper.optimizer.lr == pytest.approx(1e-3)
+    assert 'scaled to 0.001' in note
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(1e-3)
     cfg.auto_scale_lr = None
     with pytest.raises(UserError, match='has no auto_scale_lr.base_batch_size'):
         set_batch(cfg, scale_lr=True)
@@ -171,7 +175,8 @@ def test_a_head_of_22k_classes_trains_and_is_scored():
     model = small_classifier(21841).float()
     loss = model(torch.randn(2, 3, 32, 32), torch.tensor([0, 21840]), mode='loss')['loss']
     loss.backward()
-    assert loss.item() == pytest.approx(np.log(21841), rel=0.05) and model.head.weight.grad.isfinite().all()
+    assert loss.item() == pytest.approx(np.log(21841), rel=0.05)
+    assert model.head.weight.grad.isfinite().all()
     assert accuracy(model(torch.randn(2, 3, 32, 32)).tolist(), [0, 21840], topk=(1, 5)).keys() == {
         'top1',
         'top5',
@@ -247,7 +252,8 @@ def test_two_processes_train_and_score_as_one_with_twice_the_batch(one_process, 
         for name, value in one[key].items():
             torch.testing.assert_close(two[key][name], value, rtol=1e-4, atol=1e-5)
     scores = written_top1(one_process.parent)
-    assert scores == written_top1(tmp_path) and len(scores) == 2
+    assert scores == written_top1(tmp_path)
+    assert len(scores) == 2
     ninths = [score * 9 / 100 for score in scores]
     assert ninths == pytest.approx([round(n) for n in ninths])
 
@@ -327,13 +333,15 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(shapes, tmp_path, monkeypa
     config = with_checkpoints(tmp_path, shapes / 'classification', 8)
     train(config, tmp_path / 'whole')
     whole, stop = seen[:], tmp_path / 'whole/iter_6.pth'
-    assert len(whole) == 10 and whole[:5] != whole[5:]
+    assert len(whole) == 10
+    assert whole[:5] != whole[5:]
     seen.clear()
     again = shutil.copy(config, tmp_path / 'again.py')  # another name, for another log
     train(str(again), tmp_path / 'rest', '--resume', str(stop))
     assert seen == whole[6:]
     log = log_of(tmp_path / 'rest')
-    assert 'epoch 2 goes on at batch 2 of 5' in log and 'Epoch(train) [2][5/5]' in log
+    assert 'epoch 2 goes on at batch 2 of 5' in log
+    assert 'Epoch(train) [2][5/5]' in log
     a, b = (torch.load(tmp_path / name / 'iter_10.pth', weights_only=False) for name in ('whole', 'rest'))
     for key in ('state_dict', 'ema_state_dict'):
         assert all(torch.equal(value, b[key][name]) for name, value in a[key].items()), key
@@ -430,7 +438,8 @@ def test_bad_data_is_told_in_words(shapes, tmp_path, wrong):
         config = write_config(tmp_path, data, batch=4)  # another name, for another log
         train(config, tmp_path / 'skipping', '--skip-corrupt')
         log = log_of(tmp_path / 'skipping')
-        assert f'skipped unreadable image {victim}' in log and 'times an unreadable image was skipped' in log
+        assert f'skipped unreadable image {victim}' in log
+        assert 'times an unreadable image was skipped' in log
 
 
 def test_data_that_fills_no_batch_is_told(shapes, tmp_path):
@@ -473,9 +482,11 @@ def test_images_come_from_a_tar_file_in_the_same_order(shapes, tmp_path):
     assert len(ImageDataset(str(tmp_path / 'both'), 'val', transform)) == 9  # the folder counts
     with pytest.raises(UserError, match='circle is a class that the class index does not have'):
         ImageDataset(str(tmp_path), 'val', transform, class_index={'cross': 0})
-    assert packed.metainfo == plain.metainfo and len(packed) == len(plain) == 10
+    assert packed.metainfo == plain.metainfo
+    assert len(packed) == len(plain) == 10
     for a, b in zip((packed[i] for i in range(10)), (plain[i] for i in range(10))):
-        assert a['labels'] == b['labels'] and torch.equal(a['inputs'], b['inputs'])
+        assert a['labels'] == b['labels']
+        assert torch.equal(a['inputs'], b['inputs'])
 
 
 def test_random_augmentation_of_every_kind_and_strength_runs():
@@ -497,7 +508,8 @@ def test_batches_are_channels_last():
     samples = [dict(inputs=torch.randn(3, 8, 8), labels=i) for i in range(4)]
     batch = collate_images(samples)
     assert batch['inputs'].is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(batch['inputs'][2], samples[2]['inputs']) and batch['labels'].tolist() == [0, 1, 2, 3]
+    assert torch.equal(batch['inputs'][2], samples[2]['inputs'])
+    assert batch['labels'].tolist() == [0, 1, 2, 3]
 
 
 @pytest.fixture(scope='module')
@@ -540,12 +552,14 @@ def stream_loader(shards: Path, training: bool, workers: int, **options):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_shards_give_every_image_once_in_another_order_each_epoch(shards, workers):
     loader = stream_loader(shards, True, workers)
-    assert isinstance(loader.dataset, ImageStream) and len(loader.dataset) == 40
+    assert isinstance(loader.dataset, ImageStream)
+    assert len(loader.dataset) == 40
     epochs = []
     for epoch in range(2):
         loader.dataset.set_epoch(epoch)
         epochs.append([label for batch in loader for label in batch['labels'].tolist()])
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40)) and epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40))
+    assert epochs[0] != epochs[1]
     tested = stream_loader(shards, False, workers)
     assert sorted(label for batch in tested for label in batch['labels'].tolist()) == list(range(40))
 
@@ -568,7 +582,8 @@ def test_an_image_in_a_shard_that_is_none_is_named(shards, tmp_path):
         list(ImageStream(str(tmp_path / 's'), **options))
     before = SKIPPED.count
     left = [item['labels'] for item in ImageStream(str(tmp_path / 's'), skip_corrupt=True, **options)]
-    assert left == [n for n in range(40) if n != 15] and SKIPPED.count == before + 1
+    assert left == [n for n in range(40) if n != 15]
+    assert SKIPPED.count == before + 1
 
 
 def test_shards_are_evaluated_by_one_process_only(shards, monkeypatch):
@@ -594,4 +609,6 @@ def test_a_slow_data_loader_is_told_once_with_both_speeds(shapes, tmp_path, monk
     train(write_config(tmp_path, shapes / 'classification', more=more), tmp_path / 'w')
     (line,) = [line for line in log_of(tmp_path / 'w').splitlines() if 'the data loader gives' in line]
     given, possible = map(float, re.findall(r'\d+\.\d', line))
-    assert given < 50 and given < possible and 'raise train_dataloader.num_workers, now 0' in line
+    assert given < 50
+    assert given < possible
+    assert 'raise train_dataloader.num_workers, now 0' in line

@@ -55,7 +55,8 @@ def test_the_pods_of_the_manifest_start_torchrun_on_both_machines(tmp_path):
     """With the variables that the operator sets; a program in the place of python prints what it is given."""
     job = yaml.safe_load((ROOT / 'docs/pytorchjob.yaml').read_text())
     replicas = job['spec']['pytorchReplicaSpecs']
-    assert job['kind'] == 'PyTorchJob' and [each['replicas'] for each in replicas.values()] == [1, 1]
+    assert job['kind'] == 'PyTorchJob'
+    assert [each['replicas'] for each in replicas.values()] == [1, 1]
     python = tmp_path / 'python'
     python.write_text('#!/bin/sh\n[ "$1" = -c ] && echo 8 || echo "$@"\n')
     python.chmod(0o755)
@@ -75,7 +76,8 @@ def test_the_pods_of_the_manifest_start_torchrun_on_both_machines(tmp_path):
             result
         )
         (config,) = re.findall(r'train.py (\S+) --launcher pytorch', said)
-        assert '--nproc_per_node 8' in said and (ROOT / config).is_file()
+        assert '--nproc_per_node 8' in said
+        assert (ROOT / config).is_file()
         tool('train').parse_args(said.split('train.py ')[1].split())
         assert container['resources']['limits']['nvidia.com/gpu'] == 8
 
@@ -143,9 +145,8 @@ def test_a_training_on_two_hosts_survives_a_cut_link(seconds, timeout, restarts,
         subprocess.run(['ip', '-n', hosts[0], 'link', 'set', 'cnx0', 'up'], check=True)
         assert [process.wait(240) for process in started] == [0, 0], (tmp_path / '0.log').read_text()[-3000:]
     said = (tmp_path / '0.log').read_text()
-    assert ('resumed epoch: 0, iter: 10' in said) == restarts and (
-        'no step was finished for' in said
-    ) == restarts
+    assert ('resumed epoch: 0, iter: 10' in said) == restarts
+    assert ('no step was finished for' in said) == restarts
     assert compared_with_one_host(shapes, work_dir, tmp_path) == []
 
 
@@ -238,7 +239,8 @@ def test_a_slurm_job_that_is_requeued_goes_on(how, slurm, shapes, tmp_path):
     said = log.read_text()
     (stopped,) = re.findall(r'stopped after step (\d+) \(SIG(?:TERM|USR1) came\)', said) or ['']
     if how == 'time limit':
-        assert stopped and 'is queued again' in said
+        assert stopped
+        assert 'is queued again' in said
     resumed = re.findall(r'resumed epoch: 0, iter: (\d+)', said)
     assert resumed == [stopped] if stopped else len(resumed) == 1
     assert compared_with_one_host(shapes, work_dir, tmp_path) == []
@@ -258,8 +260,7 @@ def test_each_task_of_a_job_array_has_its_folder_and_a_cancelled_one_is_not_queu
     while run_in(slurm, 'squeue', '-h', '-j', job):
         assert time.monotonic() < deadline
         time.sleep(1)
-    assert '--stop-at' in (tmp_path / '4.log').read_text() and (tmp_path / f'w4/iter_{STEPS}.pth').is_file()
-    assert (
-        not (tmp_path / f'w3/iter_{STEPS}.pth').is_file()
-        and 'queued again' not in (tmp_path / '3.log').read_text()
-    )
+    assert '--stop-at' in (tmp_path / '4.log').read_text()
+    assert (tmp_path / f'w4/iter_{STEPS}.pth').is_file()
+    assert not (tmp_path / f'w3/iter_{STEPS}.pth').is_file()
+    assert 'queued again' not in (tmp_path / '3.log').read_text()

@@ -92,7 +92,8 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
             assert re.search(rf'\b{printed.rstrip("0").rstrip(".")}', doc), key
     if 'roadmap' in stem:
         start, number, step = re.fullmatch(r'roadmap/(resnet\d+)_(\d\d)_(\w+)', stem).groups()
-        assert backbone.arch == f'{start} {step}' and list(STEPS)[int(number)] == step
+        assert backbone.arch == f'{start} {step}'
+        assert list(STEPS)[int(number)] == step
         return
     size = re.match(r'.*(?:convnext|isotropic)_(v2_[a-z]+|[a-z]+)', stem)[1]
     assert backbone.arch == SIZES.get(size, size)
@@ -200,7 +201,8 @@ def test_recipes_of_detection_and_segmentation_are_the_published_ones():
             assert (cfg.model.test_cfg.crop_size, cfg.model.test_cfg.stride) == ((crop, crop), stride)
             assert cfg.model.data_preprocessor.size == (crop, crop)
             steps = cfg.train_dataloader.dataset.pipeline
-            assert steps[3].crop_size == (crop, crop) and steps[2].scale == (4 * crop, crop)
+            assert steps[3].crop_size == (crop, crop)
+            assert steps[2].scale == (4 * crop, crop)
             assert cfg.test_dataloader.dataset.pipeline[1].scale == (4 * crop, crop)
             scales = [step.scale[1] / crop for step in cfg.tta_pipeline[1].transforms[0]]
             assert scales == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
@@ -212,17 +214,22 @@ def test_what_the_detection_recipes_share():
     for name in (n for n in NAMES if n.startswith('detection/')):
         cfg = read(name)
         wrapper, (warm_up, steps) = cfg.optim_wrapper, cfg.param_scheduler
-        assert wrapper.type == 'AmpOptimWrapper' and wrapper.get('clip_grad') is None
+        assert wrapper.type == 'AmpOptimWrapper'
+        assert wrapper.get('clip_grad') is None
         expected = dict(type='AdamW', lr=wrapper.optimizer.lr, betas=(0.9, 0.999), weight_decay=0.05)
-        assert wrapper.optimizer == expected and wrapper.paramwise_cfg.decay_type == 'layer_wise'
+        assert wrapper.optimizer == expected
+        assert wrapper.paramwise_cfg.decay_type == 'layer_wise'
         assert (warm_up.type, warm_up.end, warm_up.start_factor) == ('LinearLR', 500, 0.001)
-        assert not warm_up.by_epoch and steps.by_epoch and steps.gamma == 0.1
+        assert not warm_up.by_epoch
+        assert steps.by_epoch
+        assert steps.gamma == 0.1
         pipeline = cfg.train_dataloader.dataset.pipeline
         if name.endswith('_1x'):
             parent = read(
                 'detection/cascade_convnext_t' if 'cascade' in name else 'detection/mask_rcnn_convnext_t'
             )
-            assert wrapper == parent.optim_wrapper and steps.milestones == [8, 11]
+            assert wrapper == parent.optim_wrapper
+            assert steps.milestones == [8, 11]
             assert cfg.model.backbone.drop_path_rate == parent.model.backbone.drop_path_rate
             assert pipeline[2] == dict(type='Resize', scale=(1333, 800), keep_ratio=True)
         else:
@@ -232,7 +239,8 @@ def test_what_the_detection_recipes_share():
             resize = dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)
             first = dict(resize, scales=[(400, 1333), (500, 1333), (600, 1333)])
             crop = dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600))
-            assert flip == dict(type='RandomFlip', prob=0.5) and choice.type == 'RandomChoice'
+            assert flip == dict(type='RandomFlip', prob=0.5)
+            assert choice.type == 'RandomChoice'
             assert choice.transforms == [[resize], [first, dict(crop, allow_negative_crop=True), resize]]
         test = cfg.test_dataloader.dataset.pipeline
         assert test[1] == dict(type='Resize', scale=(1333, 800), keep_ratio=True)
@@ -246,9 +254,9 @@ def test_what_the_detection_recipes_share():
             ]
             for head in heads:
                 assert (head.type, head.num_shared_convs, head.num_shared_fcs) == ('ConvFCBBoxHead', 4, 1)
-                assert (
-                    head.norm_cfg.type == 'SyncBN' and head.reg_decoded_bbox and not head.reg_class_agnostic
-                )
+                assert head.norm_cfg.type == 'SyncBN'
+                assert head.reg_decoded_bbox
+                assert not head.reg_class_agnostic
                 assert head.loss_bbox == dict(type='GIoULoss', loss_weight=10.0)
 
 
@@ -260,7 +268,8 @@ def test_what_the_segmentation_recipes_share():
         cfg = read(name)
         wrapper, (warm_up, poly) = cfg.optim_wrapper, cfg.param_scheduler
         expected = dict(type='AdamW', lr=wrapper.optimizer.lr, betas=(0.9, 0.999), weight_decay=0.05)
-        assert wrapper.type == 'AmpOptimWrapper' and wrapper.optimizer == expected
+        assert wrapper.type == 'AmpOptimWrapper'
+        assert wrapper.optimizer == expected
         assert wrapper.paramwise_cfg == dict(decay_rate=0.9, decay_type='stage_wise')
         assert (warm_up.end, warm_up.start_factor) == (1500, 1e-6)
         assert (poly.type, poly.power, poly.eta_min, poly.end) == ('PolyLR', 1.0, 0.0, 160000)
@@ -270,7 +279,8 @@ def test_what_the_segmentation_recipes_share():
         assert (auxiliary.type, auxiliary.channels, auxiliary.num_convs) == ('FCNHead', 256, 1)
         assert (auxiliary.in_index, auxiliary.loss_decode.loss_weight) == (2, 0.4)
         assert head.norm_cfg.type == auxiliary.norm_cfg.type == 'SyncBN'
-        assert cfg.model.test_cfg.mode == 'slide' and cfg.tta_model.module.test_cfg.mode == 'whole'
+        assert cfg.model.test_cfg.mode == 'slide'
+        assert cfg.tta_model.module.test_cfg.mode == 'whole'
         kinds = [step.type for step in cfg.train_dataloader.dataset.pipeline]
         assert kinds[2:] == [
             'RandomResize',
@@ -280,12 +290,13 @@ def test_what_the_segmentation_recipes_share():
             'PackSegInputs',
         ]
         steps = cfg.train_dataloader.dataset.pipeline
-        assert steps[2].ratio_range == (0.5, 2.0) and steps[3].cat_max_ratio == 0.75 and steps[4].prob == 0.5
+        assert steps[2].ratio_range == (0.5, 2.0)
+        assert steps[3].cat_max_ratio == 0.75
+        assert steps[4].prob == 0.5
         assert [step.prob for step in cfg.tta_pipeline[1].transforms[1]] == [0.0, 1.0]
         test = cfg.test_dataloader.dataset.pipeline
-        assert [step.type for step in test][1:3] == ['Resize', 'LoadAnnotations'] and test[
-            2
-        ].reduce_zero_label
+        assert [step.type for step in test][1:3] == ['Resize', 'LoadAnnotations']
+        assert test[2].reduce_zero_label
 
 
 def test_the_roadmap_is_trained_as_the_paper_says():
@@ -296,14 +307,18 @@ def test_the_roadmap_is_trained_as_the_paper_says():
         assert not cfg.get('custom_hooks')
         if name.endswith('00_resnet'):
             sgd = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
-            assert cfg.optim_wrapper.optimizer == sgd and cfg.model.mixup is None
-            assert 8 * cfg.train_dataloader.batch_size == 256 and cfg.param_scheduler[0].milestones == [
+            assert cfg.optim_wrapper.optimizer == sgd
+            assert cfg.model.mixup is None
+            assert 8 * cfg.train_dataloader.batch_size == 256
+            assert cfg.param_scheduler[0].milestones == [
                 30,
                 60,
             ]
             continue
-        assert cfg.optim_wrapper == scratch.optim_wrapper and cfg.param_scheduler == scratch.param_scheduler
-        assert cfg.train_dataloader == scratch.train_dataloader and cfg.model.mixup == scratch.model.mixup
+        assert cfg.optim_wrapper == scratch.optim_wrapper
+        assert cfg.param_scheduler == scratch.param_scheduler
+        assert cfg.train_dataloader == scratch.train_dataloader
+        assert cfg.model.mixup == scratch.model.mixup
         assert cfg.model.backbone.drop_path_rate == (0.1 if 'resnet50' in name else 0.5)
 
 
@@ -332,7 +347,8 @@ def test_recipes_of_classification_are_the_published_ones():
             own = common if 'in22k' not in name else finetune['from_22k_224_and_384']
             expected = (common['base_lr'], common['weight_decay'], common['batch'], common['epochs'])
             assert (rate, decay) == (own['stochastic_depth'][arch], own['layer_decay']), name
-            assert cfg.model.mixup is None and cfg.model.head_init_scale == common['head_init_scale']
+            assert cfg.model.mixup is None
+            assert cfg.model.head_init_scale == common['head_init_scale']
             assert bool(ema) == bool('in22k' in name and own['ema'][arch])
         else:
             table5 = tables['table5_pretraining']
@@ -341,13 +357,15 @@ def test_recipes_of_classification_are_the_published_ones():
             ]
             epochs = own.get('epochs', 300)
             expected = (scratch['base_lr'], scratch['weight_decay'], scratch['batch'], epochs)
-            assert decay == 1.0 and rate == own['stochastic_depth'].get(arch, rate), name
+            assert decay == 1.0, name
+            assert rate == own['stochastic_depth'].get(arch, rate), name
             assert cfg.model.mixup == dict(mixup_alpha=scratch['mixup'], cutmix_alpha=scratch['cutmix'])
             assert cfg.param_scheduler[0].end == own['warmup_epochs'] == cfg.param_scheduler[1].begin
             assert cfg.param_scheduler[1].T_max == epochs - own['warmup_epochs']
             assert bool(ema) == bool(own.get('ema', scratch['ema']))
         assert (optimizer.lr, optimizer.weight_decay, batch, cfg.train_cfg.max_epochs) == expected, name
-        assert optimizer.type == 'AdamW' and optimizer.betas == (0.9, 0.999)
+        assert optimizer.type == 'AdamW'
+        assert optimizer.betas == (0.9, 0.999)
         cosine = cfg.param_scheduler[-1]
         assert (cosine.type, cosine.end) == ('CosineAnnealingLR', cfg.train_cfg.max_epochs)
         assert cosine.T_max == cosine.end - cosine.begin
@@ -461,7 +479,8 @@ def test_a_training_step_gives_every_parameter_a_gradient(kind):
     assert [n for n, p in trained.items() if p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in trained.values())
     moved = [n for n, p in trained.items() if p.grad.any()]
-    assert len(moved) > 0.95 * len(trained) and any(n.startswith('backbone.') for n in moved)
+    assert len(moved) > 0.95 * len(trained)
+    assert any(n.startswith('backbone.') for n in moved)
     set_batch(cfg)
     optim_wrapper = ConfigDict(cfg.optim_wrapper, type='OptimWrapper')
     if 'isotropic' in kind:

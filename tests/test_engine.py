@@ -73,7 +73,8 @@ def test_a_key_that_nothing_reads_is_an_error(tmp_path, text, words):
     cfg = Config.fromfile(write(tmp_path, base=BASE, main=text))
     with pytest.raises(UserError) as error:
         check_keys(cfg)
-    assert words in str(error.value) and 'main.py' in str(error.value)
+    assert words in str(error.value)
+    assert 'main.py' in str(error.value)
 
 
 def test_variables_that_are_used_are_no_error_and_a_dumped_config_neither(tmp_path):
@@ -84,7 +85,8 @@ def test_variables_that_are_used_are_no_error_and_a_dumped_config_neither(tmp_pa
     cfg = Config.fromfile(write(tmp_path, base=BASE, main=text))
     cfg.dump(str(tmp_path / 'dumped.py'))
     check_keys(cfg)
-    assert 'pipeline' not in cfg and cfg.train_dataloader.pipeline[0].type == 'B'
+    assert 'pipeline' not in cfg
+    assert cfg.train_dataloader.pipeline[0].type == 'B'
     check_keys(Config.fromfile(str(tmp_path / 'dumped.py')))
 
 
@@ -109,7 +111,8 @@ def test_keys_are_checked_in_the_files_that_mmengine_reads(tmp_path, monkeypatch
     write(tmp_path, main=f"_base_ = ['{base}']\nname = '{{{{$PARTS:none}}}}'\nexperiment_name = name\n")
     cfg = Config.fromfile('main.py')
     check_keys(cfg)
-    assert 'pipeline' not in cfg and cfg.experiment_name == ('parts' if place == 'parts' else 'none')
+    assert 'pipeline' not in cfg
+    assert cfg.experiment_name == ('parts' if place == 'parts' else 'none')
     for name in ('base.py', 'main_base.py'):
         (folder / name).write_text(BASE + 'resum = True\n')
     with pytest.raises(UserError, match=r"base.py sets 'resum', and nothing reads it; did you mean 'resume'"):
@@ -160,7 +163,8 @@ def test_options_must_name_something_that_exists(option, words):
 def test_options_may_add_arguments_to_a_type_and_top_level_keys_of_the_runner():
     cfg = Config(dict(model=dict(backbone=dict(type='B'))))
     apply_options(cfg, {'model.backbone.with_cp': True, 'randomness': dict(seed=1)})
-    assert cfg.model.backbone.with_cp is True and cfg.randomness.seed == 1
+    assert cfg.model.backbone.with_cp is True
+    assert cfg.randomness.seed == 1
 
 
 def coco_config(tmp_path, content, **dataset) -> Config:
@@ -187,7 +191,8 @@ def coco(names, category_id=1) -> dict:
 def test_annotations_with_other_categories_are_an_error(tmp_path, content, dataset, words):
     with pytest.raises(UserError) as error:
         check_data(coco_config(tmp_path, content, **dataset), ('train_dataloader',))
-    assert words in str(error.value) and 'a.json' in str(error.value)
+    assert words in str(error.value)
+    assert 'a.json' in str(error.value)
 
 
 def test_unknown_category_of_a_full_coco_file_is_an_error_but_a_named_subset_is_a_note(tmp_path):
@@ -231,7 +236,8 @@ def test_the_first_start_of_a_job_with_resume_keeps_what_the_config_starts_from(
 def test_resume_in_the_config_loses_no_pretrained_weights_on_the_first_start(tmp_path):
     cfg = start_options(tmp_path, resume=True)
     assert 'nothing to resume' in start_from(cfg, None, None)[0]
-    assert cfg.resume is False and cfg.model.backbone.init_cfg.checkpoint == 'a'
+    assert cfg.resume is False
+    assert cfg.model.backbone.init_cfg.checkpoint == 'a'
 
 
 def test_parts_that_load_from_leaves_fresh_keep_their_pretrained_weights(tmp_path):
@@ -271,7 +277,8 @@ def test_a_moving_average_is_known_however_its_type_is_written(kind, place):
     cfg = Config(dict(optim_wrapper=wrapper, train_dataloader=dict(batch_size=2), model=dict(), **hooks))
     set_batch(cfg)
     given = cfg.custom_hooks if place == 'custom_hooks' else list(cfg.default_hooks.values())
-    assert given[0].interval == 4 and 'interval' not in given[1]
+    assert given[0].interval == 4
+    assert 'interval' not in given[1]
     with pytest.raises(UserError, match='keeps a moving average'):
         divide_model(Config(hooks), 'pytorch')
     for_testing(cfg, 'c.pth')
@@ -288,7 +295,8 @@ def test_types_are_known_however_they_are_written(tmp_path):
         SyncBatchNorm,
     ):
         cfg = Config(dict(model=dict(norm_cfg=dict(type=kind))))
-        assert len(use_plain_batch_norm(cfg)) == 1 and cfg.model.norm_cfg.type == 'BN'
+        assert len(use_plain_batch_norm(cfg)) == 1
+        assert cfg.model.norm_cfg.type == 'BN'
     for kind in (
         'AmpOptimWrapper',
         'mmengine.AmpOptimWrapper',
@@ -296,7 +304,8 @@ def test_types_are_known_however_they_are_written(tmp_path):
         AmpOptimWrapper,
     ):
         cfg = Config(dict(optim_wrapper=dict(type=kind, loss_scale='dynamic')))
-        assert choose_precision(cfg, False, 'cpu') and cfg.optim_wrapper == dict(type='OptimWrapper')
+        assert choose_precision(cfg, False, 'cpu')
+        assert cfg.optim_wrapper == dict(type='OptimWrapper')
     for kind in ('CocoDataset', 'mmdet.CocoDataset', 'mmdet.datasets.CocoDataset', CocoDataset):
         cfg = coco_config(tmp_path, coco(['a']))
         cfg.train_dataloader.dataset.dataset.type = kind
@@ -304,7 +313,8 @@ def test_types_are_known_however_they_are_written(tmp_path):
             check_data(cfg, ('train_dataloader',))
     for kind in ('IoUMetric', 'mmseg.IoUMetric', 'mmseg.evaluation.metrics.IoUMetric', IoUMetric):
         cfg = Config(dict(model=dict(), test_evaluator=[dict(type=kind)]))
-        assert choose_views(cfg, False) and cfg.test_evaluator[0].prefix == 'single_scale'
+        assert choose_views(cfg, False)
+        assert cfg.test_evaluator[0].prefix == 'single_scale'
     loaders = (
         'LoadImageFromFile',
         'mmcv.LoadImageFromFile',
@@ -391,8 +401,11 @@ def test_a_config_of_the_new_style_is_trained_resumed_and_tested_as_any_other(sh
     line = [str(config), '--work-dir', str(tmp_path / 'w'), '--device', 'cpu']
     tool('train').main([*line, '--seed', '0', '--stop-at', '3'])
     kept = torch.load(tmp_path / 'w/iter_3.pth', weights_only=False)
-    assert (tmp_path / 'w/iter_3.pth.json').is_file() and kept['random'] and kept['gradients']
-    assert 'mixed precision is off' in log_of(tmp_path / 'w') and 'interval=2,' in kept['meta']['cfg']
+    assert (tmp_path / 'w/iter_3.pth.json').is_file()
+    assert kept['random']
+    assert kept['gradients']
+    assert 'mixed precision is off' in log_of(tmp_path / 'w')
+    assert 'interval=2,' in kept['meta']['cfg']
     tool('train').main([*line, '--seed', '0', '--resume'])
     found = tool('test').main([str(config), str(tmp_path / 'w/iter_4.pth'), *line[1:]])
     assert f'top1: {found["top1"]:.4f}' in log_of(tmp_path / 'w')
@@ -405,7 +418,8 @@ def test_a_config_of_the_new_style_is_trained_resumed_and_tested_as_any_other(sh
 def test_mixed_precision_is_off_on_a_cpu_and_said_so(amp):
     cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')))
     notes = choose_precision(cfg, amp, 'cpu')
-    assert len(notes) == 1 and 'off' in notes[0]
+    assert len(notes) == 1
+    assert 'off' in notes[0]
     assert cfg.optim_wrapper == dict(type='OptimWrapper')
 
 
@@ -414,7 +428,8 @@ def test_mixed_precision_takes_bf16_where_the_gpu_has_it(monkeypatch, bf16, dtyp
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: bf16)
     cfg = Config(dict(model=dict(), optim_wrapper=dict(type='OptimWrapper')))
     notes = choose_precision(cfg, True, 'cuda')
-    assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.dtype == dtype
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.dtype == dtype
     assert dtype in notes[0]
     plain = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
     assert choose_precision(plain, False, 'cuda') == []
@@ -456,7 +471,8 @@ def test_pretrained_of_a_fine_tuned_classifier_replaces_the_whole_networks(tmp_p
         set_pretrained(scratch, None, 'ema')
     set_pretrained(cfg, str(tmp_path / 'w.pth'), 'ema')
     given = dict(checkpoint=str(tmp_path / 'w.pth'), weights='ema', skip=['head.*'], fresh=['head.*'])
-    assert cfg.model.init_cfg == [dict(type=PRETRAINED, **given)] and 'init_cfg' not in cfg.model.backbone
+    assert cfg.model.init_cfg == [dict(type=PRETRAINED, **given)]
+    assert 'init_cfg' not in cfg.model.backbone
     set_pretrained(cfg, 'none')
     assert cfg.model.init_cfg is None
     set_pretrained(cfg, 'convnext_base_22k_224')

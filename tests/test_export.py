@@ -78,7 +78,8 @@ def test_an_exported_file_gives_what_float64_gives_at_sizes_it_was_not_traced_wi
     model, part = case()
     out = tmp_path / f'network{exporting.SUFFIXES[format]}'
     report = export(model, out, format, part=part, size=(96, 64), meta=dict(classes=['cat']))
-    assert [shape[0] for shape, *_ in report] == [2, 1, 3] and all(d < 1e-4 for _, d, _ in report)
+    assert [shape[0] for shape, *_ in report] == [2, 1, 3]
+    assert all(d < 1e-4 for _, d, _ in report)
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
     exact = Network(model, part).double()
     for shape in ((1, 3, 64, 64), (5, 3, 117, 150)):
@@ -101,7 +102,8 @@ def test_onnx_names_its_tensors_and_holds_what_belongs_to_it(tmp_path):
     assert [tensor.name for tensor in content.graph.output] == ['map0', 'map1', 'map2', 'map3']
     assert {entry.key: entry.value for entry in content.metadata_props}[METADATA] == '{"mean": [1.0, 2.0]}'
     kinds = {node.op_type for node in content.graph.node}
-    assert 'LayerNormalization' in kinds and 'Dropout' not in kinds
+    assert 'LayerNormalization' in kinds
+    assert 'Dropout' not in kinds
 
 
 def test_a_segmenter_gives_the_logits_of_mmsegs_own_inference():
@@ -158,7 +160,8 @@ def test_an_operation_that_a_format_does_not_have_is_one_line(tmp_path):
     detector.backbone = Odd()
     with pytest.raises(UserError, match='torch_export cannot express this Module: .+') as error:
         export(detector, tmp_path / 'a.pt2', 'torch_export', part='backbone')
-    assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
+    assert '\n' not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_tool_exports_a_classifier_with_its_classes_and_normalisation(tmp_path):
@@ -185,7 +188,8 @@ def test_the_tool_exports_a_classifier_with_its_classes_and_normalisation(tmp_pa
     session = onnxruntime.InferenceSession(out)
     said = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     transform = cfg.test_dataloader.dataset.transform
-    assert said['mean'] == list(transform.mean) and said['classes'][9] == 'class 9'
+    assert said['mean'] == list(transform.mean)
+    assert said['classes'][9] == 'class 9'
     assert (said['channels'], said['range']) == ('RGB', [0, 1])
     images = torch.randn(1, 3, 48, 48)  # smaller than it was traced with
     with torch.no_grad():

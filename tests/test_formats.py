@@ -87,7 +87,8 @@ def test_logits_are_those_of_the_library_the_weights_are_from(library, tmp_path)
     torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
     model = Classifier(ours(v2), 5).double().eval()
     report = load_checkpoint(model, tmp_path / 'theirs.pth')
-    assert f', {family})' in report.file and report.skipped == report.fresh == []
+    assert f', {family})' in report.file
+    assert report.skipped == report.fresh == []
     x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         expected = logits(theirs, x)
@@ -130,7 +131,8 @@ def test_a_classifier_is_tested_and_exported_from_a_file_of_any_family(family, t
     released = {name.removeprefix('backbone.'): t for name, t in model.state_dict().items()}
     torch.save(from_released(released, family), tmp_path / 'a.pth')
     report = load_trained(again, read_checkpoint(tmp_path / 'a.pth'), tmp_path / 'a.pth')
-    assert f', {family})' in report.file and len(report.loaded) == len(released)
+    assert f', {family})' in report.file
+    assert len(report.loaded) == len(released)
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
 
 
@@ -168,7 +170,8 @@ def test_mmpretrain_final_norm_and_output_norms_are_told_apart(tmp_path):
         n.removeprefix('backbone.'): t for n, t in randomise(Classifier(ours(False), 5)).state_dict().items()
     }
     names = from_released(released, 'mmpretrain')
-    assert 'backbone.norm3.weight' in names and 'backbone.stages.0.0.depthwise_conv.weight' in names
+    assert 'backbone.norm3.weight' in names
+    assert 'backbone.stages.0.0.depthwise_conv.weight' in names
     dense = randomise(ConvNeXt(depths=DEPTHS, dims=DIMS))
     detector = {'neck.x': torch.ones(1)}
     for name, tensor in dense.state_dict().items():
@@ -177,7 +180,8 @@ def test_mmpretrain_final_norm_and_output_norms_are_told_apart(tmp_path):
     torch.save(dict(state_dict=detector, meta={}), tmp_path / 'detector.pth')
     fresh = ConvNeXt(depths=DEPTHS, dims=DIMS).double()
     report = load_checkpoint(fresh, tmp_path / 'detector.pth')
-    assert report.fresh == [] and report.skipped == ['neck.x']
+    assert report.fresh == []
+    assert report.skipped == ['neck.x']
     assert all(torch.equal(t, fresh.state_dict()[name]) for name, t in dense.state_dict().items())
 
 
@@ -199,10 +203,13 @@ def test_fcmae_sparse_layers_become_dense():
     weight = found['downsample_layers.1.1.weight']
     assert weight.shape == (2, 3, 2, 2)
     # tap 1 lies below tap 0, tap 2 to the right of it
-    assert weight[1, 2, 1, 0] == kernel[1, 2, 1] and weight[1, 2, 0, 1] == kernel[2, 2, 1]
+    assert weight[1, 2, 1, 0] == kernel[1, 2, 1]
+    assert weight[1, 2, 0, 1] == kernel[2, 2, 1]
     dense = found['stages.0.0.dwconv.weight']
-    assert dense.shape == (8, 1, 7, 7) and dense[5, 0, 3, 2] == depthwise[2 * 7 + 3, 5]
-    assert found['downsample_layers.1.1.bias'].shape == (2,) and 'decoder.0.dwconv.weight' in found
+    assert dense.shape == (8, 1, 7, 7)
+    assert dense[5, 0, 3, 2] == depthwise[2 * 7 + 3, 5]
+    assert found['downsample_layers.1.1.bias'].shape == (2,)
+    assert 'decoder.0.dwconv.weight' in found
     assert {'downsample_layers.1.0.weight', 'stages.0.0.pwconv1.weight', 'stages.0.0.grn.gamma'} < set(found)
 
 

@@ -63,8 +63,10 @@ def test_the_convolution_and_its_gradients(shape, dtype):
 
 @needed
 def test_they_are_used():
-    assert native.supports(torch.zeros(1)) and native.supports(torch.zeros(1, dtype=torch.bfloat16))
-    assert not native.supports(torch.zeros(1).double()) and not native.supports(torch.zeros(1, device='meta'))
+    assert native.supports(torch.zeros(1))
+    assert native.supports(torch.zeros(1, dtype=torch.bfloat16))
+    assert not native.supports(torch.zeros(1).double())
+    assert not native.supports(torch.zeros(1, device='meta'))
 
 
 @needed
@@ -122,7 +124,8 @@ def test_gelu_of_every_bfloat16_number():
     assert not found[every < -20].nan_to_num().any()
     assert (error <= unit)[large].all()  # one unit of the last place
     assert (error <= 2**-8 * exact[finite].abs() + 4e-6 * every[finite].double().abs() + 2**-126).all()
-    assert found[every.isnan()].isnan().all() and found[every == torch.inf] == torch.inf
+    assert found[every.isnan()].isnan().all()
+    assert found[every == torch.inf] == torch.inf
 
 
 @needed
@@ -132,7 +135,8 @@ def test_gelu_and_its_derivative_in_float32():
     F.gelu(leaf).sum().backward()
     grad, out, sums = torch.full_like(x, 2.0), torch.empty_like(x), torch.zeros(x.shape[1])
     native.gelu_gradient(grad, x, out, sums)
-    assert torch.equal(out, native.gelu(x, torch.empty_like(x))) and torch.equal(sums, grad[0])
+    assert torch.equal(out, native.gelu(x, torch.empty_like(x)))
+    assert torch.equal(sums, grad[0])
     assert ((out - F.gelu(x.double())).abs() <= 3e-7 * x.abs()).all()
     assert (grad / 2 - leaf.grad).abs().max() < 1e-6
 
@@ -231,7 +235,8 @@ def test_built_once_for_all_processes_and_not_when_switched_off(tmp_path):
 def test_without_a_compiler_one_line_says_so_and_pytorch_computes(tmp_path):
     said = fresh(tmp_path, CXX='', PATH=str(tmp_path))
     assert re.search('no kernels of our own on this CPU, PyTorch instead: no C.. compiler found', said)
-    assert 'kernels: False' in said and len(said.strip().splitlines()) == 2
+    assert 'kernels: False' in said
+    assert len(said.strip().splitlines()) == 2
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path):
@@ -241,7 +246,8 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
     )
     compiler.chmod(0o755)
     said = fresh(tmp_path, CXX=str(compiler))
-    assert 'PyTorch instead: x.cpp: error: no such thing' in said and 'kernels: False' in said
+    assert 'PyTorch instead: x.cpp: error: no such thing' in said
+    assert 'kernels: False' in said
     assert not list((tmp_path / '.cache/convnext_backbone').glob('*.so'))
 
 
@@ -289,7 +295,8 @@ def test_a_file_that_was_cut_off_is_built_again(tmp_path):
     (file,) = (tmp_path / '.cache/convnext_backbone').glob('native-*.so')
     whole = file.stat().st_size
     file.write_bytes(b'')
-    assert 'kernels: True' in fresh(tmp_path) and file.stat().st_size == whole
+    assert 'kernels: True' in fresh(tmp_path)
+    assert file.stat().st_size == whole
 
 
 @needed
@@ -305,7 +312,9 @@ def test_the_same_with_the_vectors_of_an_older_processor(tmp_path):
     line = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-n', '0', __file__, '-k']
     names = 'convolution or norm or gelu or branch or gain or threads or number'
     done = subprocess.run([*line, names], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and ' passed' in done.stdout and 'skipped' not in done.stdout, done.stdout
+    assert done.returncode == 0, done.stdout
+    assert ' passed' in done.stdout, done.stdout
+    assert 'skipped' not in done.stdout, done.stdout
     (built,) = (tmp_path / '.cache/convnext_backbone').glob('native-*.so')
     code = subprocess.run(['objdump', '-d', str(built)], capture_output=True, text=True).stdout
     assert '%zmm' not in code

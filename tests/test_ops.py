@@ -40,7 +40,8 @@ def gradients(function, inputs, grad):
 def compare(found, stock, exact, dtype) -> None:
     """Not further from float64 than the stock layers are, give or take a few roundings."""
     for i, (ours, theirs, reference) in enumerate(zip(found, stock, exact, strict=True)):
-        assert ours.dtype == theirs.dtype and ours.shape == reference.shape
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == reference.shape
         scale = reference.abs().max().item() + 1e-30
         error, usual = (((t.double() - reference).abs().max() / scale).item() for t in (ours, theirs))
         assert error <= 1.5 * usual + 8 * EPS[dtype], (i, error, usual)
@@ -303,7 +304,8 @@ def test_an_exported_program_consists_of_pytorchs_own_operators(strict):
     with torch.no_grad():
         program = torch.export.export(model, (torch.randn(1, 3, 64, 64),), strict=strict)
     called = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
-    assert called and not [name for name in called if 'convnext_backbone' in name or 'mkldnn' in name]
+    assert called
+    assert not [name for name in called if 'convnext_backbone' in name or 'mkldnn' in name]
 
 
 def test_what_the_backward_pass_needs_is_half_of_what_the_layers_keep():
@@ -323,7 +325,8 @@ def test_what_the_backward_pass_needs_is_half_of_what_the_layers_keep():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             block(x)
         sizes.append(sum(kept.values()) / x.numel())
-    assert 6 <= sizes[0] < 6.2 and sizes[1] >= 11
+    assert 6 <= sizes[0] < 6.2
+    assert sizes[1] >= 11
 
 
 def test_no_map_is_copied_from_one_layout_to_another_in_inference():

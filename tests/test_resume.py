@@ -74,7 +74,9 @@ def test_a_written_checkpoint_has_the_size_and_hash_that_other_programs_find(tmp
     found = subprocess.run(
         ['sha256sum', str(file)], capture_output=True, text=True, check=True
     ).stdout.split()[0]
-    assert facts['sha256'] == found and facts['size'] == file.stat().st_size and facts['iter'] == 1
+    assert facts['sha256'] == found
+    assert facts['size'] == file.stat().st_size
+    assert facts['iter'] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
     assert why_damaged(file) == ''
 
@@ -102,7 +104,9 @@ def test_every_damage_is_found_and_the_checkpoint_before_is_taken(tmp_path, faul
             del broken[0 if fault == 'emptied' else draw.randrange(len(whole)) :]
         new.write_bytes(broken)
         found, passed_over = newest_checkpoint(tmp_path)
-        assert found == old and len(passed_over) == 1 and str(new) in passed_over[0]
+        assert found == old
+        assert len(passed_over) == 1
+        assert str(new) in passed_over[0]
         if with_side_file:
             break_words = 'bytes' if fault != 'bit flipped' else 'SHA-256'
             assert break_words in passed_over[0]
@@ -131,7 +135,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         writer.kill()
         writer.wait()
         file, passed_over = newest_checkpoint(tmp_path)
-        assert file is not None and passed_over == []
+        assert file is not None
+        assert passed_over == []
         tensor = torch.load(file)['t']
         assert len(tensor.unique()) == 1
 
@@ -153,7 +158,8 @@ except OSError as error:
 print(repr(why_damaged(file)), torch.load(file)['t'].sum())
 """
     result = command('-c', script)
-    assert 'refused' in result.stdout and "'' tensor(10.)" in result.stdout, result.stdout
+    assert 'refused' in result.stdout, result.stdout
+    assert "'' tensor(10.)" in result.stdout, result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
 
 
@@ -176,7 +182,8 @@ def test_the_random_numbers_of_steps_notice_nothing_of_what_is_drawn_between():
                 again = RandomStream(7)
                 again.load_state_dict(torch.load(io_of(stream.state_dict()), weights_only=True))
                 streams[number] = again
-    assert found[0] == found[1] and all(a != b for a, b in zip(found[0], found[2]))
+    assert found[0] == found[1]
+    assert all(a != b for a, b in zip(found[0], found[2]))
     values = [value for draw in found[0] for value in draw]
     assert len(set(values)) == len(values)
 
@@ -234,7 +241,8 @@ def test_a_sampler_with_an_end_is_taken_up_in_the_right_pass(drop_last):
     straight = [[item[0] for item in batch] for batch in batches(12, **options)]
     per_pass = 2 if drop_last else 3
     one, other = straight[:per_pass], straight[per_pass : 2 * per_pass]
-    assert len({index for batch in one for index in batch}) == (8 if drop_last else 10) and one != other
+    assert len({index for batch in one for index in batch}) == (8 if drop_last else 10)
+    assert one != other
     for start in range(12):
         rest = [[item[0] for item in batch] for batch in batches(12 - start, start, **options)]
         assert rest == straight[start:]
@@ -339,7 +347,8 @@ custom_hooks = [dict(type='EarlyStoppingHook', monitor='top1', patience=9)]
     kept = torch.load(tmp_path / 'w/iter_22.pth', weights_only=False)
     assert kept['early_stopping']['wait_count'] >= 1
     best = [[file.name for file in (tmp_path / name).glob('best_*.pth')] for name in ('straight', 'w')]
-    assert best[0] == best[1] and len(best[0]) == 1
+    assert best[0] == best[1]
+    assert len(best[0]) == 1
 
 
 @pytest.mark.xdist_group('resume')
@@ -375,7 +384,8 @@ def test_sigterm_gives_a_checkpoint_and_status_75(straight, shapes, tmp_path):
             process.send_signal(signal.SIGTERM)
             break
     output = process.stdout.read()
-    assert process.wait(60) == 75 and 'SIGTERM came' in output
+    assert process.wait(60) == 75
+    assert 'SIGTERM came' in output
     (stopped,) = re.findall(r'stopped after step (\d+)', output)
     assert read_metadata(tmp_path / f'w/iter_{stopped}.pth')['iter'] == int(stopped) < 22
     tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', 22))
@@ -398,9 +408,8 @@ def test_a_killed_data_loader_process_is_replaced(straight, shapes, tmp_path, mo
 
     monkeypatch.setattr(hooks.DataHook, 'after_train_iter', kill_one)
     tool('train').main(arguments(config, shapes, tmp_path / 'w', '--stop-at', 22))
-    assert killed and re.search(
-        r'a data loader process died .*new ones read on at batch', log_of(tmp_path / 'w')
-    )
+    assert killed
+    assert re.search(r'a data loader process died .*new ones read on at batch', log_of(tmp_path / 'w'))
     equal_to_straight(straight, tmp_path / 'w')
 
 
@@ -416,7 +425,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(straight, shapes, 
         tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', newest[0]))
     tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', 22))
     log = log_of(tmp_path / 'w')
-    assert 'iter_13.pth is passed over: it has 1000 bytes' in log and 'resumed epoch: 0, iter: 12' in log
+    assert 'iter_13.pth is passed over: it has 1000 bytes' in log
+    assert 'resumed epoch: 0, iter: 12' in log
     equal_to_straight(straight, tmp_path / 'w')
     for file in checkpoints_in(tmp_path / 'w'):
         os.truncate(file, 10)
@@ -455,7 +465,8 @@ def test_a_checkpoint_that_cannot_be_written(straight, shapes, tmp_path, monkeyp
     with pytest.raises(UserError, match=r'could not be written to .*No space left.*make room there'):
         tool('train').main(arguments(config, shapes, tmp_path / 'w', '--stop-at', 22))
     last = dict(stop='iter_8.pth', **{'continue': 'iter_22.pth'})[on_error]
-    assert calls[-1] == last and (tmp_path / 'w/iter_4.pth').is_file() == (on_error == 'stop')
+    assert calls[-1] == last
+    assert (tmp_path / 'w/iter_4.pth').is_file() == (on_error == 'stop')
     assert 'iter_8.pth could not be written' in log_of(tmp_path / 'w')
     file, _ = newest_checkpoint(tmp_path / 'w')
     assert file.name == dict(stop='iter_4.pth', **{'continue': 'iter_20.pth'})[on_error]
@@ -504,12 +515,15 @@ def test_updates_that_are_not_finite_are_left_out_and_then_stop_the_training(sha
         tool('train').main(arguments(config, shapes, tmp_path / 'w'))
     words = str(error.value)
     assert words.startswith('3 updates in a row were not finite and were left out; rank 0, step 8: loss')
-    assert 'loss not finite; images ' in words and '; the images themselves are not finite' in words
-    assert len(re.findall(r'\.png', words)) == 4 and f'{shapes}/classification/train' in words
-    assert 'The last checkpoint is' in words and 'iter_4.pth' in words
-    assert (
-        len(weights) == 8 and torch.equal(weights[4], weights[7]) and not torch.equal(weights[3], weights[4])
-    )
+    assert 'loss not finite; images ' in words
+    assert '; the images themselves are not finite' in words
+    assert len(re.findall(r'\.png', words)) == 4
+    assert f'{shapes}/classification/train' in words
+    assert 'The last checkpoint is' in words
+    assert 'iter_4.pth' in words
+    assert len(weights) == 8
+    assert torch.equal(weights[4], weights[7])
+    assert not torch.equal(weights[3], weights[4])
     assert log_of(tmp_path / 'w').count('this update is left out') == 3
 
 
@@ -542,10 +556,12 @@ sys.exit(os.waitstatus_to_exitcode(status))
     assert result.returncode == 0, result.stdout[-2000:]
     assert re.search(r'training: +\d+%\|.*6/40 \[\d\d:\d\d<\d\d:\d\d.*loss=', result.stdout)
     log = log_of(tmp_path / 'w')
-    assert '%|' not in log and 'Iter(train) [ 6/40]' in log
+    assert '%|' not in log
+    assert 'Iter(train) [ 6/40]' in log
     line += ['--work-dir', str(tmp_path / 'x'), '--stop-at', '2']
     other = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 0 and '%|' not in other.stdout + other.stderr
+    assert other.returncode == 0
+    assert '%|' not in other.stdout + other.stderr
 
 
 # Several processes
@@ -629,13 +645,14 @@ default_hooks['hang'] = dict(timeout=6)
     )
     config = write_config(tmp_path, more)
     result = distributed(config, shapes, tmp_path / 'w', PYTHONPATH=f'{tmp_path}:{ROOT}')
-    assert result.returncode != 0 and 'error: no step was finished for' in result.stdout, result.stdout[
-        -3000:
-    ]
+    assert result.returncode != 0, result.stdout[-3000:]
+    assert 'error: no step was finished for' in result.stdout, result.stdout[-3000:]
     stacks = [(tmp_path / f'w/stacks_rank{rank}.txt').read_text() for rank in (0, 1)]
-    assert 'before_train_iter' in stacks[1] and 'hanging.py' in stacks[1]
+    assert 'before_train_iter' in stacks[1]
+    assert 'hanging.py' in stacks[1]
     # for the gradients of the other one, or for its answer whether to stop, which is asked by time
-    assert ('train_step' in stacks[0] or 'in agreed' in stacks[0]) and 'hanging.py' not in stacks[0]
+    assert 'train_step' in stacks[0] or 'in agreed' in stacks[0]
+    assert 'hanging.py' not in stacks[0]
 
 
 @pytest.mark.xdist_group('distributed')
@@ -784,7 +801,8 @@ def test_dist_train_says_what_is_wrong_with_its_own_options(options, words):
     result = subprocess.run(
         ['tools/dist_train.sh', 'c.py', '2', *options], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert result.returncode == 1 and f'error: {words}' in result.stderr
+    assert result.returncode == 1
+    assert f'error: {words}' in result.stderr
 
 
 # The tool that a user runs, on all three tasks
@@ -815,7 +833,8 @@ def test_verify_resume(config, options, shapes, tmp_path):
         *('--out', tmp_path, '--', '--data-root', root, '--pretrained', 'none', '--cfg-options', *small),
         PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
     )
-    assert result.returncode == 0 and 'bit-identical' in last_line(result), result.stdout[-3000:]
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert 'bit-identical' in last_line(result), result.stdout[-3000:]
 
 
 def test_verify_resume_counts_no_kill_that_came_after_the_end(tmp_path, monkeypatch):
@@ -874,7 +893,8 @@ def test_a_training_that_is_over_before_the_fault_is_not_struck_nor_touched(tort
             struck = fault(job)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-        assert not struck and job.ended() == 0, name
+        assert not struck, name
+        assert job.ended() == 0, name
         assert {file: file.read_bytes() for file in job.work_dir.iterdir()} == before, name
 
 
@@ -904,7 +924,8 @@ def test_a_rank_that_hangs_after_the_last_step_is_let_go(torture, tmp_path):
     job = job_of(torture, tmp_path / 'over', 'sleep 0.5; exit 0')
     while not job.workers():
         time.sleep(0.01)
-    assert not torture.rank_hangs(job) and job.ended(10) == 0
+    assert not torture.rank_hangs(job)
+    assert job.ended(10) == 0
 
 
 def test_sigterm_after_the_last_step_loses_nothing(torture, tmp_path, monkeypatch):
@@ -932,4 +953,5 @@ def test_a_short_campaign_of_faults(tmp_path):
     result = command('-m', 'tools.dev.torture', '--kills', '6', '--seed', '2', '--out', tmp_path / 't')
     assert result.returncode == 0, result.stdout[-3000:]
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert rows[-1][:2] == ['6', 'faults'] and sum(int(row[-3]) for row in rows[-10:-1] if row) >= 2
+    assert rows[-1][:2] == ['6', 'faults']
+    assert sum(int(row[-3]) for row in rows[-10:-1] if row) >= 2

@@ -64,7 +64,8 @@ def test_the_last_step_from_resnet200_is_convnext_base():
     with torch.device('meta'):
         ours, base = Roadmap('resnet200', 'separate_downsampling'), ConvNeXt('base')
     sizes = [[v.numel() for v in m.state_dict().values()] for m in (ours, base)]
-    assert sizes[0] == sizes[1] and ours.out_channels == base.out_channels
+    assert sizes[0] == sizes[1]
+    assert ours.out_channels == base.out_channels
 
 
 def test_a_step_changes_what_its_name_says_and_nothing_else():
@@ -106,7 +107,8 @@ def test_activations_and_norms_of_the_late_steps():
         Roadmap('resnet50', step)
         for step in ('gelu', 'fewer_activations', 'fewer_norms', 'separate_downsampling')
     )
-    assert count(gelu, torch.nn.GELU) == 3 * 18 + 1 and count(gelu, torch.nn.ReLU) == 0
+    assert count(gelu, torch.nn.GELU) == 3 * 18 + 1
+    assert count(gelu, torch.nn.ReLU) == 0
     assert count(activations, torch.nn.GELU) == 18
     assert count(activations, torch.nn.BatchNorm2d) == 3 * 18 + 3 + 1
     assert count(norms, torch.nn.BatchNorm2d) == 18 + 3 + 1

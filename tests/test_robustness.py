@@ -30,17 +30,20 @@ def test_mce_by_hand():
     """AlexNet's own accuracies give 100, half its errors 50; so does half of its clean error, 43.5."""
     alexnet = {c: dict.fromkeys(SEVERITIES, 100 - error) for c, error in ALEXNET.items()}
     row = summarise(dict(clean=56.5, C=alexnet), imagenet=True)
-    assert row['C_mCE'] == pytest.approx(100) and row['C_relative_mCE'] == pytest.approx(100)
+    assert row['C_mCE'] == pytest.approx(100)
+    assert row['C_relative_mCE'] == pytest.approx(100)
     assert row['C_error'] == pytest.approx(np.mean(list(ALEXNET.values())))
     half = {c: {s: 100 - error / 2 + (s - 3) for s in SEVERITIES} for c, error in ALEXNET.items()}
     row = summarise(dict(clean=78.25, C=half), imagenet=True)
-    assert row['C_mCE'] == pytest.approx(50) and row['C_relative_mCE'] == pytest.approx(50)
+    assert row['C_mCE'] == pytest.approx(50)
+    assert row['C_relative_mCE'] == pytest.approx(50)
 
 
 def test_alexnet_has_the_printed_errors():
     """arXiv:1903.12261, Table 2, first row, in the order of its columns."""
     printed = [88.6, 89.4, 92.3, 82.0, 82.6, 78.6, 79.8, 86.7, 82.7, 81.9, 56.5, 85.3, 64.6, 71.8, 60.7]
-    assert list(ALEXNET.values()) == pytest.approx(printed, abs=0.051) and len(CBAR) == 10
+    assert list(ALEXNET.values()) == pytest.approx(printed, abs=0.051)
+    assert len(CBAR) == 10
 
 
 def test_what_is_not_there_is_absent_and_never_zero():
@@ -49,11 +52,14 @@ def test_what_is_not_there_is_absent_and_never_zero():
     errors = {c: dict.fromkeys(SEVERITIES, 50.0) for c in CORRUPTIONS}
     del errors['fog'][5]
     row = summarise(dict(clean=80.0, C=errors, Cbar={c: dict.fromkeys(SEVERITIES, 60.0) for c in CBAR}), True)
-    assert row['C_mCE'] is None and row['C_error'] is None and row['clean'] == 80.0
+    assert row['C_mCE'] is None
+    assert row['C_error'] is None
+    assert row['clean'] == 80.0
     assert row['Cbar_error'] == pytest.approx(40)
     whole = {c: dict.fromkeys(SEVERITIES, 50.0) for c in CORRUPTIONS}
     other = summarise(dict(clean=80.0, C=whole), imagenet=False)
-    assert other['C_mCE'] is None and other['C_error'] == pytest.approx(50)
+    assert other['C_mCE'] is None
+    assert other['C_error'] == pytest.approx(50)
 
 
 def test_corruptions_are_repeatable_and_grow_with_severity():
@@ -63,9 +69,11 @@ def test_corruptions_are_repeatable_and_grow_with_severity():
     for name in set(CORRUPTIONS) - {'glass_blur'}:  # slow to compile
         weak, strong = (corrupt(image, name, severity, seed=3) for severity in (1, 5))
         assert np.array_equal(weak, corrupt(image, name, 1, seed=3)) or name == 'impulse_noise', name
-        assert weak.dtype == np.uint8 and weak.shape == image.shape
+        assert weak.dtype == np.uint8
+        assert weak.shape == image.shape
         far = [np.abs(x.astype(float) - image).mean() for x in (weak, strong)]
-        assert far[1] > 0 and (far[1] > far[0] or name in ('elastic_transform', 'snow', 'frost', 'fog')), name
+        assert far[1] > 0, name
+        assert far[1] > far[0] or name in ('elastic_transform', 'snow', 'frost', 'fog'), name
     assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
     with pytest.raises(UserError, match='too small to be corrupted'):
         corrupt(image[:31], 'fog', 1, 0)
@@ -148,12 +156,14 @@ def test_the_tool_prints_the_row_of_table_8_and_writes_it(imagenet, capsys):
     found = run(imagenet)
     out = capsys.readouterr().out
     row = found['row']
-    assert 'Cbar: absent' in out and row['Cbar_error'] is None
+    assert 'Cbar: absent' in out
+    assert row['Cbar_error'] is None
     sixths = [row[name] * 6 / 100 for name in ('clean', 'R', 'Sketch')] + [row['A'] * 3 / 100]
     assert sixths == pytest.approx([round(n) for n in sixths])
     errors = {c: 100 - np.mean(list(levels.values())) for c, levels in found['results']['C'].items()}
     assert row['C_mCE'] == pytest.approx(np.mean([100 * errors[c] / ALEXNET[c] for c in CORRUPTIONS]))
-    assert out.splitlines()[-2].startswith('| small |') and out.splitlines()[-2].count('absent') == 1
+    assert out.splitlines()[-2].startswith('| small |')
+    assert out.splitlines()[-2].count('absent') == 1
     assert json.loads((imagenet / 'w/robustness.json').read_text())['row'] == row
     assert (imagenet / 'w/robustness.png').stat().st_size > 10_000
 
@@ -165,7 +175,8 @@ def test_the_tool_corrupts_clean_images_itself(imagenet, capsys):
     assert {c: list(levels) for c, levels in found['results']['C'].items()} == dict(
         contrast=[1, 5], fog=[1, 5]
     )
-    assert found['row']['C_mCE'] is None and found['row']['A'] is None
+    assert found['row']['C_mCE'] is None
+    assert found['row']['A'] is None
     assert 'A: absent' in capsys.readouterr().out
 
 
@@ -184,7 +195,8 @@ def test_corrupted_images_keep_their_labels_and_differ_from_the_clean_ones(shape
     corrupted = Corrupted(clean, transform, 'contrast', 5)
     for i in range(len(clean)):
         a, b = clean[i], corrupted[i]
-        assert a['labels'] == b['labels'] and a['inputs'].shape == b['inputs'].shape
+        assert a['labels'] == b['labels']
+        assert a['inputs'].shape == b['inputs'].shape
         assert (b['inputs'].std((1, 2)) < 0.3 * a['inputs'].std((1, 2))).all()  # contrast taken away
 
 
@@ -215,4 +227,5 @@ def test_a_segmenter_is_scored_relative_to_clean_images(shapes, tmp_path, capsys
     values = [found['levels']['fog'][s]['mIoU'] for s in (2, 5)]
     assert numbers['corrupted'] == pytest.approx(sum(values) / 2)
     assert numbers['relative'] == pytest.approx(numbers['corrupted'] / numbers['clean'])
-    assert len({*values, numbers['clean']}) > 1 and 'mean under corruption' in capsys.readouterr().out
+    assert len({*values, numbers['clean']}) > 1
+    assert 'mean under corruption' in capsys.readouterr().out

@@ -78,8 +78,10 @@ def detector(shapes, pretrained, tmp_path_factory) -> Path:
 @pytest.mark.xdist_group('detector')
 def test_the_detector_takes_over_every_backbone_tensor_of_the_classifier(detector, pretrained):
     log = log_of(detector)
-    assert f'{pretrained} (sha256' in log and 'missing     0   unexpected 0   wrong shape 0' in log
-    assert 'coco/bbox_mAP_50' in log and 'coco/segm_mAP_50' in log
+    assert f'{pretrained} (sha256' in log
+    assert 'missing     0   unexpected 0   wrong shape 0' in log
+    assert 'coco/bbox_mAP_50' in log
+    assert 'coco/segm_mAP_50' in log
 
 
 @pytest.mark.matrix
@@ -91,8 +93,10 @@ def test_training_resumes_from_its_own_checkpoint_and_goes_on_counting(detector,
     data = ['--data-root', str(shapes), '--work-dir', str(work_dir)]
     tool('train').main([DETECTOR, *data, '--resume', *short(DETECTOR, 5)])
     log = log_of(work_dir)
-    assert 'resumed weights' in log and 'resumed epoch: 0, iter: 3' in log
-    assert 'Iter(train) [4/5]' in log and 'Iter(train) [3/5]' not in log
+    assert 'resumed weights' in log
+    assert 'resumed epoch: 0, iter: 3' in log
+    assert 'Iter(train) [4/5]' in log
+    assert 'Iter(train) [3/5]' not in log
     files = (detector / 'iter_3.pth', work_dir / 'iter_5.pth')
     before, after = (torch.load(file, weights_only=False) for file in files)
     steps = [next(iter(c['optimizer']['state'].values()))['step'].item() for c in (before, after)]
@@ -120,7 +124,8 @@ def test_infer_writes_a_picture_and_json_for_each_image_and_names_what_is_none(d
     with pytest.raises(UserError, match='1 of 2 images could not be read'):
         tool('infer').main([*arguments, '--score', '0', '--device', 'cpu'])
     result = json.loads((tmp_path / 'out/good.png.json').read_text())
-    assert result['objects'] and set(result['objects'][0]) == {'label', 'score', 'bbox', 'mask'}
+    assert result['objects']
+    assert set(result['objects'][0]) == {'label', 'score', 'bbox', 'mask'}
     picture = cv2.imread(str(tmp_path / 'out/good.png.png'))
     assert picture.shape == cv2.imread(str(source)).shape
     assert (picture != cv2.imread(str(source))).any()
@@ -159,7 +164,8 @@ def test_class_names_come_from_the_config_or_from_where_older_versions_kept_them
         sample = predictor.predict(image)
         found = predictor.to_json(sample, 0)
         labels = {each['label'] for each in found['objects']} if config == DETECTOR else set(*found.values())
-        assert labels and labels <= set(expected)
+        assert labels
+        assert labels <= set(expected)
         assert predictor.draw(image, sample, 0).shape == cv2.imread(str(image)).shape
     words = {DETECTOR: r'has 80 names, but model.roi_head.bbox_head.num_classes is 5', SEGMENTER: 'neither'}
     with pytest.raises(UserError, match=words[config]) as error:
@@ -195,7 +201,9 @@ def test_segmenter_trains_evaluates_resumes_and_predicts(shapes, pretrained, tmp
     data = ['--data-root', str(shapes), '--work-dir', str(tmp_path / 'w')]
     tool('train').main([SEGMENTER, *data, '--pretrained', str(pretrained), *short(SEGMENTER, 2)])
     log = log_of(tmp_path / 'w')
-    assert 'mIoU' in log and 'SyncBN became BN' in log and log.count('SyncBN became BN') == 1
+    assert 'mIoU' in log
+    assert 'SyncBN became BN' in log
+    assert log.count('SyncBN became BN') == 1
     validated = metrics(log)
     checkpoint = str(tmp_path / 'w/iter_2.pth')
     options = ['--data-root', str(shapes), '--work-dir', str(tmp_path / 'test'), '--device', 'cpu']
@@ -207,7 +215,8 @@ def test_segmenter_trains_evaluates_resumes_and_predicts(shapes, pretrained, tmp
     options[3] = str(tmp_path / 'tta')
     views = tool('test').main([SEGMENTER, checkpoint, '--tta', *options])
     assert set(views) == {f'multi_scale_flip/{key}' for key in validated}
-    assert list(views.values()) != list(tested.values()) and views['multi_scale_flip/aAcc'] > 1
+    assert list(views.values()) != list(tested.values())
+    assert views['multi_scale_flip/aAcc'] > 1
     assert 'testing: multi scale flip, whole image' in log_of(tmp_path / 'tta')
     tool('train').main([SEGMENTER, *data, '--resume', *short(SEGMENTER, 3)])
     assert 'resumed epoch: 0, iter: 2' in log_of(tmp_path / 'w')
@@ -226,8 +235,10 @@ def test_a_published_checkpoint_is_small_says_what_it_is_and_tests_the_same(dete
     assert hashlib.sha256(out.read_bytes()).hexdigest()[:8] == out.stem.split('-')[1]
     assert out.stat().st_size < 0.5 * checkpoint.stat().st_size  # no optimizer
     content = torch.load(out, weights_only=True)
-    assert set(content) == {'state_dict', 'meta'} and content['meta']['mean'] == [123.675, 116.28, 103.53]
-    assert content['meta']['arch'] == 'custom' and "type='MaskRCNN'" in content['meta']['cfg']
+    assert set(content) == {'state_dict', 'meta'}
+    assert content['meta']['mean'] == [123.675, 116.28, 103.53]
+    assert content['meta']['arch'] == 'custom'
+    assert "type='MaskRCNN'" in content['meta']['cfg']
     assert list(content['meta']['dataset_meta']['classes']) == [
         'circle',
         'cross',
@@ -256,7 +267,8 @@ def test_flops_tool_prints_the_size_beside_the_numbers_and_writes_json(tmp_path,
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.split()[:6] == [config, '800', 'x', '1280', '48.10', '261.904']
     (found,) = json.loads((tmp_path / 'f.json').read_text())
-    assert found['input'] == [800, 1280] and sum(found['by_part'].values()) == found['multiply_adds']
+    assert found['input'] == [800, 1280]
+    assert sum(found['by_part'].values()) == found['multiply_adds']
     tool('flops').main([config, '--shape', '1600', '2560'])
     doubled = capsys.readouterr().out.splitlines()[-1].split()
     assert doubled[1:4] == ['1600', 'x', '2560']
@@ -283,8 +295,10 @@ def test_flops_beside_print_marks_what_disagrees_and_fails_without_a_note(monkey
     out = capsys.readouterr().out
     found = {line.split()[0]: line.split()[4:] for line in out.splitlines() if ' x 224 ' in line}
     assert found[names[0]] == ['25.83', '-', '4.146', '4.15', '0.9989']
-    assert found[names[1]] == ['25.84', '-', '4.146', '4.46', '0.9295', '[1]'] and '\n[1] printed 4.46' in out
-    assert found[names[2]] == ['22.31', '22', '4.286', '4.3', '0.9968'] and '2 of 3 rows agree' in out
+    assert found[names[1]] == ['25.84', '-', '4.146', '4.46', '0.9295', '[1]']
+    assert '\n[1] printed 4.46' in out
+    assert found[names[2]] == ['22.31', '22', '4.286', '4.3', '0.9968']
+    assert '2 of 3 rows agree' in out
     rows[0].printed['gflops'] = '4.20'
     with pytest.raises(UserError, match='1 rows disagree with print without a note'):
         flops.main(['--paper'])
@@ -340,12 +354,14 @@ def test_an_error_is_one_line_with_status_1_and_a_traceback_only_with_debug():
     assert last_line(result).startswith('error: no config file at configs/nowhere.py')
     assert 'Traceback' not in result.stdout
     result = command('tools/train.py', 'configs/nowhere.py', '--debug')
-    assert result.returncode == 1 and 'Traceback' in result.stdout
+    assert result.returncode == 1
+    assert 'Traceback' in result.stdout
 
 
 def test_missing_data_root(tmp_path):
     text = refused('train', 'configs/detection/cascade_convnext_t.py', '--work-dir', tmp_path)
-    assert text.startswith('no data at data/coco/') and '--data-root' in text
+    assert text.startswith('no data at data/coco/')
+    assert '--data-root' in text
     text = refused('train', SEGMENTER, '--data-root', tmp_path, '--work-dir', tmp_path / 'w')
     assert f'{tmp_path}/images/train does not exist' in text
 
@@ -355,7 +371,8 @@ def test_unreachable_weights(shapes, tmp_path, monkeypatch):
     url = 'http://127.0.0.1:1/convnext_tiny_1k_224.pth'
     options = ['--data-root', shapes, '--work-dir', tmp_path / 'w', '--pretrained', url]
     text = refused('train', SEGMENTER, *options, *short(SEGMENTER, 1))
-    assert f'cannot download {url}' in text and str(tmp_path) in text
+    assert f'cannot download {url}' in text
+    assert str(tmp_path) in text
 
 
 @pytest.mark.parametrize(
@@ -373,7 +390,8 @@ def test_unreachable_weights(shapes, tmp_path, monkeypatch):
 def test_wrong_config_values(shapes, tmp_path, option, words):
     options = ['--data-root', shapes, '--work-dir', tmp_path, '--pretrained', 'none']
     text = refused('train', SEGMENTER, *options, *short(SEGMENTER, 1), option)
-    assert words in text and '\n' not in text
+    assert words in text
+    assert '\n' not in text
 
 
 def test_a_gpu_count_that_is_not_there(tmp_path):
@@ -391,14 +409,16 @@ def test_a_gpu_count_that_is_not_there(tmp_path):
             text=True,
             env={**os.environ, 'PATH': path},
         )
-        assert result.returncode == 1 and words in result.stderr
+        assert result.returncode == 1
+        assert words in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_work_dir_that_is_not_writable(tmp_path, shapes):
     (tmp_path / 'file').write_text('')
     text = refused('train', SEGMENTER, '--data-root', shapes, '--work-dir', tmp_path / 'file' / 'w')
-    assert text.startswith(f'cannot write into {tmp_path}/file/w') and '--work-dir' in text
+    assert text.startswith(f'cannot write into {tmp_path}/file/w')
+    assert '--work-dir' in text
 
 
 @pytest.mark.matrix
@@ -495,7 +515,8 @@ def test_an_image_that_is_none_stops_training_and_is_named(shapes, tmp_path, dam
     options = ['--data-root', tmp_path / 'd', '--work-dir', tmp_path / 'w', '--pretrained', 'none']
     extra = [f'train_dataloader.num_workers={workers}', 'train_dataloader.batch_size=8']
     text = refused('train', SEGMENTER, *options, *short(SEGMENTER, 2), *extra)
-    assert text.startswith(f'{victim} cannot be read as an image') and '--skip-corrupt' in text
+    assert text.startswith(f'{victim} cannot be read as an image')
+    assert '--skip-corrupt' in text
     assert '\n' not in text
 
 
@@ -509,7 +530,8 @@ def test_an_image_that_is_none_is_skipped_and_counted_when_told_so(shapes, tmp_p
     tool('train').main([str(a) for a in arguments])
     log = log_of(tmp_path / 'w')
     count = SKIPPED.count - before
-    assert count >= 2 and f'skipped unreadable image {victim}' in log
+    assert count >= 2
+    assert f'skipped unreadable image {victim}' in log
     assert f'{SKIPPED.count} times an unreadable image was skipped' in log
 
 
