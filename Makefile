@@ -1,6 +1,7 @@
 # make demo    the whole line on a CPU: dataset, pretraining, detector, segmenter, pictures
 # make test    the tests
 # make lint    style
+# make test-slow          the rest of the tests' matrices
 # make torture KILLS=200   trainings killed at random moments, resumed and compared
 # make test-multihost      two network namespaces, a link that is cut; needs root
 # make test-slurm          a real Slurm on this machine; needs root and: apt install slurm-wlm munge
@@ -11,7 +12,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test torture test-multihost test-slurm test-matrix test-operators lint format setup clean
+.PHONY: demo test test-slow torture test-multihost test-slurm test-matrix test-operators lint format setup clean
 
 demo: setup
 	$(VENV)/bin/convnext demo
@@ -23,6 +24,9 @@ test: setup
 KILLS ?= 200
 torture: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tools.dev.torture --kills $(KILLS)
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m slow
 
 test-multihost: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m multihost tests/test_cluster.py

@@ -60,6 +60,19 @@ CASES = {
 }
 
 
+# of maps and segmenters, one format in every run
+FORMATS_AND_CASES = [
+    pytest.param(
+        format,
+        case,
+        id=f'{format}-{name}',
+        marks=pytest.mark.slow if format != 'onnx' and 'classifier' not in name else (),
+    )
+    for format in exporting.SUFFIXES
+    for name, case in CASES.items()
+]
+
+
 def run_file(file, format: str, images: torch.Tensor) -> list[torch.Tensor]:
     """As someone without this package runs it."""
     if format == 'onnx':
@@ -72,8 +85,7 @@ def run_file(file, format: str, images: torch.Tensor) -> list[torch.Tensor]:
     return [found] if isinstance(found, torch.Tensor) else list(found)
 
 
-@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-@pytest.mark.parametrize('format', exporting.SUFFIXES)
+@pytest.mark.parametrize(('format', 'case'), FORMATS_AND_CASES)
 def test_an_exported_file_gives_what_float64_gives_at_sizes_it_was_not_traced_with(case, format, tmp_path):
     model, part = case()
     out = tmp_path / f'network{exporting.SUFFIXES[format]}'

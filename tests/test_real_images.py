@@ -163,7 +163,9 @@ train_cfg = dict(max_iters={steps}, val_interval={steps})
 
 
 @pytest.mark.xdist_group('real segmentation')
-@pytest.mark.parametrize(('name', 'least'), [('camvid', 3), ('ade20k_mini', 2)])
+@pytest.mark.parametrize(
+    ('name', 'least'), [('camvid', 3), pytest.param('ade20k_mini', 2, marks=pytest.mark.slow)]
+)
 def test_upernet_learns_a_handful_of_images(real_data, tmp_path, name, least):
     """The loss of the first step, over that of the last five: at least 3 (11 classes), 2 (150)."""
     steps = 60

@@ -715,8 +715,8 @@ def test_blocks_of_every_backbone_are_known():
     swin = SwinTransformer()  # reads numbers while it is built
     with torch.device('meta'):
         found = {
-            (16, 'Block'): Roadmap('resnet50', 'resnet'),
-            (18, 'Block'): Roadmap('resnet50', 'separate_downsampling'),
+            (16, 'RoadmapBlock'): Roadmap('resnet50', 'resnet'),
+            (18, 'RoadmapBlock'): Roadmap('resnet50', 'separate_downsampling'),
             (18, 'Block '): IsotropicConvNeXt('small'),
             (18, 'Block  '): ConvNeXt('tiny'),
             (16, 'Bottleneck'): resnet50(),
@@ -812,8 +812,8 @@ def test_dist_train_says_what_is_wrong_with_its_own_options(options, words):
     ('config', 'options'),
     [
         ('classifier', ['--workers', '2']),
-        ('upernet', ['--processes', '2']),
-        ('mask_rcnn', ['--signal', 'TERM']),
+        pytest.param('upernet', ['--processes', '2'], marks=pytest.mark.slow),
+        pytest.param('mask_rcnn', ['--signal', 'TERM'], marks=pytest.mark.slow),
     ],
 )
 def test_verify_resume(config, options, shapes, tmp_path):

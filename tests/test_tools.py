@@ -509,7 +509,15 @@ def broken_copy(shapes: Path, folder: Path, damage: str) -> Path:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize(('damage', 'workers'), [('text', 0), ('jpeg', 1), ('empty', 0), ('half', 0)])
+@pytest.mark.parametrize(
+    ('damage', 'workers'),
+    [
+        ('text', 0),
+        ('jpeg', 1),
+        pytest.param('empty', 0, marks=pytest.mark.slow),
+        pytest.param('half', 0, marks=pytest.mark.slow),
+    ],
+)
 def test_an_image_that_is_none_stops_training_and_is_named(shapes, tmp_path, damage, workers):
     victim = broken_copy(shapes, tmp_path / 'd', damage)
     options = ['--data-root', tmp_path / 'd', '--work-dir', tmp_path / 'w', '--pretrained', 'none']
@@ -520,7 +528,7 @@ def test_an_image_that_is_none_stops_training_and_is_named(shapes, tmp_path, dam
     assert '\n' not in text
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_image_that_is_none_is_skipped_and_counted_when_told_so(shapes, tmp_path, workers):
     victim = broken_copy(shapes, tmp_path / 'd', 'text')
     before = SKIPPED.count
