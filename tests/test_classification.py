@@ -22,7 +22,8 @@ from convnext_backbone.backbones import ConvNeXt
 from convnext_backbone.checkpoint import load_checkpoint
 from convnext_backbone.classification import Accuracy, Classifier, ImageDataset, ImageStream, collate_images
 from convnext_backbone.classification.data import image_transform
-from convnext_backbone.config import set_batch, start_processes
+from convnext_backbone.config import set_batch
+from convnext_backbone.engine.launch import start_processes
 from convnext_backbone.errors import SKIPPED, UnreadableImage, UserError
 from convnext_backbone.shapes import CLASSES
 
