@@ -3,14 +3,15 @@
 import inspect
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from .backbones import ConvNeXt, IsotropicConvNeXt
-from .backbones.base import STRIDES
+from .backbones.base import STRIDES, DenseBackbone
 from .backbones.convnext import ARCHITECTURES
 from .backbones.isotropic import ARCHITECTURES as ISOTROPIC
 from .checkpoint import load_checkpoint
-from .checkpoint.zoo import RELEASED
+from .checkpoint.zoo import RELEASED, Weights
 from .classification import Classifier
 from .errors import UserError, suggest
 
@@ -39,6 +40,22 @@ def list_pretrained(pattern: str = '*') -> list[str]:
     ``convnext convert --list`` shows size, accuracy, image size and licence of each.
     """
     return [name for name in RELEASED if fnmatchcase(name, pattern)]
+
+
+def mebibytes(weights: Weights) -> float:
+    """Return the size of a released network's weights in float32; a file may hold more (FCMAE's decoder)."""
+    kind, arch = _network(weights.arch)
+    backbone = dict(type=f'convnext_backbone.{kind.__name__}', arch=arch)
+    with torch.device('meta'):
+        model = Classifier(backbone, weights.num_classes or 1)
+    return sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
+
+
+def _network(arch: str) -> tuple[type[DenseBackbone], str]:
+    """Return the class of a size, and what the size is called there."""
+    if arch.startswith('isotropic_'):
+        return IsotropicConvNeXt, arch.removeprefix('isotropic_')
+    return ConvNeXt, arch
 
 
 def create_model(
@@ -84,7 +101,7 @@ def create_model(
             f'{", ".join(n for n in RELEASED if RELEASED[n].arch == arch) or "another model"}'
         )
     weights = released if pretrained is True else pretrained or None
-    kind, size = (ConvNeXt, arch) if not arch.startswith('isotropic_') else (IsotropicConvNeXt, arch[10:])
+    kind, size = _network(arch)
     known_options = inspect.signature(kind).parameters
     for option in options:
         if option not in known_options:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlparse
 
-import torch
-
 from ..errors import suggest
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of all of them: RGB, 0 to 1
@@ -42,18 +40,6 @@ class Weights:
     def sha256(self) -> str:
         """The first digits of the SHA-256, empty where none is published."""
         return published_hash(self.url)
-
-    @property
-    def mebibytes(self) -> float:
-        """Size of the network's weights in float32; a file may hold more (the decoder of FCMAE)."""
-        from ..classification import Classifier
-
-        kind, arch = 'ConvNeXt', self.arch
-        if arch.startswith('isotropic_'):
-            kind, arch = 'IsotropicConvNeXt', arch.removeprefix('isotropic_')
-        with torch.device('meta'):
-            model = Classifier(dict(type=f'convnext_backbone.{kind}', arch=arch), self.num_classes or 1)
-        return sum(p.numel() for p in model.parameters()) * 4 / 2**20
 
     def __str__(self) -> str:
         what = f'{self.num_classes} classes' if self.num_classes else 'no classifier'

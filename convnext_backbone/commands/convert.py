@@ -23,6 +23,7 @@ from ..checkpoint.read import file_hash, local_file
 from ..checkpoint.zoo import RELEASED
 from ..cli import Parser
 from ..errors import UserError
+from ..hub import mebibytes
 
 FORMATS = ('official', 'timm', 'torchvision', 'hf', 'mmpretrain', 'safetensors')
 
@@ -46,7 +47,7 @@ def main(argv=None) -> Path | None:
     args = parse_args(argv)
     if args.list:
         for name, released in RELEASED.items():
-            print(f'{name:34s} {released.mebibytes:6.0f} MiB  {released}')
+            print(f'{name:34s} {mebibytes(released):6.0f} MiB  {released}')
         return None
     file = local_file(args.file)
     source, tensors = to_released(tensors_of(read_checkpoint(file), str(file), args.weights))
