@@ -4,12 +4,13 @@
 # make torture KILLS=200   trainings killed at random moments, resumed and compared
 # make test-multihost      two network namespaces, a link that is cut; needs root
 # make test-slurm          a real Slurm on this machine; needs root and: apt install slurm-wlm munge
+# make test-operators      our mmcv operators against the compiled ones; compiles them first (15 minutes)
 # make setup   the environment alone (the others make it by themselves)
 VENV ?= .venv
 PYTEST_ARGS ?=
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test torture test-multihost test-slurm lint format setup clean
+.PHONY: demo test torture test-multihost test-slurm test-operators lint format setup clean
 
 demo: setup
 	$(VENV)/bin/python tools/demo.py
@@ -28,6 +29,14 @@ test-multihost: setup
 test-slurm: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slurm tests/test_cluster.py
 
+# FORCE_CUDA=1 make test-operators DEVICE=cuda   on a machine with nvcc and a GPU
+OPERATORS ?= .operators
+DEVICE ?= cpu
+ROUNDS ?= 200
+test-operators: setup
+	PYTHON=$(VENV)/bin/python tests/compile_mmcv.sh $(OPERATORS)
+	$(VENV)/bin/python tests/compare_mmcv_ops.py $(OPERATORS)/mmcv/_ext*.so --rounds $(ROUNDS) --device $(DEVICE)
+
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -40,4 +49,4 @@ setup:
 	@tools/setup.sh $(VENV)
 
 clean:
-	rm -rf $(VENV) work_dirs
+	rm -rf $(VENV) $(OPERATORS) work_dirs
