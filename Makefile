@@ -5,8 +5,8 @@
 # make torture KILLS=200   trainings killed at random moments, resumed and compared
 # make test-multihost      two network namespaces, a link that is cut; needs root
 # make test-slurm          a real Slurm on this machine; needs root and: apt install slurm-wlm munge
-# make test-matrix          Python 3.11 to 3.13, both OpenMMLab distributions, oldest and newest torch
-# make test-operators      our mmcv operators against the compiled ones; compiles them first (15 minutes)
+# make test-matrix   Python 3.11 to 3.13, both OpenMMLab distributions, oldest and newest torch
+# make test-operators   our mmcv operators against the compiled ones; compiles them first (15 minutes)
 # make setup   the environment alone (the others make it by themselves)
 VENV ?= .venv
 PYTEST_ARGS ?=
@@ -43,8 +43,8 @@ OPERATORS ?= .operators
 DEVICE ?= cpu
 ROUNDS ?= 200
 test-operators: setup
-	PYTHON=$(VENV)/bin/python tests/compile_mmcv.sh $(OPERATORS)
-	$(VENV)/bin/python tests/compare_mmcv_ops.py $(OPERATORS)/mmcv/_ext*.so --rounds $(ROUNDS) --device $(DEVICE)
+	PYTHON=$(VENV)/bin/python tools/dev/compile_mmcv.sh $(OPERATORS)
+	$(VENV)/bin/python tools/dev/compare_mmcv_ops.py $(OPERATORS)/mmcv/_ext*.so --rounds $(ROUNDS) --device $(DEVICE)
 
 lint: setup
 	$(VENV)/bin/ruff check .

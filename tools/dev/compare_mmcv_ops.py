@@ -1,10 +1,10 @@
 """Compare the stand-in for mmcv's compiled operators with the compiled ones, on random inputs.
 
-    python tests/compare_mmcv_ops.py PATH [--rounds 200] [--device cpu]
+    python tools/dev/compare_mmcv_ops.py PATH [--rounds 200] [--device cpu]
 
 PATH is mmcv's extension, ``mmcv/_ext.*.so``, compiled for the torch of this environment
-(``tests/compile_mmcv.sh``; ``make test-operators`` does both). It is loaded beside ours under another name,
-and every function is called in both with the same numbers, in float32 and float64. What mmcv has for CUDA
+(``tools/dev/compile_mmcv.sh``; ``make test-operators`` does both). It is loaded beside ours under another
+name, and every function is called in both with the same numbers, in float32 and float64. What mmcv has for CUDA
 only is compared with its CUDA kernels, compiled as loops for one thread of a CPU (``mmcv_kernels.cpp``).
 Prints a table; exit status 1 if a difference is larger than rounding explains.
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compile mmcv's operators for the torch at hand, to compare ours with them (tests/compare_mmcv_ops.py).
+# Compile mmcv's operators for the torch at hand, to compare ours with them (tools/dev/compare_mmcv_ops.py).
 #
-#     tests/compile_mmcv.sh FOLDER
+#     tools/dev/compile_mmcv.sh FOLDER
 #
 # Puts the package into FOLDER, outside the environment, which stays as it is; 10 to 15 minutes on 2 cores,
 # once for each version of torch.
@@ -10,7 +10,7 @@
 # FORCE_CUDA=1    compile for CUDA too (needs nvcc and a GPU build of torch)
 set -euo pipefail
 
-folder=${1:?usage: tests/compile_mmcv.sh FOLDER}
+folder=${1:?usage: tools/dev/compile_mmcv.sh FOLDER}
 version=2.3.6
 
 say() { printf '[compile] %s\n' "$*"; }

@@ -1,5 +1,5 @@
 // mmcv's CUDA kernels as loops on a CPU, for operators that mmcv has for CUDA only: one thread does it all.
-// Built and called by tests/compare_mmcv_ops.py, which also writes a cuda.h with the little of CUDA that the
+// Built and called by tools/dev/compare_mmcv_ops.py, which also writes a cuda.h with the little of CUDA that the
 // kernels' headers ask for (-I FOLDER -I mmcv/ops/csrc/common/cuda).
 //
 // Every function takes the tensors, whole numbers and other numbers in the order of the kernel's arguments.
