@@ -4,8 +4,8 @@
 
 PATH is mmcv's extension, ``mmcv/_ext.*.so``, compiled for the torch of this environment
 (``tools/dev/compile_mmcv.sh``; ``make test-operators`` does both). It is loaded beside ours under another
-name, and every function is called in both with the same numbers, in float32 and float64. What mmcv has for CUDA
-only is compared with its CUDA kernels, compiled as loops for one thread of a CPU (``mmcv_kernels.cpp``).
+name, and every function is called in both with the same numbers, in float32 and float64. What mmcv has for
+CUDA only is compared with its CUDA kernels, compiled as loops for one thread of a CPU (``mmcv_kernels.cpp``).
 Prints a table; exit status 1 if a difference is larger than rounding explains.
 
 Not drawn is what the compiled functions leave undefined or get wrong: maps in channels_last memory (read as
