@@ -13,7 +13,8 @@ if [ -z "${CONVNEXT_JOB:-}" ]; then
     while [ $# -gt 0 ] && [ "$1" != -- ]; do sbatch_options+=("$1") && shift; done
     [ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
     shift
-    [ -f "$1" ] || { echo "error: no config file at $1; the ones that come along lie below configs/" >&2; exit 1; }
+    [ -f "$1" ] || [ -n "$(find "$(dirname "$0")/../configs" -name "$(basename "$1" .py).py" -print -quit)" ] ||
+        { echo "error: no config file at $1, and none that comes along is called so: convnext configs lists them" >&2; exit 1; }
     command -v sbatch >/dev/null || { echo "error: no sbatch here: on one machine use tools/dist_train.sh" >&2; exit 1; }
     CONVNEXT_JOB=$(cd "$(dirname "$0")" && pwd)
     export CONVNEXT_JOB
