@@ -43,7 +43,7 @@ def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
     cfg = cfg.copy()
     use_plain_batch_norm(cfg)
     drop_pretrained(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     file = local_file(checkpoint)
     content = read_checkpoint(file)
     model = report_build_errors(MODELS.build)(cfg.model)

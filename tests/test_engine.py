@@ -7,14 +7,13 @@ import mmengine
 import pytest
 import torch
 from conftest import ROOT, log_of, tool
-from mmdet.datasets import CocoDataset
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
-from mmseg.evaluation import IoUMetric
 
 from convnext_backbone.checkpoint import Pretrained
+from convnext_backbone.classification import Classifier
 from convnext_backbone.config import (
     PRETRAINED,
     apply_options,
@@ -37,6 +36,7 @@ from convnext_backbone.config import (
     use_stand_ins,
 )
 from convnext_backbone.errors import UserError
+from convnext_backbone.inference import trained_model
 from convnext_backbone.registry import type_name
 
 
@@ -287,6 +287,9 @@ def test_a_moving_average_is_known_however_its_type_is_written(kind, place):
 
 def test_types_are_known_however_they_are_written(tmp_path):
     """With a scope, with a module, as the class itself; those of others with the same name are left alone."""
+    from mmdet.datasets import CocoDataset
+    from mmseg.evaluation import IoUMetric
+
     for kind in (
         'SyncBN',
         'MMSyncBN',
@@ -391,6 +394,7 @@ default_hooks = dict(
 )
 custom_hooks = [dict(type=EMAHook)]
 log_processor = dict(by_epoch=False)
+default_scope = None
 """
 
 
@@ -409,6 +413,8 @@ def test_a_config_of_the_new_style_is_trained_resumed_and_tested_as_any_other(sh
     tool('train').main([*line, '--seed', '0', '--resume'])
     found = tool('test').main([str(config), str(tmp_path / 'w/iter_4.pth'), *line[1:]])
     assert f'top1: {found["top1"]:.4f}' in log_of(tmp_path / 'w')
+    model, *_ = trained_model(read_config(str(config)), str(tmp_path / 'w/iter_4.pth'))
+    assert isinstance(model, Classifier)
     config.write_text(config.read_text().replace('optim_wrapper', 'optim_wraper'))
     with pytest.raises(UserError, match="did you mean 'optim_wrapper'"):
         read_config(str(config))

@@ -48,7 +48,7 @@ class Classifier(BaseModel):
         if not (isinstance(kind, type) and issubclass(kind, DenseBackbone)):
             raise UserError(
                 'the backbone of a Classifier is convnext_backbone.ConvNeXt, .IsotropicConvNeXt or .Roadmap, '
-                f'got type {name!r}'
+                f'got type {backbone.get("type")!r}'
             )
         index = kind.classifier_map
         self.backbone = MODELS.build(dict(backbone, out_indices=(index,), output_norm=False))
