@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from convnext_backbone.checkpoint.write import checkpoints_in, facts_of, newest_checkpoint
+from convnext_backbone.checkpoint.write import checkpoints_in, newest_checkpoint, read_metadata
 from convnext_backbone.cli import STOPPED, Parser, run
 from convnext_backbone.commands import train
 from convnext_backbone.errors import UserError
@@ -114,7 +114,7 @@ class Job:
     def finished(self) -> bool:
         """Whether the last step is done and on the disk."""
         newest, _ = newest_checkpoint(self.work_dir)
-        return newest is not None and facts_of(newest).get('iter') == STEPS
+        return newest is not None and read_metadata(newest).get('iter') == STEPS
 
     def may_start_again(self) -> bool:
         """Whether it ended as a fault ends it; a SIGTERM after the last step is no longer waited for."""
