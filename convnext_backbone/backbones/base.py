@@ -209,8 +209,9 @@ class FourStageBackbone(DenseBackbone):
         self.stages = nn.ModuleList()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps: (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W
-        / stride).
+        """Return the maps that are emitted.
+
+        (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride).
         """
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []

@@ -21,8 +21,9 @@ class FoldableBlock(nn.Module):
 
     @property
     def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Return weight and bias of both linear layers; ``None`` if not folded, or while gradients are
-        recorded.
+        """Return weight and bias of both linear layers.
+
+        ``None`` if not folded, or while gradients are recorded.
         """
         if self.folded_w1 is None or torch.is_grad_enabled():
             return None

@@ -122,8 +122,9 @@ class IsotropicConvNeXt(DenseBackbone):
         self.add_output_norms_and_freeze(LayerNorm2d)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps: (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W
-        / stride).
+        """Return the maps that are emitted.
+
+        (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride).
         """
         x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (N, dim, H / 16, W / 16)
         x = self.run_blocks(self.blocks, x)

@@ -21,8 +21,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Weighs each channel by its norm over the map, for contrast between channels (V2, arXiv:2301.00808, Sec.
-    4).
+    """Weighs each channel by its norm over the map: contrast between channels (arXiv:2301.00808, Sec. 4).
 
     The sum over the positions is taken in float32 at least. Both parameters have the shape of the
     released checkpoints, (1, 1, 1, dim), and start at zero: the layer starts as the identity.

@@ -65,8 +65,9 @@ class Family:
 
 
 def _family(stem: tuple, down: str, block: str, names: tuple, norm: str, head: str, **kwargs) -> Family:
-    """Build a :class:`Family`; ``names`` are those of dwconv, norm, pwconv1, pwconv2, gamma, grn.gamma and
-    grn.beta in a block.
+    """Build a :class:`Family`.
+
+    ``names`` are those of dwconv, norm, pwconv1, pwconv2, gamma, grn.gamma and grn.beta in a block.
     """
     parts = ('dwconv.{p}', 'norm.{p}', 'pwconv1.{p}', 'pwconv2.{p}', 'gamma', 'grn.gamma', 'grn.beta')
     pairs = [(f'downsample_layers.0.{k}.{{p}}', f'{name}.{{p}}') for k, name in enumerate(stem)]
@@ -182,8 +183,9 @@ def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str
 
 
 def dataset_meta(content: dict) -> dict:
-    """Return what a checkpoint records about its training's data: ``classes``, ``palette``, ...; empty if
-    nothing.
+    """Return what a checkpoint records about its training's data: ``classes``, ``palette``, ....
+
+    Empty if nothing.
 
     Since mmdet 3 and mmseg 1 it stands in ``meta['dataset_meta']``, before in ``meta`` itself, in capitals.
     """
@@ -225,8 +227,9 @@ def to_released(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
 
 def _dense_fcmae(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the sparse layers of V2's pretraining to dense ones; its decoder, whose names stay, is of no
-    use here.
+    """Convert the sparse layers of V2's pretraining to dense ones.
+
+    Its decoder, whose names stay, is of no use here.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -264,8 +267,7 @@ def from_released(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
 
 
 def infer_arch(tensors: dict[str, Tensor]) -> str | None:
-    """Return the network whose depths and widths the tensors (released names) have, ``None`` if there is
-    none.
+    """Return the network whose depths and widths the tensors (released names) have, ``None`` if none has.
 
     Returns:
         Its name as written in a config: ``arch='tiny'``, or ``type='IsotropicConvNeXt', arch='small'``.

@@ -20,8 +20,9 @@ STEMS = ('downsample_layers.0.0.weight', 'stem.weight')  # by the names of the r
 
 
 class CheckpointMismatch(UserError):
-    """Is raised for a checkpoint that does not fit; lists what is missing, unexpected or of a different
-    shape.
+    """Is raised for a checkpoint that does not fit.
+
+    Lists what is missing, unexpected or of a different shape.
     """
 
 
@@ -244,8 +245,8 @@ def inflate(weight: Tensor, in_channels: int) -> Tensor:
 
 @WEIGHT_INITIALIZERS.register_module()
 class Pretrained:
-    """Loads weights as ``init_cfg`` of a backbone or a classifier: :func:`load_checkpoint`, the report in the
-    log.
+    """Loads weights as ``init_cfg`` of a backbone or a classifier, by :func:`load_checkpoint`, and logs the
+    report.
 
     Args:
         checkpoint: file or URL.

@@ -45,8 +45,9 @@ class Weights:
 
     @property
     def mebibytes(self) -> float:
-        """Return the size of the network's weights in float32, in MiB; a file may hold more (the decoder of
-        FCMAE).
+        """Return the size of the network's weights in float32, in MiB.
+
+        A file may hold more (the decoder of FCMAE).
         """
         from ..classification import Classifier
 
