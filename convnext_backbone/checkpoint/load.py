@@ -245,8 +245,9 @@ def inflate(weight: Tensor, in_channels: int) -> Tensor:
 
 @WEIGHT_INITIALIZERS.register_module()
 class Pretrained:
-    """Loads weights as ``init_cfg`` of a backbone or a classifier, by :func:`load_checkpoint`, and logs the
-    report.
+    """Loads weights as ``init_cfg`` of a backbone or a classifier; the report goes to the log.
+
+    See :func:`load_checkpoint`.
 
     Args:
         checkpoint: file or URL.

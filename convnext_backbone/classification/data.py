@@ -51,7 +51,8 @@ class ImageDataset(Dataset):
     Raises:
         UserError: nothing readable at ``data_root``, a class without images, or one that
             ``class_index`` does not have.
-        UnreadableImage: on taking an item whose file is not an image, unless ``skip_corrupt``.
+        UnreadableImage: on taking an item whose file is not an image,
+            unless ``skip_corrupt``.
     """
 
     def __init__(
@@ -134,7 +135,8 @@ class ImageStream(IterableDataset):
     Raises:
         UserError: no such shards, their number of images unknown, or several processes that are to
             evaluate, which would count some images twice.
-        UnreadableImage: on meeting a sample of a WebDataset shard that is not an image, unless ``skip_corrupt``.
+        UnreadableImage: on meeting a sample of a WebDataset shard that is not an image,
+            unless ``skip_corrupt``.
     """
 
     def __init__(
