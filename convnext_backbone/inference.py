@@ -98,6 +98,8 @@ class Predictor:
     def to_json(self, sample, min_score: float = 0.3) -> dict:
         """Return the prediction in plain types.
 
+        A detector's has objects with box, score and RLE mask; a segmenter's the share of each class.
+
         Objects with box, score and RLE mask; or share of each class.
         """
         classes = self.meta['classes']

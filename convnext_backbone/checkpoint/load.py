@@ -262,7 +262,7 @@ class Pretrained:
     def __call__(self, module: nn.Module) -> None:
         report = load_checkpoint(module, self.checkpoint, **self.options)
         print_log(f'pretrained weights\n{report}', logger='current')
-        for part in module.modules():  # mmengine initialises the parts later, unless told they are done
+        for part in module.modules():  # mmengine initialises the parts later, unless marked as done
             if part is not module and hasattr(part, 'is_init'):
                 part.is_init = True
         if hasattr(module, '_params_init_info'):  # mmengine's record of who initialised what

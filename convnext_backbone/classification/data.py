@@ -1,6 +1,4 @@
-"""Brings timm's image datasets to mmengine's data loaders: folders, tar files, Hugging Face, WebDataset
-shards.
-"""
+"""Feeds timm's image datasets to mmengine's data loaders: folders, tar, Hugging Face, WebDataset shards."""
 
 import functools
 import json

@@ -338,6 +338,8 @@ def share_computed(cell: Cell) -> float:
 def least_bytes(cell: Cell) -> float:
     """Return the bytes that any implementation must move.
 
+    Those are the maps at the borders of blocks, the weights, and the optimizer's state.
+
     Maps at the borders of blocks, weights, and the optimizer's state.
 
     Inference: each block reads and writes its map once, each weight is read once. Training: forward the same,

@@ -202,7 +202,10 @@ def write_details(cfg: Config) -> None:
 
 
 def for_testing(cfg: Config, checkpoint: str) -> None:
-    """Test the weights of ``checkpoint`` as they are: its ``state_dict`` is the moving average already."""
+    """Make a test load the weights of ``checkpoint`` as they are.
+
+    Its ``state_dict`` is the moving average already.
+    """
     drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'EMAHook']

@@ -137,6 +137,8 @@ def check_classes(cfg: Config, classes) -> None:
 def num_classes(node, path: str) -> Iterator[tuple[str, int]]:
     """Yield the path and ``num_classes`` of each head.
 
+    RPN is left out, and heads that predict something else beside.
+
     Not of RPN, nor of heads that predict something else beside.
     """
     if isinstance(node, dict):

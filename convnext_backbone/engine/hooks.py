@@ -115,9 +115,7 @@ class NonFiniteGuardHook(Hook):
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def _check(self, optimizer, args, kwargs) -> None:
-        """Check the gradients before the optimizer's step: there is nothing to do for it if they are not
-        finite.
-        """
+        """Drop gradients that are not finite before the optimizer's step, which has nothing to do then."""
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         if full_state(nn.utils.get_total_norm([p.grad for p in parameters]), True).isfinite():
             self._row = 0

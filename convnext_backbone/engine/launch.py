@@ -320,9 +320,8 @@ def shard(model: nn.Module, device: str) -> None:
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of each backbone in ``model``.
 
-    What it calls so itself, of another library's what looks so.
-
-    Those are the innermost elements of its lists and sequences that hold two or more weights.
+    A backbone of ours names them itself; in another library's, those are the innermost elements of its lists
+    and sequences that hold two or more weights.
     """
     found = []
     for name, module in model.named_modules():
@@ -334,7 +333,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _innermost(module: nn.Module) -> list[nn.Module]:
-    """Return the innermost such elements; see :func:`blocks_of`."""
+    """Return the innermost lists' elements that hold two or more weights; see :func:`blocks_of`."""
     lists, found = (nn.Sequential, nn.ModuleList), []
     for child in module.children():
         inner = _innermost(child)

@@ -15,9 +15,9 @@ def seed_all(*key: int) -> None:
 
 
 def get_states() -> tuple:
-    """Return the states of the random numbers.
+    """Return the states of the random numbers of Python, NumPy, PyTorch on the CPU and the GPU.
 
-    Of Python, NumPy, PyTorch on the CPU, and on this process's GPU if it is in use (else ``None``).
+    That of this process's GPU is ``None`` if it is not in use.
     """
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002

@@ -338,7 +338,7 @@ class Runner(MMEngineRunner):
             raise OSError(failed[0])
 
     def _compare_classes(self, file, checkpoint: dict) -> None:
-        """Raise :class:`UserError` for a model that was trained for other classes: its metrics mean nothing."""
+        """Raise :class:`UserError` for a model trained for other classes: its metrics mean nothing."""
         tested = getattr(self, '_test_classes', None)
         trained = dataset_meta(checkpoint).get('classes')
         if tested and trained and list(tested) != list(trained):
