@@ -99,8 +99,6 @@ class Predictor:
         """Return the prediction in plain types.
 
         A detector's has objects with box, score and RLE mask; a segmenter's the share of each class.
-
-        Objects with box, score and RLE mask; or share of each class.
         """
         classes = self.meta['classes']
         if 'pred_instances' not in sample:

@@ -50,7 +50,7 @@ class LoadImage(LoadImageFromFile):
 class Corrupt(BaseTransform):
     """Applies one of the corruptions of ImageNet-C to the image as it was loaded (BGR).
 
-    The noise by file name.
+    The noise depends on the file name.
 
     Args:
         corruption: one of :data:`convnext_backbone.classification.robustness.CORRUPTIONS`.

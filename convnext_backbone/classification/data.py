@@ -49,8 +49,7 @@ class ImageDataset(Dataset):
     Raises:
         UserError: nothing readable at ``data_root``, a class without images, or one that
             ``class_index`` does not have.
-        UnreadableImage: on taking an item whose file is not an image,
-            unless ``skip_corrupt``.
+        UnreadableImage: on taking an item whose file is not an image, unless ``skip_corrupt``.
     """
 
     def __init__(

@@ -340,8 +340,6 @@ def least_bytes(cell: Cell) -> float:
 
     Those are the maps at the borders of blocks, the weights, and the optimizer's state.
 
-    Maps at the borders of blocks, weights, and the optimizer's state.
-
     Inference: each block reads and writes its map once, each weight is read once. Training: forward the same,
     backward reads the block's input and the gradient of its output and writes that of its input; AdamW reads
     parameter, gradient and two moments and writes three of them, after the gradient was written.
@@ -494,7 +492,7 @@ def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]
     """Return our network, and the peers that are installed and compute the same.
 
     Raises:
-        UserError: no peer is installed.
+        UserError: no peer is installed and computes the same.
     """
     reference = ours(cell.size, cell.task != 'classify', 0.0, weights).eval()
     same_outputs(ours, reference, cell, weights)  # what fails here is no peer's fault

@@ -138,8 +138,6 @@ def num_classes(node, path: str) -> Iterator[tuple[str, int]]:
     """Yield the path and ``num_classes`` of each head.
 
     RPN is left out, and heads that predict something else beside.
-
-    Not of RPN, nor of heads that predict something else beside.
     """
     if isinstance(node, dict):
         others = ('rpn_head', 'semantic_head', 'glbctx_head')

@@ -1,4 +1,4 @@
-"""Writes checkpoints of a training: when they are written, which are kept, which is the best."""
+"""Decides about checkpoints of a training: when they are written, which are kept, which is the best."""
 
 import contextlib
 from pathlib import Path

@@ -76,7 +76,7 @@ def slurm_environment() -> None:
 def environment() -> dict[str, str]:
     """Return what a result depends on besides the config, for logs and checkpoints.
 
-    Code, packages, machine.
+    That is code, packages and machine.
     """
     code = code_of(Path(__file__).parents[1])
     found = dict(python=platform.python_version(), code=code)

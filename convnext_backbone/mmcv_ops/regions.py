@@ -111,8 +111,6 @@ def _in_order(rois: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
     """Return regions that torchvision accepts.
 
     A region turned inside out has no samples, but is an error for torchvision on a CPU.
-
-    One turned inside out has no samples, there an error on a CPU.
     """
     if sampling_ratio > 0 or not aligned:
         return rois

@@ -118,8 +118,6 @@ def _forward(x, statistics, residual, *arguments, out=None):
     """Compute the result, into ``out`` if given, and if ``keep`` the hidden layer.
 
     The rows go through in chunks (by Triton in one).
-
-    In chunks (by Triton in one).
     """
     weights, triton, keep, constant = Weights(*arguments[:-3]), *arguments[-3:]
     shape, dim = residual.shape, x.shape[-1]

@@ -163,8 +163,6 @@ def _floats(parameter: Tensor | None, count: int | None = None) -> Tensor | None
     """Return a parameter as the kernels read it.
 
     It must have ``count`` numbers, or it is refused: the kernels would read beyond its end.
-
-    They would read what is not theirs.
     """
     if parameter is None:
         return None

@@ -305,7 +305,8 @@ def mounted(folder: Path) -> bool:
 def suffer(job: Job, kinds: list[str]) -> tuple[Counter, str]:
     """Run a job through faults of these kinds.
 
-    Returns how often each struck, and what became of the job.
+    Returns:
+        How often each struck, and what became of the job.
     """
     struck = Counter()
     has_disk = mounted(job.work_dir)
