@@ -1,4 +1,4 @@
-"""ConvNeXt for dense prediction: a backbone for mmdetection and mmsegmentation, and the tools around it.
+"""Provides ConvNeXt for dense prediction: a backbone for mmdetection and mmsegmentation, and its tools.
 
     import convnext_backbone as cb
 

@@ -1,4 +1,4 @@
-"""The command ``convnext``, and what its commands share: the options of every run, errors in one line."""
+"""Runs the command ``convnext``, and holds what its commands share: options of every run, errors in one line."""
 
 import argparse
 import importlib
@@ -28,7 +28,7 @@ COMMANDS = {  # each a module of convnext_backbone.commands
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help begins with the command's docstring."""
+    """Parses arguments, with a help that begins with the command's docstring."""
 
     def __init__(self, doc: str):
         super().__init__(description=inspect.cleandoc(doc), formatter_class=argparse.RawTextHelpFormatter)

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a config by the paper's protocol; no data and no memory needed.
+"""Counts parameters and FLOPs of a config by the paper's protocol; no data and no memory needed.
 
 One multiply-add counts as one FLOP, as in the paper and everywhere in this field. Convolutions and linear
 layers are counted (by ``torch.utils.flop_counter``), on the meta device. Of a detector: backbone, neck and
@@ -26,7 +26,7 @@ DETECTOR_INPUT = (800, 1280)
 
 @dataclass(frozen=True)
 class Complexity:
-    """What :func:`measure` found."""
+    """Holds what :func:`measure` found."""
 
     input: tuple[int, int]  # height, width
     parameters: int
@@ -39,7 +39,7 @@ class Complexity:
 
 @report_build_errors
 def build_on_meta(cfg: Config) -> nn.Module:
-    """The model of a config without its memory: shapes, but no values."""
+    """Build the model of a config without its memory: shapes, but no values."""
     scope = cfg.get('default_scope') or 'mmengine'
     cfg = Config(dict(model=cfg.model.to_dict()))
     use_plain_batch_norm(cfg)
@@ -53,7 +53,7 @@ def build_on_meta(cfg: Config) -> nn.Module:
 
 
 def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
-    """Parameters and multiply-adds of a classifier, a detector or a segmenter.
+    """Count parameters and multiply-adds of a classifier, a detector or a segmenter.
 
     Args:
         size: height and width of the image. By default a classifier's test size, 800 x 1280 for a
@@ -117,15 +117,15 @@ def _is_list(module: nn.Module | None) -> bool:
 
 
 def _stages(module: nn.Module | None) -> list[nn.Module]:
-    """The heads of a cascade, the one head of others, none where there is none."""
+    """Return the heads of a cascade, the one head of others, none where there is none."""
     return list(module) if _is_list(module) else [module] if module is not None else []
 
 
 def default_size(cfg: Config) -> tuple[int, int]:
-    """Height and width of the paper's protocol, see :func:`measure`.
+    """Return height and width of the paper's protocol, see :func:`measure`.
 
     Raises:
-        UserError: the config does not say it.
+        UserError: the config does not give it.
     """
     task = task_of(cfg.model)
     if task == 'detection':
@@ -144,7 +144,7 @@ def default_size(cfg: Config) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Row:
-    """One config beside what is printed about it."""
+    """Holds one config beside what is printed about it."""
 
     name: str  # below configs/, without suffix
     measured: Complexity
@@ -154,7 +154,10 @@ class Row:
         return self.measured.gflops / float(self.printed['gflops']) if 'gflops' in self.printed else None
 
     def agrees(self) -> bool:
-        """Parameters to the printed digit, FLOPs within 0.5 % or one in the last printed digit."""
+        """Return whether the config agrees with print.
+
+        Parameters to the printed digit, FLOPs within 0.5 % or one in the last printed digit.
+        """
         params, gflops = self.printed.get('params_M'), self.printed.get('gflops')
         if params and f'{self.measured.parameters / 1e6:.{decimals(params)}f}' != params:
             return False
@@ -165,7 +168,7 @@ class Row:
 
 
 def decimals(printed: str) -> int:
-    """Digits behind the point of a printed number."""
+    """Count the digits behind the point of a printed number."""
     return len(printed.partition('.')[2])
 
 

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to put right, and images that are left out of a training."""
+"""Defines the one kind of error that is the user's to put right, and images left out of a training."""
 
 import difflib
 import functools
@@ -21,14 +21,14 @@ PACKAGES = {  # imported where they are used: how to get them
 
 
 class UserError(Exception):
-    """Wrong input: the message says in one line what was given, what was expected and what to do.
+    """Reports wrong input: the message has in one line what was given, what was expected and what to do.
 
     The command line tools print it without a traceback and exit with status 1.
     """
 
 
 class Stopped(Exception):
-    """A training that ended early with a checkpoint, since it was asked to.
+    """Is raised by a training that ended early with a checkpoint, since it was asked to.
 
     Attributes:
         signal: name of the signal that asked; empty for ``--stop-at``.
@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 
 class UnreadableImage(UserError):
-    """A file of the dataset is missing, cut off or no image."""
+    """Is raised where a file of the dataset is missing, cut off or not an image."""
 
 
 def message(error: BaseException) -> str:
@@ -109,6 +109,8 @@ def missing_package(error: ModuleNotFoundError) -> str:
 
 class SkippedImages:
     """Names and counts the images that were left out, over all processes of the data loaders.
+
+    Whatever skips images keeps a reference, which is carried to processes that are spawned, not forked.
 
     What skips keeps a reference, which is carried to processes that are spawned, not forked.
     """

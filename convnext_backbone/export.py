@@ -1,4 +1,4 @@
-"""A trained network as ONNX, TorchScript or a torch.export program, compared with eager before it is kept."""
+"""Exports a trained network to ONNX, TorchScript or torch.export, compared with eager before it is kept."""
 
 import copy
 import importlib.util
@@ -28,7 +28,7 @@ INPUT, METADATA = 'images', 'convnext_backbone.json'
 
 
 class Network(nn.Module):
-    """What is exported: normalised images in, tensors out, nothing of a training.
+    """Computes what is exported: normalised images in, tensors out, nothing of a training.
 
     Args:
         model: a classifier, a segmenter, or anything else with a ``backbone``.
@@ -59,7 +59,10 @@ class Network(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(N, 3, H, W) -> logits (N, classes), logits (N, classes, H, W), or the maps of the backbone."""
+        """Return what is exported.
+
+        (N, 3, H, W) -> logits (N, classes), logits (N, classes, H, W), or the maps of the backbone.
+        """
         if not self.dense:
             return self.model(images)
         logits = self.model(images, mode='tensor')
@@ -68,7 +71,7 @@ class Network(nn.Module):
 
 
 class AdaptiveMean(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` by two matrix products, which ONNX can express for images of any size.
+    """Computes ``nn.AdaptiveAvgPool2d`` by two matrix products, which ONNX has for images of any size.
 
     Args:
         size: positions of the output, of a square or (height, width).
@@ -84,7 +87,7 @@ class AdaptiveMean(nn.Module):
 
     @staticmethod
     def _weights(x: Tensor, axis: int, n: int) -> Tensor:
-        """(n, length): row ``i`` averages from floor(i L / n) to ceil((i + 1) L / n)."""
+        """Return (n, length) weights: row ``i`` averages from floor(i L / n) to ceil((i + 1) L / n)."""
         length = x.shape[axis]
         position = torch.arange(length, device=x.device)
         i = torch.arange(n, device=x.device)[:, None]
@@ -95,14 +98,14 @@ class AdaptiveMean(nn.Module):
 
 
 class HalvingMaxPool(nn.Module):
-    """``nn.MaxPool2d(2)`` by windows, which torch.export can express for images of any size."""
+    """Computes ``nn.MaxPool2d(2)`` by windows, which torch.export can express for images of any size."""
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H // 2, W // 2)
         return x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1))
 
 
 def prepare_network(model: nn.Module, part: str, format: str) -> Network:
-    """A copy of ``model`` ready to be traced: blocks folded, and without what that leaves unused."""
+    """Return a copy of ``model`` ready to be traced: blocks folded, and without what that leaves unused."""
     network = Network(copy.deepcopy(model), part).eval()
     fuse_for_inference(network)
     for module in list(network.modules()):

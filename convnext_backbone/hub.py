@@ -1,4 +1,4 @@
-"""Networks and released weights by name, in the manner of timm."""
+"""Gives networks and released weights by name, in the manner of timm."""
 
 import inspect
 from fnmatch import fnmatchcase

@@ -1,4 +1,4 @@
-"""Config and checkpoint -> predictions and pictures of single images."""
+"""Turns config and checkpoint into predictions and pictures of single images."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
-    """The model of a config, filled completely from a checkpoint, in evaluation mode on the CPU.
+    """Return the model of a config, filled completely from a checkpoint, in evaluation mode on the CPU.
 
     Args:
         checkpoint: path, URL or released name.
@@ -51,7 +51,7 @@ def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
 
 
 class Predictor:
-    """A trained detector or segmenter that takes image files.
+    """Predicts on image files with a trained detector or segmenter.
 
     Args:
         config: config file of the training.
@@ -82,7 +82,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, image: str | Path):
-        """The data sample of mmdet or mmseg for an image file, on the CPU.
+        """Return the data sample of mmdet or mmseg for an image file, on the CPU.
 
         A detector's has ``pred_instances`` (boxes x1 y1 x2 y2 in pixels of the file, labels, scores,
         masks), a segmenter's ``pred_sem_seg`` (class numbers, height x width of the file).
@@ -96,7 +96,10 @@ class Predictor:
         return self.model.test_step(pseudo_collate([data]))[0].cpu()
 
     def to_json(self, sample, min_score: float = 0.3) -> dict:
-        """The prediction in plain types: objects with box, score and RLE mask; or share of each class."""
+        """Return the prediction in plain types.
+
+        A detector's has objects with box, score and RLE mask; a segmenter's the share of each class.
+        """
         classes = self.meta['classes']
         if 'pred_instances' not in sample:
             labels = sample.pred_sem_seg.data.numpy()
@@ -121,7 +124,7 @@ class Predictor:
         return dict(objects=objects)
 
     def draw(self, image: str | Path, sample, min_score: float = 0.3) -> np.ndarray:
-        """The image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB."""
+        """Draw the image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB."""
         picture = mmcv.imread(str(image), channel_order='rgb')
         options = dict(pred_score_thr=min_score) if 'pred_instances' in sample else dict(with_labels=False)
         self.visualizer.add_datasample('image', picture, sample, draw_gt=False, show=False, **options)
@@ -129,7 +132,9 @@ class Predictor:
 
 
 def _names_of(content: dict, cfg: Config, checkpoint: str) -> dict:
-    """The class names and colours that the checkpoint holds; else the config's, if they can be its own.
+    """Return the class names and colours that the checkpoint holds.
+
+    Else the config's, if they can be its own.
 
     Raises:
         UserError: neither names the classes, or the config names another number than the model predicts.
@@ -151,7 +156,7 @@ def _names_of(content: dict, cfg: Config, checkpoint: str) -> dict:
 
 
 def _metainfo(cfg: Config) -> dict:
-    """``metainfo`` of the config's test data, on top of that of its class, as mmengine reads both."""
+    """Return ``metainfo`` of the config's test data, on top of that of its class, as mmengine reads both."""
     dataset = next((dataset for _, dataset in datasets(cfg, ('test_dataloader',))), {})
     kind = dataset.get('type')
     if isinstance(kind, str):
@@ -171,7 +176,7 @@ def _metainfo(cfg: Config) -> dict:
 
 
 def _with_colours(meta: dict) -> dict:
-    """``meta`` with a colour for each class: with fewer mmdet and mmseg fail while they draw."""
+    """Return ``meta`` with a colour for each class: with fewer mmdet and mmseg fail while they draw."""
     palette, number = meta.get('palette'), len(meta['classes'])
     if palette is not None and np.size(palette) and np.ndim(palette) != 2:  # a name, or one colour for all
         return meta
@@ -181,7 +186,7 @@ def _with_colours(meta: dict) -> dict:
 
 
 def image_files(path: str | Path) -> list[Path]:
-    """The image file ``path``, or every image file in the folder ``path``, sorted.
+    """Return the image file ``path``, or every image file in the folder ``path``, sorted.
 
     Raises:
         UserError: there is none.

@@ -1,4 +1,4 @@
-"""Our registries, children of mmengine's, in the scope ``convnext_backbone``.
+"""Defines our registries, children of mmengine's, in the scope ``convnext_backbone``.
 
 mmengine imports this module by itself when a config says ``type='convnext_backbone.Name'``, so no
 ``custom_imports`` is needed in any mmdet or mmseg config. ``locations`` are imported on the first
@@ -37,7 +37,7 @@ TRANSFORMS = Registry('transform', scope=SCOPE, parent=root.TRANSFORMS, location
 
 
 def type_name(node) -> str:
-    """What the ``type`` of a config's dict is called, however it is written; empty without one.
+    """Return what the ``type`` of a config's dict is called, however it is written; empty without one.
 
     A config names it (``'EMAHook'``), with scope (``'mmengine.EMAHook'``) or module
     (``'mmengine.hooks.EMAHook'``), or holds the class: all are ``'EMAHook'``. Ours are

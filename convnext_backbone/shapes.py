@@ -1,4 +1,4 @@
-"""A small labelled dataset that is drawn, not downloaded: for the demo and the tests.
+"""Draws a small labelled dataset, for the demo and the tests: nothing is downloaded.
 
 Textured shapes on textured grounds, overlapping, in the layouts of COCO (instances), of mmseg's
 folders (semantic maps) and of ImageNet (one folder per class). Colour and texture say nothing about
@@ -110,7 +110,7 @@ def _draw_crops(root: Path, split: str, count: int, size: int, rng: np.random.Ge
 
 
 def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One image with two to four shapes.
+    """Draw one image with two to four shapes.
 
     Returns:
         The image, (size, size, 3) uint8 BGR, and (label, mask) of each shape, the mask bool
@@ -135,7 +135,10 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[tu
 
 
 def outline(label: int, middle, radius: float, angle: float, size: int) -> np.ndarray:
-    """Mask, bool (size, size), of a shape of ``CLASSES[label]`` within ``radius`` of ``middle`` (x, y)."""
+    """Return the mask, bool (size, size), of a shape of ``CLASSES[label]``.
+
+    It lies within ``radius`` of ``middle`` (x, y).
+    """
     mask = np.zeros((size, size), np.uint8)
     name = CLASSES[label]
     if name == 'circle':
@@ -161,7 +164,7 @@ def _polygon(angles: np.ndarray, radii: np.ndarray) -> np.ndarray:
 
 
 def _texture(size: int, rng: np.random.Generator, contrast: float, unlike=None) -> tuple:
-    """Plain, gradient, stripes, checks or dots around a random colour.
+    """Draw plain, gradient, stripes, checks or dots around a random colour.
 
     Args:
         contrast: difference of the two tones, 0 to 1 (black and white).
@@ -189,7 +192,7 @@ def _texture(size: int, rng: np.random.Generator, contrast: float, unlike=None) 
 
 
 def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Noise and uneven light."""
+    """Add noise and uneven light."""
     size = image.shape[0]
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     slope = rng.uniform(-0.2, 0.2, 2)

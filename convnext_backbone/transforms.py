@@ -1,4 +1,4 @@
-"""Reading images, with words when a file is none."""
+"""Reads images, naming a file that is not one."""
 
 import os
 import zlib
@@ -14,7 +14,7 @@ from .registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile``, but an unreadable file is named, and skipped only when told to.
+    """Loads as mmcv's ``LoadImageFromFile``, but names an unreadable file, and skips it only on request.
 
     The tools put it in the place of ``LoadImageFromFile`` in every pipeline.
 
@@ -48,7 +48,9 @@ class LoadImage(LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class Corrupt(BaseTransform):
-    """One of the corruptions of ImageNet-C, on the image as it was loaded (BGR); the noise by file name.
+    """Applies one of the corruptions of ImageNet-C to the image as it was loaded (BGR).
+
+    The noise depends on the file name.
 
     Args:
         corruption: one of :data:`convnext_backbone.classification.robustness.CORRUPTIONS`.

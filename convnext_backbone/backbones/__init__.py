@@ -1,4 +1,4 @@
-"""Networks that emit multi-scale feature maps."""
+"""Contains the networks that emit multi-scale feature maps."""
 
 from .base import DenseBackbone
 from .convnext import ConvNeXt

@@ -1,4 +1,4 @@
-"""What every backbone here shares: which maps it emits, what is frozen, how deep a parameter lies."""
+"""Defines what every backbone here shares: which maps it emits, what is frozen, how deep a parameter lies."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ BLOCKS_PER_GROUP = 3  # for layer-wise decay
 
 
 def check_choice(name: str, value, table):
-    """Return ``value`` if it is in ``table``.
+    """Return ``value`` if it is a key of ``table``.
 
     Raises:
-        UserError: with the nearest that is.
+        UserError: it is not; the message names the nearest key.
     """
     if value in table:
         return value
@@ -40,14 +40,18 @@ def check_positive_integers(name: str, values, length: int) -> tuple[int, ...]:
 
 
 def drop_rates(last: float, blocks: int) -> list[float]:
-    """Stochastic depth of each block: linear from 0 to ``last``, which must lie in [0, 1)."""
+    """Return the stochastic-depth rate of each block: linear from 0 to ``last``, which must lie in [0, 1).
+
+    Raises:
+        UserError: ``last`` lies outside [0, 1).
+    """
     if not isinstance(last, (int, float)) or not 0 <= last < 1:
         raise UserError(f'drop_path_rate must lie in [0, 1), got {last}')
     return torch.linspace(0, last, blocks, device='cpu').tolist()
 
 
 class DenseBackbone(BaseModule):
-    """A network that gives four feature maps, with one output norm for each map it emits.
+    """Emits up to four feature maps, each through an output norm of its own.
 
     A subclass builds its parts, then calls :meth:`add_output_norms_and_freeze`.
 
@@ -114,7 +118,7 @@ class DenseBackbone(BaseModule):
         self.output_norm = output_norm
 
     def add_output_norms_and_freeze(self, norm: type[nn.Module]) -> None:
-        """Add ``norm0 ... normN`` for the emitted maps, and freeze what is to be frozen."""
+        """Add ``norm0 ... normN`` for the emitted maps, and freeze what ``frozen_stages`` covers."""
         if self.output_norm:
             for index, channels in zip(self.out_indices, self.out_channels):
                 self.add_module(f'norm{index}', norm(channels))
@@ -122,7 +126,7 @@ class DenseBackbone(BaseModule):
             module.requires_grad_(False).eval()
 
     def run_blocks(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
-        """``blocks`` in turn, with gradient checkpointing if ``with_cp``."""
+        """Apply ``blocks`` in turn, with gradient checkpointing if ``with_cp``."""
         if not (self.with_cp and torch.is_grad_enabled()):
             return blocks(x)
         for block in blocks:
@@ -130,7 +134,7 @@ class DenseBackbone(BaseModule):
         return x
 
     def output(self, index: int, x: Tensor) -> Tensor:
-        """The map number ``index`` as it is emitted, from the last activation ``x`` of its stage.
+        """Return map number ``index`` as it is emitted, from the last activation ``x`` of its stage.
 
         What goes to a neck or a head lies in NCHW memory: mmcv's RoIAlign (and other operators of it)
         reads memory in that order whatever the strides say, and gives wrong numbers, without an
@@ -139,15 +143,15 @@ class DenseBackbone(BaseModule):
         return getattr(self, f'norm{index}')(x).contiguous() if self.output_norm else x
 
     def frozen_modules(self) -> list[nn.Module]:
-        """The modules that ``frozen_stages`` covers."""
+        """Return the modules that ``frozen_stages`` covers."""
         raise NotImplementedError
 
     def all_blocks(self) -> list[nn.Module]:
-        """The blocks in their order: parts of like size that are computed one after the other."""
+        """Return the blocks in their order: parts of like size that are computed one after the other."""
         raise NotImplementedError
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:
-        """Depth group of the parameter ``name`` (as in this network's ``named_parameters()``).
+        """Return the depth group of the parameter ``name`` (as in this network's ``named_parameters()``).
 
         0 is the stem, ``num_groups + 1`` whatever lies outside the stages (output norms; a head):
         learning-rate decay gives it ``decay ** (num_groups + 1 - depth)``.
@@ -158,7 +162,7 @@ class DenseBackbone(BaseModule):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> 'DenseBackbone':
-        """As in torch, but what is frozen stays in evaluation mode."""
+        """Set training or evaluation mode as in torch, but keep what is frozen in evaluation mode."""
         super().train(mode)
         for module in self.frozen_modules():
             module.eval()
@@ -166,7 +170,7 @@ class DenseBackbone(BaseModule):
 
 
 class FourStageBackbone(DenseBackbone):
-    """Stem and downsampling layers in ``downsample_layers``, blocks in ``stages``: names as released.
+    """Holds stem and downsampling layers in ``downsample_layers``, blocks in ``stages``: names as released.
 
     Stages behind the last that is emitted are not built. A subclass fills both lists, from
     ``drop_rates``, then calls :meth:`add_output_norms_and_freeze`.
@@ -205,7 +209,10 @@ class FourStageBackbone(DenseBackbone):
         self.stages = nn.ModuleList()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride)."""
+        """Return the maps that are emitted.
+
+        (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride).
+        """
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
@@ -224,11 +231,14 @@ class FourStageBackbone(DenseBackbone):
         return [block for stage in self.stages for block in stage]
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:
-        """See :meth:`DenseBackbone.layer_depth`.
+        """Return the depth group of the parameter ``name``; see :meth:`DenseBackbone.layer_depth`.
 
         Layer-wise (paper, App. A.2; fine-tuning and detection): three blocks of the third stage form
         one group, so 6 groups for tiny and 12 from small up. Stage-wise (segmentation recipe): the
         stem and all downsampling layers are 0, stage ``i`` (from 0) is ``i + 1``.
+
+        Raises:
+            UserError: an unknown ``by``.
         """
         part, *numbers = name.split('.')[:3]
         if by not in ('layer_wise', 'stage_wise'):

@@ -1,4 +1,4 @@
-"""The block of ConvNeXt V1 and V2, as the papers draw it."""
+"""Defines the block of ConvNeXt V1 and V2, as the papers draw it."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ LAYER_SCALE = 1e-6  # starting value in training from scratch (V1, Table 5)
 
 
 class Block(FoldableBlock):
-    """Depthwise 7x7 convolution, norm, two-layer MLP over the channels, residual sum.
+    """Computes a depthwise 7x7 convolution, norm, a two-layer MLP over the channels and a residual sum.
 
     Sources: ConvNeXt (arXiv:2201.03545) Fig. 4; response norm of V2 (arXiv:2301.00808) Sec. 4. Attribute
     names are the keys of the released checkpoints, so those load without renaming.

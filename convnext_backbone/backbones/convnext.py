@@ -1,4 +1,4 @@
-"""ConvNeXt V1 and V2: table of sizes, network.
+"""Defines ConvNeXt V1 and V2: table of sizes, network.
 
 Sources: "A ConvNet for the 2020s", arXiv:2201.03545 (V1), and "ConvNeXt V2", arXiv:2301.00808, whose
 App. A has the sizes atto ... nano, which V1 networks were trained with too. Attribute names are the keys
@@ -39,7 +39,7 @@ ARCHITECTURES = {
 
 
 class Downsample(nn.Conv2d):
-    """2x2 convolution that halves the map; with ``stride=1`` it keeps the size (output stride).
+    """Halves the map by a 2x2 convolution; with ``stride=1`` it keeps the size (output stride).
 
     Then its taps lie ``dilation`` apart, and every ``2 * dilation``-th position has the value that
     the halving convolution gives there.
@@ -56,7 +56,7 @@ class Downsample(nn.Conv2d):
 
 @MODELS.register_module()
 class ConvNeXt(FourStageBackbone):
-    """ConvNeXt V1 or V2 as a dense backbone: four maps at strides 4, 8, 16 and 32.
+    """Computes ConvNeXt V1 or V2 as a dense backbone: four maps at strides 4, 8, 16 and 32.
 
     In a config: ``backbone=dict(type='convnext_backbone.ConvNeXt', arch='tiny')``.
 
@@ -65,7 +65,7 @@ class ConvNeXt(FourStageBackbone):
             v2_femto, v2_pico, v2_nano, v2_tiny, v2_base, v2_large, v2_huge.
         depths: blocks of the four stages, in place of the table's.
         dims: channels of the four stages, in place of the table's.
-        in_channels: channels of the image. With other than 3, the stem of a checkpoint made for
+        in_channels: channels of the image. With a number different from 3, the stem of a checkpoint made for
             three channels is inflated when it is loaded.
         out_indices: stages whose maps are emitted; see :class:`DenseBackbone`.
         output_stride: 32, 16 or 8: no map is coarser. Instead of halving the map, the last or the last

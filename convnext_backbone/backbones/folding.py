@@ -1,4 +1,4 @@
-"""Folding for inference: norm affine, layer scale and response-norm shift go into the linear layers."""
+"""Folds norm affine, layer scale and response-norm shift into the linear layers, for inference."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ NAMES = ('w1', 'b1', 'w2', 'b2')
 
 
 class FoldableBlock(nn.Module):
-    """A block whose folded weights stand beside its parameters, as buffers that no checkpoint contains.
+    """Keeps folded weights beside a block's parameters, as buffers that no checkpoint contains.
 
     They are dropped when the parameters are about to change: by ``train()`` and by loading weights.
     """
@@ -21,14 +21,17 @@ class FoldableBlock(nn.Module):
 
     @property
     def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Weight and bias of both linear layers; ``None`` if not folded, or while gradients are recorded."""
+        """Return weight and bias of both linear layers.
+
+        ``None`` if not folded, or while gradients are recorded.
+        """
         if self.folded_w1 is None or torch.is_grad_enabled():
             return None
         return self.folded_w1, self.folded_b1, self.folded_w2, self.folded_b2
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Multiply what is linear into the two linear layers.
+        """Multiply norm affine, layer scale and response-norm shift into the two linear layers.
 
         Raises:
             UserError: a layer was replaced.
@@ -52,7 +55,7 @@ class FoldableBlock(nn.Module):
             self.register_buffer(f'folded_{name}', own, persistent=False)
 
     def unfold(self) -> None:
-        """Compute with the parameters themselves again."""
+        """Drop the folded weights, so that the block computes with its parameters themselves again."""
         for name in NAMES:
             self.register_buffer(f'folded_{name}', None, persistent=False)
 

@@ -1,4 +1,4 @@
-"""Isotropic ConvNeXt: one resolution, stride 16, as in a vision transformer.
+"""Defines isotropic ConvNeXt: one resolution, stride 16, as in a vision transformer.
 
 Source: "A ConvNet for the 2020s", arXiv:2201.03545, Sec. 3.3, Table 2. Attribute names are the keys of
 the released checkpoints, so those load without renaming.
@@ -34,7 +34,7 @@ PATCH = 16
 
 @MODELS.register_module()
 class IsotropicConvNeXt(DenseBackbone):
-    """Isotropic ConvNeXt as a dense backbone: a simple feature pyramid from its one map.
+    """Computes isotropic ConvNeXt as a dense backbone: a simple feature pyramid from its one map.
 
     The pyramid is that of ViTDet (arXiv:2203.16527, Sec. 3), without its last convolutions, which FPN or
     UPerNet have themselves: strides 4, 8, 16 and 32 by two transposed convolutions, one, none, and a
@@ -122,7 +122,10 @@ class IsotropicConvNeXt(DenseBackbone):
         self.add_output_norms_and_freeze(LayerNorm2d)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride)."""
+        """Return the maps that are emitted.
+
+        (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride).
+        """
         x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (N, dim, H / 16, W / 16)
         x = self.run_blocks(self.blocks, x)
         return tuple(self.output(i, self.pyramid[str(i)](x)) for i in self.out_indices)
@@ -134,7 +137,13 @@ class IsotropicConvNeXt(DenseBackbone):
         return list(self.blocks)
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:
-        """See :meth:`DenseBackbone.layer_depth`; three blocks form one group, from 1 on."""
+        """Return the depth group of the parameter ``name``; three blocks form one group, from 1 on.
+
+        See :meth:`DenseBackbone.layer_depth`.
+
+        Raises:
+            UserError: a ``by`` different from ``'layer_wise'``.
+        """
         if by != 'layer_wise':
             raise UserError(
                 f'an isotropic network has one stage: its layer decay goes by layer_wise, got {by!r}'

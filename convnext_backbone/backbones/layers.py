@@ -1,4 +1,4 @@
-"""The small layers the networks are made of."""
+"""Defines the small layers the networks are made of."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of an (N, C, H, W) map, at every position by itself.
+    """Normalises an (N, C, H, W) map over its channels, at every position by itself (LayerNorm).
 
     A map in channels_last memory is normalised where it lies: both permutes are views.
     """
@@ -21,7 +21,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Contrast between channels: each is weighed by its norm over the map (V2, arXiv:2301.00808, Sec. 4).
+    """Weighs each channel by its norm over the map: contrast between channels (arXiv:2301.00808, Sec. 4).
 
     The sum over the positions is taken in float32 at least. Both parameters have the shape of the
     released checkpoints, (1, 1, 1, dim), and start at zero: the layer starts as the identity.
@@ -36,7 +36,7 @@ class GlobalResponseNorm(nn.Module):
         return torch.addcmul(self.beta + x, self.gamma, x * self._share(x))
 
     def without_shift(self, x: Tensor) -> Tensor:
-        """What :meth:`forward` gives without ``beta``, which the next layer can take into its bias."""
+        """Compute :meth:`forward` without ``beta``, which the next layer can add to its bias."""
         return x * (1 + self.gamma * self._share(x))
 
     def _share(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, zero the whole branch of a sample with probability ``rate``.
+    """Zeroes, in training, the whole branch of a sample with probability ``rate`` (stochastic depth).
 
     What is kept is divided by ``1 - rate``, so that the expectation stays (arXiv:1603.09382).
 
@@ -64,7 +64,7 @@ class DropPath(nn.Module):
         return x * self.scale(x)
 
     def scale(self, x: Tensor) -> Tensor:
-        """(N, 1, ...): of each sample 0, or 1 / (1 - rate)."""
+        """Return the factor of each sample, (N, 1, ...): 0, or 1 / (1 - rate)."""
         keep = 1.0 - self.rate
         return x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 

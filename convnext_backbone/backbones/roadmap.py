@@ -1,4 +1,4 @@
-"""From a ResNet to ConvNeXt, one named step of the paper at a time.
+"""Leads from a ResNet to ConvNeXt, one named step of the paper at a time.
 
 Source: "A ConvNet for the 2020s", arXiv:2201.03545, Sec. 2 and Fig. 2; accuracies and FLOPs of every step
 in Tables 10 (ResNet-50 to ConvNeXt-T) and 11 (ResNet-200 to ConvNeXt-B). The code of the steps between was
@@ -21,7 +21,7 @@ from .layers import DropPath, LayerNorm2d, init_layer
 
 @dataclass(frozen=True)
 class Design:
-    """What the steps change. The defaults are those of a ResNet."""
+    """Holds what the steps change; the defaults are those of a ResNet."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64  # of the stem and, doubled from stage to stage, of the bottlenecks or the blocks
@@ -69,7 +69,7 @@ STEPS = dict(
 
 
 def design(start: str, step: str) -> Design:
-    """The network at ``step``: all changes up to it, from ``start`` on."""
+    """Return the network at ``step``: all changes up to it, from ``start`` on."""
     own = STARTS[check_choice('start', start, STARTS)]
     check_choice('step', step, STEPS)
     steps = list(STEPS)
@@ -80,7 +80,7 @@ def design(start: str, step: str) -> Design:
 
 
 def _conv(dim_in: int, dim_out: int, kernel: int, norm: type[nn.Module] | None, stride=1, groups=1):
-    """A convolution, with a bias unless batch norm would take it away again, and its norm."""
+    """Build a convolution, with a bias unless batch norm would cancel it, and its norm."""
     bias = norm is not nn.BatchNorm2d
     yield nn.Conv2d(dim_in, dim_out, kernel, stride, kernel // 2, groups=groups, bias=bias)
     if norm is not None:
@@ -88,7 +88,7 @@ def _conv(dim_in: int, dim_out: int, kernel: int, norm: type[nn.Module] | None, 
 
 
 class RoadmapBlock(nn.Module):
-    """Two 1x1 convolutions and a spatial one, arranged as the design says, and a shortcut.
+    """Computes two 1x1 convolutions and a spatial one, arranged as the design says, and a shortcut.
 
     Args:
         dim_in: channels in.
@@ -127,7 +127,7 @@ class RoadmapBlock(nn.Module):
 
 @MODELS.register_module()
 class Roadmap(FourStageBackbone):
-    """The network of one step of the roadmap, as a dense backbone or in a classifier.
+    """Computes the network of one step of the roadmap, as a dense backbone or in a classifier.
 
     The first step is a ResNet (with the stride in the 3x3 convolution), the last is ConvNeXt: tiny from
     ``resnet50``, base from ``resnet200``. Only that has output norms, and a norm in the classifier.
@@ -204,7 +204,7 @@ class Roadmap(FourStageBackbone):
 
 
 def _init_as_resnet(module: nn.Module) -> None:
-    """Starting values of torchvision's ResNet."""
+    """Set the starting values of torchvision's ResNet."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Weights: reading files safely, recognising them, loading them completely."""
+"""Reads files of weights safely, recognises them, loads them completely."""
 
 from .load import CheckpointMismatch, LoadReport, Pretrained, load_checkpoint, load_tensors, load_trained
 from .read import UnreadableCheckpoint, close_unsafe_reader, read_checkpoint

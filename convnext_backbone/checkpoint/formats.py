@@ -1,4 +1,4 @@
-"""From the content of a checkpoint to tensors under the names of the released ConvNeXt, and back.
+"""Converts the content of a checkpoint to tensors under the names of the released ConvNeXt, and back.
 
 Recognised by the keys alone: the official files of V1 (classifiers, isotropic networks) and V2, the latter's
 FCMAE pretraining, timm (also its CLIP and DINOv3 networks), torchvision, Hugging Face transformers
@@ -30,14 +30,14 @@ MOST_BLOCKS = 36  # in a stage, of any network that is read
 
 @dataclass(frozen=True)
 class Family:
-    """How one library names the tensors.
+    """Holds how one library names the tensors.
 
     Attributes:
         pairs: the released name and theirs. ``{i}`` is a stage, ``{d}`` one but the first, ``{j}`` a block,
             ``{k}`` 0 or 1 (the parts of a downsampling layer), ``{p}`` weight or bias; ``{odd}`` is
             ``2 i + 1`` and ``{even}`` ``2 d``.
         optional: prefix that their names may lack.
-        shapes: end of a released name -> shape in their files, where it is another (-1: the channels).
+        shapes: end of a released name -> shape in their files, where it differs (-1: the channels).
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -46,7 +46,7 @@ class Family:
 
     @cached_property
     def theirs(self) -> dict[str, str]:
-        """Released name -> their name."""
+        """Return the mapping released name -> their name."""
         names = {}
         for ours, theirs in self.pairs:
             for i in range(4) if '{i}' in ours else range(1, 4) if '{d}' in ours else (0,):
@@ -59,13 +59,16 @@ class Family:
 
     @cached_property
     def ours(self) -> dict[str, str]:
-        """Their name, with the optional prefix or without -> released name."""
+        """Return the mapping their name, with the optional prefix or without -> released name."""
         names = {theirs: ours for ours, theirs in self.theirs.items()}
         return names | {theirs.removeprefix(self.optional): ours for theirs, ours in names.items()}
 
 
 def _family(stem: tuple, down: str, block: str, names: tuple, norm: str, head: str, **kwargs) -> Family:
-    """``names`` are those of dwconv, norm, pwconv1, pwconv2, gamma, grn.gamma and grn.beta in a block."""
+    """Build a :class:`Family`.
+
+    ``names`` are those of dwconv, norm, pwconv1, pwconv2, gamma, grn.gamma and grn.beta in a block.
+    """
     parts = ('dwconv.{p}', 'norm.{p}', 'pwconv1.{p}', 'pwconv2.{p}', 'gamma', 'grn.gamma', 'grn.beta')
     pairs = [(f'downsample_layers.0.{k}.{{p}}', f'{name}.{{p}}') for k, name in enumerate(stem)]
     pairs.append(('downsample_layers.{d}.{k}.{p}', down + '.{k}.{p}'))
@@ -151,7 +154,7 @@ PREFIXES = ('visual.trunk.', 'backbone.')
 
 
 def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str, Tensor]:
-    """The named tensors in a checkpoint, out of their wrappers and without ``module.``.
+    """Return the named tensors in a checkpoint, out of their wrappers and without ``module.``.
 
     Args:
         weights: ``'final'`` or ``'ema'``, of a training with a moving average; without one, final is what
@@ -180,7 +183,9 @@ def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str
 
 
 def dataset_meta(content: dict) -> dict:
-    """What a checkpoint says about its training's data: ``classes``, ``palette``, ...; empty if nothing.
+    """Return what a checkpoint records about its training's data: ``classes``, ``palette``, ....
+
+    Empty if nothing.
 
     Since mmdet 3 and mmseg 1 it stands in ``meta['dataset_meta']``, before in ``meta`` itself, in capitals.
     """
@@ -193,12 +198,12 @@ def dataset_meta(content: dict) -> dict:
 
 
 def released_names(names) -> dict[str, str]:
-    """Name in a module of ours -> name in the released checkpoints: without ``backbone.``."""
+    """Map each name in a module of ours to its name in the released checkpoints: without ``backbone.``."""
     return {name: name.removeprefix('backbone.') for name in names}
 
 
 def to_released(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The family whose names most of the tensors have, and the tensors under the released names.
+    """Return the family whose names most of the tensors have, and the tensors under the released names.
 
     What the family does not name keeps its name. Shapes stay as they are in the file, but for those of
     FCMAE's sparse layers, which become dense ones.
@@ -222,7 +227,10 @@ def to_released(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
 
 def _dense_fcmae(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sparse layers of V2's pretraining as dense ones; its decoder, whose names stay, is of no use here."""
+    """Convert the sparse layers of V2's pretraining to dense ones.
+
+    Its decoder, whose names stay, is of no use here.
+    """
     found = {}
     for name, tensor in tensors.items():
         name = name.removeprefix('encoder.')
@@ -239,7 +247,7 @@ def _dense_fcmae(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_released(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """Tensors under the released names -> as ``family`` names and shapes them.
+    """Rename and reshape tensors under the released names as ``family`` has them.
 
     Raises:
         UserError: the family cannot express one of them, or has no such name.
@@ -259,10 +267,10 @@ def from_released(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
 
 
 def infer_arch(tensors: dict[str, Tensor]) -> str | None:
-    """The network whose depths and widths the tensors (released names) have, ``None`` if there is none.
+    """Return the network whose depths and widths the tensors (released names) have, ``None`` if none has.
 
     Returns:
-        As it is said in a config: ``arch='tiny'``, or ``type='IsotropicConvNeXt', arch='small'``.
+        Its name as written in a config: ``arch='tiny'``, or ``type='IsotropicConvNeXt', arch='small'``.
     """
     depths, dims = [0] * 4, [0] * 4
     for name, tensor in tensors.items():

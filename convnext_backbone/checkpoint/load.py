@@ -1,4 +1,4 @@
-"""Strict loading: every tensor on either side is loaded, named in advance, or the run stops."""
+"""Loads weights strictly: every tensor on either side is loaded, named in advance, or the run stops."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -20,12 +20,15 @@ STEMS = ('downsample_layers.0.0.weight', 'stem.weight')  # by the names of the r
 
 
 class CheckpointMismatch(UserError):
-    """A checkpoint does not fit: the message lists what is missing, unexpected or of another shape."""
+    """Is raised for a checkpoint that does not fit.
+
+    Lists what is missing, unexpected or of a different shape.
+    """
 
 
 @dataclass
 class LoadReport:
-    """What became of every tensor of a file and of the module it was loaded into."""
+    """Records what became of every tensor of a file and of the module it was loaded into."""
 
     file: str
     target: str
@@ -223,7 +226,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def inflate(weight: Tensor, in_channels: int) -> Tensor:
-    """A stem for ``in_channels`` from one for three, as timm does it.
+    """Convert a stem for three channels to one for ``in_channels``, as timm does it.
 
     One channel takes the sum of the three; ``n`` take them in turn, scaled by 3 / n.
 
@@ -242,7 +245,9 @@ def inflate(weight: Tensor, in_channels: int) -> Tensor:
 
 @WEIGHT_INITIALIZERS.register_module()
 class Pretrained:
-    """``init_cfg`` of a backbone or a classifier: :func:`load_checkpoint`, the report in the log.
+    """Loads weights as ``init_cfg`` of a backbone or a classifier; the report goes to the log.
+
+    See :func:`load_checkpoint`.
 
     Args:
         checkpoint: file or URL.
@@ -257,7 +262,7 @@ class Pretrained:
     def __call__(self, module: nn.Module) -> None:
         report = load_checkpoint(module, self.checkpoint, **self.options)
         print_log(f'pretrained weights\n{report}', logger='current')
-        for part in module.modules():  # mmengine initialises the parts later, unless told they are done
+        for part in module.modules():  # mmengine initialises the parts later, unless marked as done
             if part is not module and hasattr(part, 'is_init'):
                 part.is_init = True
         if hasattr(module, '_params_init_info'):  # mmengine's record of who initialised what

@@ -1,4 +1,4 @@
-"""Open a file of weights without running code from it.
+"""Reads files of weights without running code from them.
 
 Only torch's ``weights_only`` unpickler and safetensors are ever used. Beyond torch's own list of
 harmless types, :data:`ALLOWED` names what the checkpoints of an mmengine training contain; anything
@@ -33,7 +33,7 @@ TIMEOUT = 30  # seconds without an answer from a server of weights
 
 
 def _statistics_method(owner, name):
-    """Stands for ``getattr`` in a pickle: gives what mmengine's HistoryBuffer refers to, nothing else."""
+    """Stand in for ``getattr`` in a pickle: give what mmengine's HistoryBuffer refers to, nothing else."""
     if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
         return getattr(owner, name)
     raise UnpicklingError(f'Unsupported global: GLOBAL getattr({owner}, {name}) was not allowed')
@@ -57,14 +57,14 @@ ALLOWED = [
 
 
 class UnreadableCheckpoint(UserError):
-    """The file is missing, damaged, no file of weights, or holds something else than data."""
+    """Is raised where the file is missing, damaged, no file of weights, or holds something else than data."""
 
 
 def read_checkpoint(path: str | os.PathLike, map_location='cpu') -> dict:
-    """The content of a ``.pth`` or ``.safetensors`` file or URL; no code in it is run.
+    """Return the content of a ``.pth`` or ``.safetensors`` file or URL; no code in it is run.
 
     Raises:
-        UnreadableCheckpoint: with one line that names the file and says what is wrong with it.
+        UnreadableCheckpoint: with one line that names the file and what is wrong with it.
     """
     file = local_file(path)
     try:
@@ -91,7 +91,7 @@ def read_checkpoint(path: str | os.PathLike, map_location='cpu') -> dict:
 
 
 def _torch_load(file, map_location=None, weights_only=True):
-    """``torch.load``, always with ``weights_only`` (the argument exists to fit mmengine's calls)."""
+    """Call ``torch.load``, always with ``weights_only`` (the argument exists to fit mmengine's calls)."""
     try:
         with torch.serialization.safe_globals(ALLOWED):
             return torch.load(file, map_location=map_location, weights_only=True)
@@ -137,12 +137,16 @@ def close_unsafe_reader() -> None:
 
 
 def local_file(path: str | os.PathLike) -> Path:
-    """A file on this machine for ``path``: itself, or what a URL or a name of :mod:`zoo` stands for.
+    """Return a file on this machine for ``path``: itself, or what a URL or a name of :mod:`zoo` stands for.
 
     The latter two are looked up in the weights folder, then downloaded. The folder is
     ``$CONVNEXT_WEIGHTS``, by default ``~/.cache/convnext_backbone``. A download goes to a temporary name
-    and is renamed when it is complete and has the SHA-256 that its name says, if it says one. Of several
+    and is renamed when it is complete and has the SHA-256 in its name, if there is one. Of several
     processes one downloads, the others wait.
+
+    Raises:
+        UnreadableCheckpoint: there is no such file, the download fails, or the file of that name came from a
+            different URL or has a different SHA-256.
     """
     if released := zoo.RELEASED.get(str(path)):
         level = logging.WARNING if released.licence == zoo.RESTRICTED else logging.INFO
@@ -208,11 +212,11 @@ def _download(url: str, file: Path) -> None:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Of the file, in hexadecimal digits."""
+    """Return the SHA-256 of the file, in hexadecimal digits."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def file_hash(path: str | os.PathLike) -> str:
-    """The first 16 hexadecimal digits of the file's SHA-256."""
+    """Return the first 16 hexadecimal digits of the file's SHA-256."""
     return sha256(path)[:16]

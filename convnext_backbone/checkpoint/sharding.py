@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a shard (FSDP): full ones for a file, and back."""
+"""Converts tensors of which each process holds a shard (FSDP): full ones for a file, and back."""
 
 from collections import OrderedDict
 

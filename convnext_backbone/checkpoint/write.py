@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and finding the newest of them that is whole."""
+"""Writes checkpoints that are whole or not there, and finds the newest of them that is whole."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ POINTER = 'last_checkpoint'  # mmengine's name: a file with the path of the newe
 
 
 class _Hashing:
-    """A stream to write to that knows the SHA-256 of what it was given."""
+    """Wraps a stream to write to, and knows the SHA-256 of what was written."""
 
     def __init__(self, stream):
         self.stream, self.hash = stream, hashlib.sha256()
@@ -32,7 +32,7 @@ class _Hashing:
 
 
 def side_file(file: Path) -> Path:
-    """Where size, hash and place in the training of a checkpoint are noted."""
+    """Return the file that notes size, hash and place in the training of a checkpoint."""
     return file.with_name(f'{file.name}.json')
 
 
@@ -43,7 +43,7 @@ def write_checkpoint(content: dict, file: Path, **facts) -> None:
     file notes size and SHA-256. A checkpoint without side file is checked by the checksums inside it.
 
     Args:
-        facts: what the side file says besides: ``epoch``, ``iter``, ...
+        facts: what the side file notes besides: ``epoch``, ``iter``, ...
 
     Raises:
         OSError: the disk is full, or what is on it is not what was written. Nothing is left over, and an
@@ -72,7 +72,7 @@ def write_text(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _replacing(file: Path, mode: str):
-    """A stream beside ``file``, whose content takes its place when it is on the disk, or is removed."""
+    """Open a stream beside ``file``, whose content takes its place when it is on the disk, or is removed."""
     part = file.with_name(f'.{file.name}.part')
     try:
         with part.open(mode) as stream:
@@ -99,7 +99,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_metadata(file: Path) -> dict:
-    """What the side file of a checkpoint says; empty without one."""
+    """Return the content of a checkpoint's side file; empty without one."""
     try:
         return json.loads(side_file(file).read_text())
     except (OSError, ValueError):
@@ -113,7 +113,7 @@ def note_validation(file: Path) -> None:
 
 
 def why_damaged(file: Path) -> str:
-    """Why ``file`` is not the checkpoint that was written; empty if it is."""
+    """Return why ``file`` is not the checkpoint that was written; empty if it is."""
     facts = read_metadata(file)
     try:
         size = file.stat().st_size
@@ -129,7 +129,7 @@ def why_damaged(file: Path) -> str:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a training from which it can go on, the newest first.
+    """Return the checkpoints of a training from which it can go on, the newest first.
 
     Those in ``folder``; if there are none, what its file ``last_checkpoint`` points to, and those beside it.
     """
@@ -153,7 +153,7 @@ def _written(file: Path) -> float:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint in ``folder`` that is whole, and a line about each one passed over."""
+    """Return the newest checkpoint in ``folder`` that is whole, and a line about each one passed over."""
     passed_over = []
     for file in checkpoints_in(folder):
         if not (reason := why_damaged(file)):

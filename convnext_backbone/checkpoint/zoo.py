@@ -1,4 +1,4 @@
-"""Released weights by name: where they come from, what they are, and under which licence.
+"""Lists released weights by name: where they come from, what they are, and under which licence.
 
 Sources of the accuracies: the READMEs of the official code of V1 and V2, and torchvision's list of weights.
 Only where these print one for a file is there one here.
@@ -18,10 +18,10 @@ RESTRICTED = 'CC-BY-NC 4.0: no commercial use'
 
 @dataclass(frozen=True)
 class Weights:
-    """One released file.
+    """Describes one released file.
 
     Attributes:
-        arch: as said in a config; ``isotropic_…`` is an :class:`IsotropicConvNeXt`.
+        arch: as written in a config; ``isotropic_…`` is an :class:`IsotropicConvNeXt`.
         num_classes: 0 where there is no classifier (self-supervised pretraining).
         input_size: height and width in pixels, of the training and of the evaluation of ``top1``.
         resize: short side before the centre crop; the image is squeezed to a square where the two are equal.
@@ -38,7 +38,7 @@ class Weights:
 
     @property
     def sha256(self) -> str:
-        """The first digits of the SHA-256, empty where none is published."""
+        """Return the first digits of the SHA-256, empty where none is published."""
         return published_hash(self.url)
 
     def __str__(self) -> str:
@@ -49,9 +49,9 @@ class Weights:
 
 
 def published_hash(url: str) -> str:
-    """The start of the SHA-256 that a file's name says (``name-983f1562.pth``), empty if it says none.
+    """Return the start of the SHA-256 in a file's name (``name-983f1562.pth``), empty if there is none.
 
-    Eight digits that may be a date (``name-20240131.pth``) say none.
+    Eight digits that may be a date (``name-20240131.pth``) are not taken for one.
     """
     found = re.search(r'-([0-9a-f]{8,64})\.[a-z]+$', PurePosixPath(urlparse(url).path).name)
     return found[1] if found and not re.fullmatch(r'(19|20)\d{6}', found[1]) else ''
@@ -118,5 +118,5 @@ RELEASED: dict[str, Weights] = dict(_entries())
 
 
 def nearest(name: str) -> str:
-    """Words that suggest the released name nearest to ``name``; empty if none is near."""
+    """Return words that suggest the released name nearest to ``name``; empty if none is near."""
     return suggest(name, RELEASED, 0.8, 'the released ')

@@ -1,4 +1,4 @@
-"""Classification: the pretraining of the backbones."""
+"""Trains and evaluates classifiers: the pretraining of the backbones."""
 
 from .classifier import Classifier
 from .data import ImageDataset, ImageStream, collate_images

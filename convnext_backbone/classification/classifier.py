@@ -1,4 +1,4 @@
-"""Image classifier: backbone, global average, LayerNorm, linear layer (paper, Sec. 2)."""
+"""Defines the image classifier: backbone, global average, LayerNorm, linear layer (paper, Sec. 2)."""
 
 import torch.nn.functional as F
 from mmengine.model import BaseModel
@@ -14,7 +14,7 @@ from ..registry import MODELS, type_name
 
 @MODELS.register_module()
 class Classifier(BaseModel):
-    """A classifier around a backbone of this package.
+    """Classifies images by a backbone of this package, pooling and a linear layer.
 
     Its parameters have the names of the released classifiers, the backbone's below ``backbone.``;
     :func:`convnext_backbone.checkpoint.load_checkpoint` loads those files into it as they are.
@@ -62,12 +62,15 @@ class Classifier(BaseModel):
             self.head.weight.data.mul_(head_init_scale)
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'):
-        """Logits, losses or predictions, as mmengine's Runner asks for them.
+        """Return logits, losses or predictions, as mmengine's Runner asks for them.
 
         Args:
             inputs: (N, 3, H, W), normalised.
             labels: (N,) class numbers, or (N, num_classes) probabilities (Mixup).
             mode: ``'tensor'`` or ``'predict'``: logits (N, num_classes). ``'loss'``: dict of losses.
+
+        Raises:
+            UserError: an odd number of images with Mixup.
         """
         smoothing = self.label_smoothing
         if mode == 'loss' and self.mixup:
@@ -84,7 +87,7 @@ class Classifier(BaseModel):
         return dict(loss=F.cross_entropy(logits, labels, label_smoothing=smoothing))
 
     def val_step(self, data: dict) -> list[dict]:
-        """Logits and label of each image, for :class:`Accuracy`."""
+        """Return logits and label of each image, for :class:`Accuracy`."""
         data = self.data_preprocessor(data, False)
         logits = self(data['inputs'], mode='predict')
         return [dict(logits=row, label=label) for row, label in zip(logits.cpu(), data['labels'].cpu())]

@@ -1,4 +1,4 @@
-"""timm's image datasets for mmengine's data loaders: folders, tar files, Hugging Face, WebDataset shards."""
+"""Feeds timm's image datasets to mmengine's data loaders: folders, tar, Hugging Face, WebDataset shards."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from ..registry import DATASETS, FUNCTIONS
 
 @FUNCTIONS.register_module()
 def collate_images(samples: list[dict]) -> dict:
-    """Items of the datasets below as one batch: ``inputs`` (N, 3, H, W) in channels_last, ``labels`` (N,)."""
+    """Stack items of the datasets below: ``inputs`` (N, 3, H, W) in channels_last, ``labels`` (N,)."""
     inputs = torch.stack([sample['inputs'] for sample in samples])
     labels = torch.tensor([sample['labels'] for sample in samples])
     return dict(inputs=inputs.contiguous(memory_format=torch.channels_last), labels=labels)
@@ -31,14 +31,14 @@ def collate_images(samples: list[dict]) -> dict:
 
 @DATASETS.register_module()
 class ImageDataset(Dataset):
-    """One image and its label at a time, from anything timm reads at random: folders, tar, Hugging Face.
+    """Gives one image and its label at a time, from folders, tar, Hugging Face: what timm reads at random.
 
     Args:
         data_root: folder that holds the splits, ``SPLIT/CLASS/*.jpg`` or ``SPLIT.tar``.
         split: name of the split, as timm takes it; for folders ``train`` or ``val``.
         transform: arguments of ``timm.data.create_transform`` (``input_size``, ``is_training``, ...).
         name: kind of dataset in timm's naming (``hfds/...``); empty for folders and tar files.
-        class_index: folder of each class -> its number; or a JSON file below ``data_root`` that says it,
+        class_index: folder of each class -> its number; or a JSON file below ``data_root`` that has it,
             perhaps as [number, name]. By default the folders of the split in alphabetical order.
         skip_corrupt: in place of an unreadable image take another, at random; each is named in the log
             and counted.
@@ -49,7 +49,7 @@ class ImageDataset(Dataset):
     Raises:
         UserError: nothing readable at ``data_root``, a class without images, or one that
             ``class_index`` does not have.
-        UnreadableImage: on taking an item whose file is no image, unless ``skip_corrupt``.
+        UnreadableImage: on taking an item whose file is not an image, unless ``skip_corrupt``.
     """
 
     def __init__(
@@ -107,19 +107,19 @@ class ImageDataset(Dataset):
         return dict(inputs=self._images.transform(image), labels=label)
 
     def filename(self, index: int) -> str:
-        """Of the image, for messages."""
+        """Return the file name of the image, for messages."""
         return self._images.filename(index, absolute=True)
 
 
 @DATASETS.register_module()
 class ImageStream(IterableDataset):
-    """Images and labels in the order in which timm reads them from shards, which are never listed whole.
+    """Gives images and labels in the order in which timm reads them from shards, never listed whole.
 
     In a data loader: ``sampler=None``. Every process and worker reads shards of its own, shuffled anew
     in each epoch.
 
     Args:
-        data_root: folder or URL of the shards; with an ``_info.json`` that says their names and lengths,
+        data_root: folder or URL of the shards; with an ``_info.json`` that lists their names and lengths,
             as timm's own sets have it.
         split: name of a split in that file, or shards and number of images, as in
             ``'train-{0000..4095}.tar|14197122'``.
@@ -132,7 +132,8 @@ class ImageStream(IterableDataset):
     Raises:
         UserError: no such shards, their number of images unknown, or several processes that are to
             evaluate, which would count some images twice.
-        UnreadableImage: on meeting an image of a WebDataset shard that is none, unless ``skip_corrupt``.
+        UnreadableImage: on meeting a sample of a WebDataset shard that is not an image,
+            unless ``skip_corrupt``.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class ImageStream(IterableDataset):
         self.metainfo = dict(classes=tuple(class_names)) if class_names else {}
 
     def __len__(self) -> int:
-        """Images per epoch in this process."""
+        """Return the number of images per epoch in this process."""
         return len(self._images)
 
     def __iter__(self):
@@ -172,21 +173,21 @@ class ImageStream(IterableDataset):
             yield dict(inputs=image, labels=label)
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order of the shards in each epoch; reaches workers that are running already."""
+        """Set the epoch, each with another order of the shards; reaches workers that are running already."""
         self._images.set_epoch(epoch)
 
     def set_loader(self, num_workers: int, batch_size: int) -> None:
-        """How many processes of the data loader will read; each reads whole batches."""
+        """Set how many processes of the data loader will read; each reads whole batches."""
         self._images.reader.batch_size = batch_size
         self._images.set_loader_cfg(num_workers=num_workers)
 
 
 class _UnreadableInShard(UnreadableImage, TypeError):
-    """timm's reader of shards logs every error and goes on, except for a TypeError."""
+    """Stops timm's reader of shards, which logs every error and goes on, except for a TypeError."""
 
 
 class _Shards(reader_wds.ReaderWds):
-    """timm's reader of WebDataset shards, with the name of an image that cannot be read."""
+    """Reads WebDataset shards as timm does, with the name of an image that cannot be read."""
 
     def __init__(self, skip_corrupt: bool, **kwargs):
         super().__init__(**kwargs)
@@ -215,7 +216,7 @@ def _decode_or_name(decode, skipped, sample: dict, **kwargs):
 
 
 def image_transform(**options):
-    """``timm.data.create_transform``, whose RandAugment also runs with Pillow 13.
+    """Return ``timm.data.create_transform``'s transform, whose RandAugment also runs with Pillow 13.
 
     At its strongest it keeps no bit of a colour, which Pillow made black before and refuses now.
     """
@@ -234,7 +235,9 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_) -> Image.Image:
 
 
 def read_class_index(file: str) -> dict[str, int]:
-    """Folder of each class -> its number, from JSON ``{folder: number}`` or ``{folder: [number, name]}``.
+    """Read folder of each class -> its number.
+
+    The file has JSON ``{folder: number}`` or ``{folder: [number, name]}``.
 
     Raises:
         UserError: no such file, or the numbers are not 0 ... n - 1.
@@ -257,7 +260,10 @@ def _check_classes(root: str, names, index: dict[str, int] | None) -> None:
 
 
 def _check_folders(data_root: str, split: str, index: dict[str, int] | None) -> None:
-    """timm leaves out folders without images, shifting the labels behind, and those without a number."""
+    """Raise :class:`UserError` for folders without images and for those without a number.
+
+    timm leaves both out; the former shifts the labels behind.
+    """
     root = Path(data_root, split)
     root = root if root.is_dir() else Path(data_root)
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []

@@ -1,4 +1,4 @@
-"""Accuracy: top-1, top-5, of each class, and which class was taken for which."""
+"""Computes accuracy: top-1, top-5, of each class, and which class was taken for which."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ..registry import METRICS
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """Share of the images, in percent, whose label is among the k highest logits.
+    """Computes the share of the images, in percent, whose label is among the k highest logits.
 
     Args:
         topk: the k's that are reported; one larger than the number of classes is left out.
@@ -59,14 +59,14 @@ class Accuracy(BaseMetric):
 
 
 def confusion(pairs: Sequence[tuple[int, int]], classes: int) -> np.ndarray:
-    """(classes, classes) counts: row the label, column what was predicted; from (label, predicted)."""
+    """Count (label, predicted) pairs: (classes, classes) counts, row the label, column what was predicted."""
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, tuple(np.array(pairs, dtype=np.int64).T), 1)
     return counts
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str], file: Path) -> None:
-    """A picture of the share of each row in each column; with names and numbers up to 30 classes."""
+    """Draw the share of each row in each column; with names and numbers up to 30 classes."""
     from matplotlib.figure import Figure
 
     few = len(names) <= 30

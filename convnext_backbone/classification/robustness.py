@@ -1,4 +1,4 @@
-"""Accuracy on shifted and corrupted images, scored as in Table 8 of the paper.
+"""Measures accuracy on shifted and corrupted images, scored as in Table 8 of the paper.
 
 ImageNet-C (arXiv:1903.12261): the error of each corruption, averaged over five severities and divided by
 AlexNet's, is its CE; their mean is the mCE. Relative: what is added to the clean error, divided likewise.
@@ -66,7 +66,7 @@ SUBSET = ('A', 'R')  # scored among the classes they have
 
 
 class Corrupted(Dataset):
-    """The clean images, cut to the network's input, then corrupted (``imagecorruptions``), then normalised.
+    """Cuts the clean images to the network's input, corrupts (``imagecorruptions``) and normalises them.
 
     The noise of an image depends on its number, the corruption and the severity; see :func:`corrupt`.
     """
@@ -93,7 +93,7 @@ class Corrupted(Dataset):
 
 
 def corrupt(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.ndarray:
-    """``image`` (H, W, 3) uint8 RGB, at least 32 x 32, with one of :data:`CORRUPTIONS`.
+    """Corrupt ``image`` (H, W, 3) uint8 RGB, at least 32 x 32, with one of :data:`CORRUPTIONS`.
 
     Repeatable by ``seed``, but for impulse noise and glass blur, whose random numbers the library draws
     from generators of its own.
@@ -120,12 +120,12 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.
 
 
 def find(root: Path, name: str) -> Path | None:
-    """The folder of a set below the data root, ``None`` if it is not there."""
+    """Return the folder of a set below the data root, ``None`` if it is not there."""
     return next((root / folder for folder in FOLDERS[name] if (root / folder).is_dir()), None)
 
 
 def severity_folders(root: Path, corruptions: Sequence[str]) -> dict[str, dict[int, Path]]:
-    """Corruption -> severity -> folder, below ``root`` or below a group in it (``blur/defocus_blur/3``)."""
+    """Map corruption -> severity -> folder, below ``root`` or a group in it (``blur/defocus_blur/3``)."""
     found = {}
     for corruption in corruptions:
         for folder in (root / corruption, *sorted(root.glob(f'*/{corruption}'))):
@@ -139,7 +139,7 @@ def severity_folders(root: Path, corruptions: Sequence[str]) -> dict[str, dict[i
 def top1(
     model: Callable, dataset: Dataset, *, batch_size: int, num_workers: int, device: str, subset: bool = False
 ) -> float:
-    """Percent of the images whose label has the highest logit.
+    """Return the percentage of the images whose label has the highest logit.
 
     Args:
         subset: among the classes that have images only (ImageNet-A, -R).
@@ -167,14 +167,14 @@ def evaluate(
     severities: Sequence[int] = SEVERITIES,
     say: Callable = print,
 ) -> dict:
-    """Accuracies of every set that is on disk.
+    """Measure the accuracies of every set that is on disk.
 
     Args:
         score: ``(folder, corruption, severity, subset) -> top-1 in percent``; ``corruption`` is empty
             unless the images of the folder are to be corrupted.
         corrupting: make the corruptions from the clean images.
         corruptions, severities: of ImageNet-C; all are needed for a mean.
-        say: is told each result.
+        say: is called with a line for each result.
 
     Returns:
         ``clean``, ``A``, ``R``, ``Sketch`` (top-1 in percent) and ``C``, ``Cbar`` (corruption -> severity
@@ -209,7 +209,7 @@ def _sources(root: Path, name: str, corruptions, corrupting: bool) -> Iterator[t
 
 
 def summarise(results: dict, imagenet: bool) -> dict:
-    """The row of Table 8, from what :func:`evaluate` returns; ``None`` for what cannot be said.
+    """Return the row of Table 8 from what :func:`evaluate` returns; ``None`` for what cannot be computed.
 
     Args:
         imagenet: the classes are those of ImageNet-1K: AlexNet's errors mean something.
@@ -241,7 +241,7 @@ def _mean(values) -> float | None:
 
 
 def draw(results: dict, title: str, file: Path) -> None:
-    """Error of each corruption and severity, and the clean one, as a picture."""
+    """Draw the error of each corruption and severity, and the clean one, as a picture."""
     from matplotlib.figure import Figure
 
     rows = [(c, levels) for name in ('C', 'Cbar') for c, levels in (results.get(name) or {}).items()]

@@ -1,1 +1,1 @@
-"""The commands of ``convnext``: one module each, with ``parse_args`` and a ``main`` that takes arguments."""
+"""Contains the commands of ``convnext``: one module each, with ``parse_args`` and ``main``."""

@@ -73,7 +73,7 @@ def parse_args(argv=None):
 
 @dataclass
 class Cell:
-    """One comparison: everything but who runs it."""
+    """Describes one comparison: everything but who runs it."""
 
     size: str
     task: str
@@ -97,7 +97,7 @@ class Cell:
 
 
 def network(size: str, dense: bool, **options) -> nn.Module:
-    """Ours: the backbone without output norms, which the peers do not have, or the classifier."""
+    """Build ours: the backbone without output norms, which the peers do not have, or the classifier."""
     backbone = dict(type='convnext_backbone.ConvNeXt', arch=size, **options)
     if dense:
         return MODELS.build(dict(backbone, output_norm=False))
@@ -198,7 +198,10 @@ PEERS = dict(timm=timm, torchvision=torchvision, transformers=transformers, mmpr
 
 
 def random_weights(size: str) -> dict[str, Tensor]:
-    """Under the released names; with layer scales and norms that a wrong implementation would show."""
+    """Return random weights under the released names.
+
+    With layer scales and norms that a wrong implementation would show.
+    """
     torch.manual_seed(0)
     model = network(size, dense=False, layer_scale_init_value=0.5)
     weights = {}
@@ -222,7 +225,7 @@ def loss_of(outputs, labels: Tensor) -> Tensor:
 
 
 class Contestant:
-    """A network ready to be timed in a cell.
+    """Holds a network ready to be timed in a cell.
 
     Attributes:
         kept: MiB that its forward pass keeps for the backward one, without parameters (training, eager).
@@ -290,7 +293,7 @@ class Contestant:
 
 
 def same_outputs(build: Callable, reference: nn.Module, cell: Cell, weights: dict) -> float:
-    """The largest difference from our network in float32, relative to its largest number."""
+    """Return the largest difference from our network in float32, relative to its largest number."""
     dense = cell.task != 'classify'
     images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -304,7 +307,7 @@ def same_outputs(build: Callable, reference: nn.Module, cell: Cell, weights: dic
 
 
 def measured_limits(device: str, precision: str) -> tuple[float, float]:
-    """FLOPs per second of a large matrix product, bytes per second of a copy (read and written).
+    """Measure FLOPs per second of a large matrix product, bytes per second of a copy (read and written).
 
     The product as such, as a 1 x 1 convolution, and as blocks do it, which other libraries may compute: the
     fastest of them.
@@ -325,12 +328,17 @@ def measured_limits(device: str, precision: str) -> tuple[float, float]:
 
 
 def share_computed(cell: Cell) -> float:
-    """Of blocks and samples: our eager training leaves out those that stochastic depth drops."""
+    """Return the share of blocks and samples that is computed.
+
+    Our eager training leaves out those that stochastic depth drops.
+    """
     return 1 - DROP_PATH[cell.size] / 2 if cell.mode == 'training' and not cell.compiled else 1.0
 
 
 def least_bytes(cell: Cell) -> float:
-    """What any implementation must move: maps at the borders of blocks, weights, and the optimizer's state.
+    """Return the bytes that any implementation must move.
+
+    Those are the maps at the borders of blocks, the weights, and the optimizer's state.
 
     Inference: each block reads and writes its map once, each weight is read once. Training: forward the same,
     backward reads the block's input and the gradient of its output and writes that of its input; AdamW reads
@@ -356,7 +364,7 @@ def backbone_parameters(size: str) -> list[Tensor]:
 
 
 def flops(cell: Cell) -> float:
-    """Two per multiply-add of convolutions and linear layers; three times as many in training."""
+    """Count two FLOPs per multiply-add of convolutions and linear layers; three times as many in training."""
     with torch.device('meta'):
         model = network(cell.size, cell.task != 'classify').eval()
         images = torch.empty(1, 3, *cell.image)
@@ -370,7 +378,7 @@ def flops(cell: Cell) -> float:
 
 
 def timed(work: Callable, device: str, times: int = 1) -> float:
-    """Seconds per call."""
+    """Return seconds per call."""
     if device == 'cuda':
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -481,7 +489,11 @@ def main(argv=None) -> list[dict]:
 
 
 def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]:
-    """Ours, and the peers that are installed and compute the same."""
+    """Return our network, and the peers that are installed and compute the same.
+
+    Raises:
+        UserError: no peer is installed and computes the same.
+    """
     reference = ours(cell.size, cell.task != 'classify', 0.0, weights).eval()
     same_outputs(ours, reference, cell, weights)  # what fails here is no peer's fault
     found = dict(OURS) if cell.device == 'cuda' else dict(ours=ours)
@@ -519,7 +531,7 @@ def about(device: str) -> str:
 
 
 def processor() -> str:
-    """Its architecture, and what bears on speed of that which Linux names."""
+    """Return the processor's architecture, and what bears on speed of that which Linux names."""
     flags = ''
     with contextlib.suppress(OSError):
         flags = Path('/proc/cpuinfo').read_text()

@@ -29,7 +29,11 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> list[str]:
-    """Print the table and return the names in it."""
+    """Print the table and return the names in it.
+
+    Raises:
+        UserError: no config has such a name.
+    """
     pattern = parse_args(argv).pattern
     names = config_names()
     chosen = [

@@ -1,4 +1,4 @@
-"""The whole line on drawn shapes: dataset, pretraining, detector and segmenter, evaluation, pictures.
+"""Run everything on drawn shapes: dataset, pretraining, detector and segmenter, evaluation, pictures.
 
 convnext demo --out work_dirs/demo        (or: make demo)
 
@@ -55,7 +55,7 @@ def parse_args(argv=None):
 
 
 class Lane:
-    """Commands one after the other in the background, their output in log files.
+    """Runs commands one after the other in the background, their output in log files.
 
     Args:
         commands: (what it does, command of ``convnext`` and its arguments, log file).
@@ -81,7 +81,11 @@ class Lane:
         return True
 
     def poll(self) -> bool:
-        """Go on to the next command where one has ended; False when all have."""
+        """Go on to the next command where one has ended; False when all have.
+
+        Raises:
+            UserError: a command failed; with the end of its log.
+        """
         if self.process is None:
             return False
         status = self.process.poll()
@@ -108,7 +112,7 @@ def test(config: Path, work_dir: Path, *options) -> list:
 
 
 def checkpoint(config: Path, work_dir: Path) -> Path:
-    """The last checkpoint that a training by ``config`` writes."""
+    """Return the last checkpoint that a training by ``config`` writes."""
     from mmengine.config import Config
 
     return work_dir / f'iter_{Config.fromfile(config).train_cfg.max_iters}.pth'
@@ -160,14 +164,14 @@ def metrics(out: Path, task: str, start: str) -> dict:
 
 
 def curve(work_dir: Path, key: str) -> tuple[list, list]:
-    """(iterations, values) of a logged scalar, of the newest run in ``work_dir``."""
+    """Return (iterations, values) of a logged scalar, of the newest run in ``work_dir``."""
     file = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda file: file.stat().st_mtime)
     rows = [row for row in map(json.loads, file.read_text().splitlines()) if key in row]
     return [row['step'] for row in rows], [row[key] for row in rows]
 
 
 def draw_pictures(out: Path) -> list[list[np.ndarray]]:
-    """For some held-out images: image, truth, detector and segmenter from scratch and pretrained (BGR)."""
+    """Draw some held-out images: image, truth, detector and segmenter from scratch and pretrained (BGR)."""
     from pycocotools.coco import COCO
 
     from ..inference import Predictor
@@ -208,7 +212,7 @@ ENLARGE = 2
 
 
 def with_objects(image: np.ndarray, objects: list) -> np.ndarray:
-    """Boxes (x, y, w, h) and masks over the image, enlarged, with class and score beside each box."""
+    """Draw boxes (x, y, w, h) and masks over the image, enlarged, with class and score beside each box."""
     picture = cv2.resize(image, None, fx=ENLARGE, fy=ENLARGE, interpolation=cv2.INTER_NEAREST)
     for label, score, (x, y, w, h), mask in objects:
         colour = np.array(PALETTE[label][::-1], float)
@@ -224,14 +228,14 @@ def with_objects(image: np.ndarray, objects: list) -> np.ndarray:
 
 
 def with_classes(image: np.ndarray, semantic: np.ndarray) -> np.ndarray:
-    """The class of every pixel (0 = background) as a colour over the image, enlarged."""
+    """Draw the class of every pixel (0 = background) as a colour over the image, enlarged."""
     colours = np.array([(0, 0, 0), *(colour[::-1] for colour in PALETTE)], float)
     mixed = np.where(semantic[..., None] > 0, 0.35 * image + 0.65 * colours[semantic], 0.6 * image)
     return cv2.resize(mixed.astype(np.uint8), None, fx=ENLARGE, fy=ENLARGE, interpolation=cv2.INTER_NEAREST)
 
 
 def draw_curves(out: Path) -> bytes:
-    """Losses and validation results over the iterations, as PNG."""
+    """Draw losses and validation results over the iterations, as PNG."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -261,7 +265,7 @@ def draw_curves(out: Path) -> bytes:
 
 
 def load_report(out: Path) -> str:
-    """What the strict loader said when the detector took over the classifier's weights."""
+    """Return what the strict loader logged when the detector took over the classifier's weights."""
     lines = (out / 'logs/detector_pretrained.log').read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if 'pretrained weights' in line)
     last = next(i for i in range(first, len(lines)) if 'missing' in lines[i])
@@ -269,7 +273,7 @@ def load_report(out: Path) -> str:
 
 
 def write_page(out: Path, results: dict, seconds: float) -> Path:
-    """One HTML file with everything in it."""
+    """Write one HTML file with everything in it."""
 
     def picture(data: bytes) -> str:
         return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}">'

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of configs, by the paper's protocol.
+"""Count parameters and FLOPs of configs, by the paper's protocol.
 
 convnext flops cascade_convnext_t
 convnext flops configs/segmentation/*.py --shape 512 512
@@ -60,7 +60,11 @@ def print_configs(files: list[str], size) -> list[dict]:
 
 
 def print_paper() -> list[dict]:
-    """Raises :class:`UserError` if a row disagrees and no footnote explains it."""
+    """Print every published row beside ours and return the rows.
+
+    Raises:
+        UserError: a row disagrees and no footnote explains it.
+    """
     found, notes, wrong = [], [], []
     rows = [row for row in compare() if row.printed['table']]
     print('input: height x width; GFLOPs: 10^9 multiply-adds of convolutions and linear layers')

@@ -51,7 +51,12 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> dict:
-    """Returns what is written to ``robustness.json``."""
+    """Evaluate, and return what is written to ``robustness.json``.
+
+    Raises:
+        UserError: the config names no test data, ``--corrupt`` is missing for a detector or a segmenter, or
+            ``--data-root`` is no folder.
+    """
     args = parse_args(argv)
     scoring_options = dict(corruptions=tuple(args.corruptions), severities=tuple(args.severities))
     cfg = read_config(args.config, args.cfg_options)
@@ -107,7 +112,7 @@ def classifier(args, cfg, **which) -> dict:
 
 
 def dense(args, corruptions, severities) -> dict:
-    """Mean AP or mIoU under corruption, and relative to the clean images (arXiv:1907.07484)."""
+    """Measure mean AP or mIoU under corruption, and relative to the clean images (arXiv:1907.07484)."""
 
     def test(corruption: str | None, severity: int) -> dict[str, float]:
         cfg, _, notes = run_config(

@@ -1,4 +1,4 @@
-"""Configs: finding, reading, checking, and fitting them to the machine. Nothing here knows the engine."""
+"""Finds, reads and checks configs, and fits them to the machine. Nothing here knows the engine."""
 
 from .adapt import (
     choose_device,

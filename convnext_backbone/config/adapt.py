@@ -1,4 +1,4 @@
-"""Fit a config to the machine and the run: device, processes, batch, precision, test-time views."""
+"""Fits a config to the machine and the run: device, processes, batch, precision, test-time views."""
 
 import os
 
@@ -14,7 +14,7 @@ from .weights import drop_pretrained
 
 
 def choose_device(wanted: str | None) -> str:
-    """``cuda`` or ``cpu``; the processes that were started must find a GPU each.
+    """Return ``cuda`` or ``cpu``; the processes that were started must find a GPU each.
 
     Raises:
         UserError: fewer GPUs than processes.
@@ -36,7 +36,7 @@ def choose_device(wanted: str | None) -> str:
 
 
 def use_plain_batch_norm(cfg: Config) -> list[str]:
-    """SyncBN to BN: for a single process, or on a CPU."""
+    """Replace SyncBN by BN: for a single process, or on a CPU."""
     count = 0
     for node in dicts(cfg.model):
         if type_name(node) in ('SyncBN', 'MMSyncBN'):
@@ -46,13 +46,15 @@ def use_plain_batch_norm(cfg: Config) -> list[str]:
 
 
 def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
-    """The images per update: what they are, and what the recipe (``auto_scale_lr.base_batch_size``) has.
+    """Report the images per update: what they are, and what the recipe has.
+
+    The recipe's number is ``auto_scale_lr.base_batch_size``.
 
     ``optim_wrapper.accumulative_counts='auto'`` becomes the number of steps that reaches the recipe's, on
     however many processes; an ``EMAHook`` then averages once per update.
 
     Args:
-        scale_lr: change the learning rate in proportion, if the batch is another than the recipe's.
+        scale_lr: change the learning rate in proportion, if the batch differs from the recipe's.
 
     Raises:
         UserError: ``'auto'``, or ``scale_lr``, where the config names no ``base_batch_size``.
@@ -99,7 +101,7 @@ def _batch_warning(cfg: Config, batch: int, recipe: int, processes: int, lr: flo
 
 
 def choose_precision(cfg: Config, amp: bool, device: str) -> list[str]:
-    """Mixed precision where the config or ``--amp`` asks for it and the device has it.
+    """Set mixed precision where the config or ``--amp`` asks for it and the device has it.
 
     On CUDA bf16 where the device computes it and every operator of the model knows it (mmcv's RoIAlign
     knows fp16 only in some builds), else fp16 with loss scaling; on a CPU none.
@@ -137,7 +139,7 @@ def _bf16_works(cfg: Config, device: str) -> bool:
 
 
 def divide_model(cfg: Config, launcher: str) -> None:
-    """``--fsdp``: parameters, gradients and optimizer states divided among the processes.
+    """Divide parameters, gradients and optimizer states among the processes (``--fsdp``).
 
     Raises:
         UserError: a single process, or a config with a moving average of the weights.
@@ -155,9 +157,11 @@ def divide_model(cfg: Config, launcher: str) -> None:
 
 
 def choose_views(cfg: Config, tta: bool) -> list[str]:
-    """One view of each image, or those of the config's ``tta_pipeline``; a segmenter's metrics say which.
+    """Choose one view of each image, or those of the config's ``tta_pipeline``.
 
-    ``tta_model`` is built around the model, as in mmdet and mmseg; what it says of ``module`` changes the
+    A segmenter's metrics say which.
+
+    ``tta_model`` is built around the model, as in mmdet and mmseg; its entries of ``module`` change the
     model itself, for example ``module=dict(test_cfg=dict(mode='whole'))``.
 
     Raises:
@@ -191,14 +195,17 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
 
 
 def write_details(cfg: Config) -> None:
-    """A classifier's accuracy of each class and its confusions go into the work dir."""
+    """Make a classifier's accuracy of each class and its confusions go into the work dir."""
     for evaluator in dicts(cfg.test_evaluator):
         if type_name(evaluator) == 'convnext_backbone.Accuracy':
             evaluator.setdefault('out_dir', cfg.work_dir)
 
 
 def for_testing(cfg: Config, checkpoint: str) -> None:
-    """Test the weights of ``checkpoint`` as they are: its ``state_dict`` is the moving average already."""
+    """Make a test load the weights of ``checkpoint`` as they are.
+
+    Its ``state_dict`` is the moving average already.
+    """
     drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'EMAHook']

@@ -1,4 +1,4 @@
-"""What a config says about its data: where it lies, whether it is there, which classes it has."""
+"""Reads what a config says about its data: where it lies, whether it is there, which classes it has."""
 
 import json
 import os
@@ -14,7 +14,7 @@ DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def datasets(cfg: Config, splits=DATALOADERS) -> Iterator[tuple[str, dict]]:
-    """(data loader, dataset) for each dataset in the config, those inside wrappers included."""
+    """Yield (data loader, dataset) for each dataset in the config, those inside wrappers included."""
     for split in splits:
         stack = [(cfg.get(split) or {}).get('dataset')]
         while stack:
@@ -55,7 +55,7 @@ def _replace_prefix(value, old: str, new: str):
 
 
 def check_data(cfg: Config, splits) -> list[str]:
-    """Folders and annotation files exist, and annotations and config speak of the same classes.
+    """Check that folders and annotation files exist, and that annotations and config have the same classes.
 
     Raises:
         UserError: naming the path or the category.
@@ -121,7 +121,7 @@ def _some(values) -> str:
 
 
 def check_classes(cfg: Config, classes) -> None:
-    """The heads that predict the dataset's classes count as many as it has.
+    """Check that the heads that predict the dataset's classes count as many as it has.
 
     Raises:
         UserError: naming the head and both numbers.
@@ -135,7 +135,10 @@ def check_classes(cfg: Config, classes) -> None:
 
 
 def num_classes(node, path: str) -> Iterator[tuple[str, int]]:
-    """``num_classes`` of the heads; not of RPN, nor of heads that predict something else beside."""
+    """Yield the path and ``num_classes`` of each head.
+
+    RPN is left out, and heads that predict something else beside.
+    """
     if isinstance(node, dict):
         others = ('rpn_head', 'semantic_head', 'glbctx_head')
         boundary = type_name(node) == 'STDCHead'

@@ -1,4 +1,4 @@
-"""Find the configs that come along, by path or by name, and what is printed about them."""
+"""Finds the configs that come along, by path or by name, and what is printed about them."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Keys of a config that nothing reads: a misspelling there is a setting that silently does not hold."""
+"""Finds keys of a config that nothing reads: a misspelling there is a setting that silently does not hold."""
 
 import ast
 import difflib
@@ -64,7 +64,7 @@ def apply_options(cfg: Config, options: dict) -> None:
 
 
 def check_keys(cfg: Config) -> None:
-    """Every key must be read by something; variables that have done their part are removed.
+    """Check that every key is read by something, and remove variables that have done their part.
 
     At the top level, read are the keys in :data:`READ`, and a variable that the file which sets it, or
     one that inherits from that file, uses by name, or whose value has arrived in what is read, if some
@@ -106,7 +106,7 @@ def check_keys(cfg: Config) -> None:
 
 
 def _check_untyped(node, file: str, path: str) -> None:
-    """In dicts that nothing is built from, no two keys may be nearly the same."""
+    """Raise :class:`UserError` where two keys of a dict that nothing is built from are nearly the same."""
     if path.endswith('custom_keys.'):  # patterns of parameter names
         return
     if isinstance(node, dict):
@@ -122,12 +122,12 @@ def _check_untyped(node, file: str, path: str) -> None:
 
 
 def dicts(value) -> list[dict]:
-    """Every dict in a config's value, itself included; they may be changed."""
+    """Return every dict in a config's value, itself included; they may be changed."""
     return [node for node in nodes(value) if isinstance(node, dict)]
 
 
 def hooks_of(cfg: Config) -> list:
-    """The hooks that a config changes or adds."""
+    """Return the hooks that a config changes or adds."""
     given = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     return [hook for hook in given if hook]
 
@@ -146,7 +146,7 @@ def _check_hook(hook: dict, file: str) -> None:
 
 
 def nodes(value) -> Iterator:
-    """The value, and every value inside it."""
+    """Yield the value, and every value inside it."""
     yield value
     if isinstance(value, (dict, list, tuple)):
         for child in value.values() if isinstance(value, dict) else value:
@@ -154,7 +154,7 @@ def nodes(value) -> Iterator:
 
 
 def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[str, set, set]]:
-    """For a config file and all its bases: (file, names it sets, names used there or in its heirs)."""
+    """Yield for a config file and all its bases: (file, names it sets, names used there or in its heirs)."""
     if not str(filename).endswith('.py') or Config._is_lazy_import(filename):
         return
     text, bases = _filled(filename)
@@ -174,7 +174,7 @@ def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[st
 
 
 def _filled(filename: str) -> tuple[str, list[str]]:
-    """The text of a config file as mmengine runs it, and the files of its ``_base_``.
+    """Return the text of a config file as mmengine runs it, and the files of its ``_base_``.
 
     That is with ``{{ fileDirname }}`` and its like and ``{{$VARIABLE:default}}`` replaced by their values.
     """

@@ -1,4 +1,4 @@
-"""Read a config by path or name, merge changes, and report what cannot be built from it in one line."""
+"""Reads a config by path or name, merges changes, and reports in one line what cannot be built from it."""
 
 import copy
 import os

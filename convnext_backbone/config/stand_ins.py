@@ -1,4 +1,4 @@
-"""Our classes in the place of mmengine's and mmcv's: one table, applied once, one line of the log."""
+"""Puts our classes in the place of mmengine's and mmcv's: one table, applied once, one line of the log."""
 
 from mmengine.config import Config
 
@@ -44,7 +44,7 @@ def use_stand_ins(cfg: Config) -> list[str]:
     """Put our classes in the place of those in :data:`STAND_INS`, and add our default hooks.
 
     Returns:
-        One line that says what was replaced; none if nothing was.
+        One line that names what was replaced; none if nothing was.
     """
     add_default_hooks(cfg)
     train_cfg = cfg.get('train_cfg') or {}

@@ -1,4 +1,4 @@
-"""What kind of model a config describes, and what that kind takes."""
+"""Tells what kind of model a config describes, and what that kind takes."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Where the weights of a run come from: a checkpoint to resume, one to load, or pretrained ones."""
+"""Chooses where the weights of a run come from: a checkpoint to resume, one to load, or pretrained ones."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ PRETRAINED = 'convnext_backbone.Pretrained'
 def start_from(
     cfg: Config, resume: str | None, pretrained: str | None, weights: str | None = None
 ) -> list[str]:
-    """Where the weights come from: ``--resume``, ``load_from`` of the config, or ``--pretrained``.
+    """Set where the weights come from: ``--resume``, ``load_from`` of the config, or ``--pretrained``.
 
     A checkpoint that is resumed or named by ``load_from`` has every weight: pretrained ones are not
     read then.
@@ -61,10 +61,13 @@ def start_from(
 
 
 def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) -> list[str]:
-    """``--pretrained``: path, URL or released name of the backbone's weights; ``none``: from scratch.
+    """Set path, URL or released name of the backbone's weights (``--pretrained``); ``none``: from scratch.
 
     Args:
         weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_checkpoint`.
+
+    Raises:
+        UserError: there is no such file, or ``weights`` is given and the config loads no pretrained weights.
     """
     if choice is None:
         given = [init for node in dicts(cfg.model) for init in _inits(node) if type_name(init) == PRETRAINED]
@@ -91,7 +94,7 @@ def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) 
 
 
 def _inits(node: dict) -> list[dict]:
-    """The entries of ``init_cfg``, which may be one or a list."""
+    """Return the entries of ``init_cfg``, which may be one or a list."""
     given = node.get('init_cfg') or []
     return [given] if isinstance(given, dict) else list(given)
 

@@ -1,4 +1,4 @@
-"""Training and evaluation on mmengine: the runner, the optimizer's groups, the checks before a run."""
+"""Trains and evaluates on mmengine: the runner, the optimizer's groups, the checks before a run."""
 
 from .checkpoint_hook import CheckpointHook
 from .hooks import DataHook, HangHook, NonFiniteGuardHook, ProgressHook

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: when they are written, which are kept, which is the best."""
+"""Decides about checkpoints of a training: when they are written, which are kept, which is the best."""
 
 import contextlib
 from pathlib import Path
@@ -20,14 +20,14 @@ from ..registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """mmengine's, which never removes an old checkpoint before the new one is whole on the disk.
+    """Writes checkpoints as mmengine's hook, but removes no old one before the new one is whole on the disk.
 
     Our Runner puts it in the place of ``CheckpointHook``. Order: the checkpoint (see
     :func:`convnext_backbone.checkpoint.write.write_checkpoint`), the file ``last_checkpoint`` that points to
     it, then the removal of the oldest beyond ``max_keep_ckpts``.
 
     Args:
-        on_error: what happens when a checkpoint cannot be written: ``'continue'`` (said in the log; the
+        on_error: what happens when a checkpoint cannot be written: ``'continue'`` (logged; the
             training goes on, and fails at its end if the last one could not be written either) or ``'stop'``.
         kwargs: mmengine's (``interval``, ``by_epoch``, ``max_keep_ckpts``, ``save_best``, ...). ``out_dir``
             is a folder of this machine.
@@ -49,7 +49,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 left.unlink(missing_ok=True)
 
     def save_now(self, runner, epoch: int, step: int) -> Path:
-        """A checkpoint between two regular ones, unless the last one is of this very step.
+        """Write a checkpoint between two regular ones, unless the last one is of this very step.
 
         Args:
             epoch, step: epochs and steps that are done.
@@ -191,7 +191,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().after_train(runner)
 
     def before_val_epoch(self, runner) -> None:
-        """All processes validate what the first one saves: running statistics differ without SyncBN."""
+        """Make all processes validate what the first one saves: running statistics differ without SyncBN."""
         for buffer in runner.model.buffers():
             broadcast(buffer)
 
@@ -201,7 +201,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
 @contextlib.contextmanager
 def _in_the_log(runner, what: str):
-    """A failure to write that does no harm; in one process, it must not change what the others expect."""
+    """Log a failure to write that does no harm; in one process, it must not change what the others expect."""
     try:
         yield
     except OSError as error:

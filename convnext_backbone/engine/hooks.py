@@ -1,4 +1,4 @@
-"""Hooks of every training: data, gradients that are not finite, processes that hang, progress."""
+"""Defines the hooks of every training: data, gradients that are not finite, processes that hang, progress."""
 
 import contextlib
 import faulthandler
@@ -25,7 +25,7 @@ from .randomness import get_states, set_states
 
 @HOOKS.register_module()
 class DataHook(Hook):
-    """Tells streams which epoch it is, counts images per second, says when the data loader is too slow.
+    """Sets the epoch of streams, counts images per second, and warns when the data loader is too slow.
 
     The share of time spent waiting for data is measured once, over the steps after the first ones of this
     process.
@@ -115,7 +115,7 @@ class NonFiniteGuardHook(Hook):
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def _check(self, optimizer, args, kwargs) -> None:
-        """Before the optimizer's step: with gradients that are not finite there is nothing to do for it."""
+        """Drop gradients that are not finite before the optimizer's step, which has nothing to do then."""
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         if full_state(nn.utils.get_total_norm([p.grad for p in parameters]), True).isfinite():
             self._row = 0
@@ -168,7 +168,7 @@ class NonFiniteGuardHook(Hook):
             )
 
     def _layer(self, runner, batch, begin: tuple) -> str:
-        """The first layer whose output is not finite, in a step computed once more; by all processes."""
+        """Return the first layer whose output is not finite, in a step computed anew; by all processes."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         for name, parameter in model.named_parameters():
             if not parameter.isfinite().all():
@@ -297,13 +297,13 @@ class HangHook(Hook):
         self._progress('after a validation')
 
     def close(self) -> None:
-        """Called by our Runner when the training has ended, in whatever way."""
+        """End the watch; called by our Runner when the training has ended, in whatever way."""
         self._over.set()
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """On a terminal, a bar with the time that is left; the log's lines are written above it."""
+    """Shows, on a terminal, a bar with the time that is left; the log's lines are written above it."""
 
     priority = 'LOWEST'
 
@@ -329,7 +329,7 @@ class ProgressHook(Hook):
             self._bar.set_postfix(loss=f'{loss.item():.4g}', refresh=False)
 
     def close(self) -> None:
-        """Called by our Runner when the training has ended, in whatever way."""
+        """Remove the bar; called by our Runner when the training has ended, in whatever way."""
         if hasattr(self, '_bar'):
             self._bar.close()
             self._stack.close()

@@ -1,4 +1,4 @@
-"""Several processes: joining them, comparing them before they wait for each other, ending them together."""
+"""Joins several processes, compares them before they wait for each other, ends them together."""
 
 import contextlib
 import ctypes
@@ -42,7 +42,7 @@ PACKAGES = {  # what a result depends on: the distributions that may hold it
 
 
 def slurm_environment() -> None:
-    """From Slurm's variables of a task to those that torchrun sets.
+    """Set the variables that torchrun sets from Slurm's variables of a task.
 
     Raises:
         UserError: not within ``srun``.
@@ -74,7 +74,10 @@ def slurm_environment() -> None:
 
 @functools.cache  # of the code that this process runs, whatever the files become
 def environment() -> dict[str, str]:
-    """What a result depends on besides the config: code, packages, machine. For logs and checkpoints."""
+    """Return what a result depends on besides the config, for logs and checkpoints.
+
+    That is code, packages and machine.
+    """
     code = code_of(Path(__file__).parents[1])
     found = dict(python=platform.python_version(), code=code)
     for package, distributions in PACKAGES.items():
@@ -89,7 +92,7 @@ def environment() -> dict[str, str]:
 
 
 def code_of(folder: Path) -> str:
-    """Hash of what a package executes or reads: all of its files but Python's bytecode and hidden ones."""
+    """Hash what a package executes or reads: all of its files but Python's bytecode and hidden ones."""
     code = hashlib.sha256()
     for file in sorted(folder.rglob('*')):
         name = file.relative_to(folder)
@@ -100,7 +103,7 @@ def code_of(folder: Path) -> str:
 
 
 def settings(cfg: Config) -> dict[str, str]:
-    """Each value of a config but paths, under its dotted name."""
+    """Return each value of a config but paths, under its dotted name."""
     found, stack = {}, [('', dict(cfg.items()))]
     while stack:
         name, value = stack.pop()
@@ -116,7 +119,7 @@ def settings(cfg: Config) -> dict[str, str]:
 
 
 def compare_processes(what: str, equal: dict, told=None, seconds: float = 60) -> list:
-    """Let every process say what it has, before any waits for another without end.
+    """Let every process report what it has, before any waits for another without end.
 
     Args:
         what: a name for this comparison, used once.
@@ -128,8 +131,8 @@ def compare_processes(what: str, equal: dict, told=None, seconds: float = 60) ->
         ``told`` of each process.
 
     Raises:
-        UserError: in every process, naming the first one that says something else, and what; or those that
-            said nothing in time.
+        UserError: in every process, naming the first one that reports something else, and what; or those
+            that reported nothing in time.
     """
     world, rank = get_world_size(), get_rank()
     if world == 1:
@@ -158,7 +161,7 @@ def compare_processes(what: str, equal: dict, told=None, seconds: float = 60) ->
 
 
 def processes_in_words(told: list[dict]) -> str:
-    """One line about the processes of a run; ``told`` has ``host`` and ``device`` of each."""
+    """Describe the processes of a run in one line; ``told`` has ``host`` and ``device`` of each."""
     hosts = {}
     for each in told:
         hosts.setdefault(each['host'], []).append(each['device'])
@@ -172,7 +175,11 @@ def processes_in_words(told: list[dict]) -> str:
 
 
 def start_processes(cfg: Config, launcher: str, device: str) -> None:
-    """Set the launcher; on a CPU join the process group here, since mmengine can with GPUs only."""
+    """Set the launcher; on a CPU join the process group here, since mmengine can with GPUs only.
+
+    Raises:
+        UserError: several processes were started and ``launcher`` is ``'none'``.
+    """
     started = int(os.environ.get('WORLD_SIZE', 1))
     if launcher == 'none' and started > 1:
         raise UserError(
@@ -225,7 +232,7 @@ def alone_in(folder: str | os.PathLike, seconds: float = 30) -> Iterator[None]:
 
 
 class StopRequest:
-    """SIGTERM or SIGUSR1: what a cluster sends before it takes the machine away.
+    """Notices SIGTERM or SIGUSR1: what a cluster sends before it takes the machine away.
 
     With several processes, these ask each other whether one of them was asked: about every two seconds, and
     at most after ten steps. torchrun gives them 30 seconds from its own SIGTERM to their end.
@@ -257,7 +264,7 @@ class StopRequest:
         self.signal = signal.Signals(number).name
 
     def agreed(self, step: int, validating: bool = False) -> str:
-        """The signal that came to any process.
+        """Return the signal that came to any process.
 
         Args:
             step: number of the step that is done, of training or of a validation; all processes come with
@@ -284,7 +291,7 @@ class StopRequest:
 
 
 def gather_on_cpu(value, group=None) -> list | None:
-    """``value`` of every process, in the first one; not through the memory of its GPU.
+    """Return ``value`` of every process, in the first one; not through the memory of its GPU.
 
     Args:
         group: a gloo group.
@@ -311,9 +318,10 @@ def shard(model: nn.Module, device: str) -> None:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of each backbone in ``model``: what it calls so itself, of another library's what looks so.
+    """Return the blocks of each backbone in ``model``.
 
-    Those are the innermost elements of its lists and sequences that hold two or more weights.
+    A backbone of ours names them itself; in another library's, those are the innermost elements of its lists
+    and sequences that hold two or more weights.
     """
     found = []
     for name, module in model.named_modules():
@@ -325,7 +333,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _innermost(module: nn.Module) -> list[nn.Module]:
-    """See :func:`blocks_of`."""
+    """Return the innermost lists' elements that hold two or more weights; see :func:`blocks_of`."""
     lists, found = (nn.Sequential, nn.ModuleList), []
     for child in module.children():
         inner = _innermost(child)

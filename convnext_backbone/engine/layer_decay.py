@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay: the deeper a parameter lies in the backbone, the smaller its step.
+"""Decays learning rates layer by layer: the deeper a parameter lies in the backbone, the smaller its step.
 
 The backbone answers how deep a parameter lies; here depth becomes a learning rate:
 ``lr * decay_rate ** (num_groups + 1 - depth)``. Definition: paper, App. A.2; the grouping of the
@@ -20,7 +20,7 @@ NO_DECAY = ('.bias', '.gamma', '.beta')  # the last two also for the response no
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor(DefaultOptimWrapperConstructor):
-    """Optimizer constructor for classification, detection and segmentation.
+    """Groups parameters for the optimizer in classification, detection and segmentation.
 
     In a config::
 
@@ -32,7 +32,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         decay_rate: factor per depth group, in (0, 1]; 1 leaves every learning rate as it is.
         decay_type: ``'layer_wise'`` (default) or ``'stage_wise'``, see the backbone's
             ``layer_depth``.
-        num_layers: optional, as in mmdet and mmseg; it must be what the backbone says.
+        num_layers: optional, as in mmdet and mmseg; it must equal the backbone's.
 
     One-dimensional parameters, biases, layer scale and the parameters of V2's response norm get no weight
     decay, as in the official code. Everything outside the backbone's
@@ -82,7 +82,12 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         print_log('\n'.join(rows), logger='current')
 
     def scales(self, module: nn.Module) -> list[tuple[str, nn.Parameter, float]]:
-        """(name, parameter, learning-rate scale) of every trainable parameter of ``module``."""
+        """Return (name, parameter, learning-rate scale) of every trainable parameter of ``module``.
+
+        Raises:
+            UserError: a model without one of our backbones, a number of layers that contradicts the backbone,
+                or a learning rate above the head's.
+        """
         rate = self.paramwise_cfg['decay_rate']
         by = self.paramwise_cfg.get('decay_type', 'layer_wise')
         backbones = {

@@ -1,4 +1,4 @@
-"""Training loops that go on at the very batch, and with the very random numbers, where a training stopped."""
+"""Runs trainings that go on at the very batch, and with the very random numbers, where a training stopped."""
 
 import itertools
 import signal
@@ -22,7 +22,7 @@ DEATHS = 3  # of data loader processes, one after the other without a batch betw
 
 
 class Batch(list):
-    """Indices of the images of a batch, and ``key``: what their random augmentations are seeded from."""
+    """Holds indices of the images of a batch, and ``key``: what their augmentations are seeded from."""
 
     def __init__(self, indices, key: tuple[int, ...]):
         super().__init__(indices)
@@ -30,7 +30,7 @@ class Batch(list):
 
 
 def fetch_seeded(dataset, batch: Batch) -> list:
-    """The items of ``dataset`` for ``batch``.
+    """Return the items of ``dataset`` for ``batch``.
 
     The augmentations of each are drawn from random numbers of its own, that depend on seed, rank, the
     number of the batch in the training and the place in the batch alone: not on how many processes read,
@@ -48,7 +48,7 @@ def fetch_seeded(dataset, batch: Batch) -> list:
 
 @DATA_SAMPLERS.register_module()
 class ResumableBatchSampler(Sampler):
-    """Another batch sampler that starts anywhere, without reading what comes before.
+    """Wraps a batch sampler so that it starts anywhere, without reading what comes before.
 
     Args:
         sampler, batch_size: as mmengine gives them to a batch sampler.
@@ -77,7 +77,7 @@ class ResumableBatchSampler(Sampler):
         self._recent = deque(maxlen=512)
 
     def begin(self, number: int, left_out: int) -> None:
-        """What the next pass begins with.
+        """Set what the next pass begins with.
 
         Args:
             number: of its first batch, counted from the beginning of the training.
@@ -93,7 +93,7 @@ class ResumableBatchSampler(Sampler):
 
     @property
     def inner(self) -> Sampler:
-        """The batch sampler, new for each pass: some keep images of a pass that was not finished."""
+        """Return the batch sampler, new for each pass: some keep images of a pass that was not finished."""
         if self._inner is None:
             return BatchSampler(self.sampler, self.batch_size, self._drop_last)
         given = dict(sampler=self.sampler, batch_size=self.batch_size)
@@ -101,7 +101,7 @@ class ResumableBatchSampler(Sampler):
 
     @property
     def restartable(self) -> bool:
-        """Whether a second pass is as a first one: not with mmdet's samplers of several sources."""
+        """Return whether a second pass is as a first one: not with mmdet's samplers of several sources."""
         kept = [node for own in vars(self.sampler).values() for node in nodes(own)]
         return self._can_skip or not any(isinstance(value, Iterator) for value in kept)
 
@@ -150,7 +150,7 @@ class ResumableBatchSampler(Sampler):
 
 
 class _Resumable:
-    """What both loops share.
+    """Holds what both loops share.
 
     Attributes:
         random: the random numbers of the steps.
@@ -167,12 +167,12 @@ class _Resumable:
 
     @property
     def resumable(self) -> ResumableBatchSampler | None:
-        """The batch sampler, unless the data is a stream."""
+        """Return the batch sampler, unless the data is a stream."""
         sampler = self.dataloader.batch_sampler
         return sampler if isinstance(sampler, ResumableBatchSampler) else None
 
     def _batches(self, left_out: int, count: int) -> Iterator:
-        """The next ``count`` batches after ``left_out``; a dead process of the data loader is replaced.
+        """Yield the next ``count`` batches after ``left_out``; a dead process of the data loader is replaced.
 
         Raises:
             UserError: such processes die one after the other, or read a stream, whose place is lost.
@@ -205,7 +205,7 @@ class _Resumable:
                 batches = self.dataloader._iterator = None  # the latter is kept by persistent_workers
 
     def _step(self, index: int, batch) -> None:
-        """One training step with its hooks; the training ends after it if that was asked for."""
+        """Run one training step with its hooks; the training ends after it if that was asked for."""
         runner = self.runner
         runner.call_hook('before_train_iter', batch_idx=index, data_batch=batch)
         with self.random:
@@ -215,7 +215,7 @@ class _Resumable:
         runner.stop_if_asked()
 
     def _validate_if_due(self, done: int, end: int) -> bool:
-        """Whether a validation was due after ``done`` of ``end`` epochs or steps, and was done."""
+        """Return whether a validation was due after ``done`` of ``end`` epochs or steps, and was done."""
         self._decide_current_val_interval()
         at = done % self.val_interval == 0 or done == end
         if self.runner.val_loop is None or not at or done < self.val_begin:
@@ -226,7 +226,7 @@ class _Resumable:
 
 @LOOPS.register_module()
 class EpochLoop(_Resumable, EpochBasedTrainLoop):
-    """mmengine's, which can also resume from a checkpoint written within an epoch.
+    """Trains by epochs as mmengine's does; can also resume from a checkpoint written within an epoch.
 
     Our Runner puts it in the place of ``EpochBasedTrainLoop``. A stream, whose place is not kept, gives the
     rest of such an epoch from its beginning.
@@ -236,7 +236,7 @@ class EpochLoop(_Resumable, EpochBasedTrainLoop):
     """
 
     def run(self) -> torch.nn.Module:
-        """As in mmengine; a validation that was due when the training stopped comes first."""
+        """Train as in mmengine; a validation that was due when the training stopped comes first."""
         self.runner.call_hook('before_train')
         self.runner.stop_if_asked()
         if not self.validated and self._iter == self._epoch * len(self.dataloader):
@@ -248,7 +248,7 @@ class EpochLoop(_Resumable, EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """As in mmengine; the first one begins where the training stopped."""
+        """Run an epoch as in mmengine; the first one begins where the training stopped."""
         length = len(self.dataloader)
         done, self.steps_before = self._first_batch(length), None
         self.runner.call_hook('before_train_epoch')
@@ -275,13 +275,17 @@ class EpochLoop(_Resumable, EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class IterLoop(_Resumable, IterBasedTrainLoop):
-    """mmengine's, which resumes without replaying the data loader.
+    """Trains by steps as mmengine's does; resumes without replaying the data loader.
 
     Our Runner puts it in the place of ``IterBasedTrainLoop``. A stream starts anew.
     """
 
     def run(self) -> torch.nn.Module:
-        """As in mmengine; a validation that was due when the training stopped comes first."""
+        """Train as in mmengine; a validation that was due when the training stopped comes first.
+
+        Raises:
+            UserError: the training data gives no batch.
+        """
         self.runner.call_hook('before_train')
         self.runner.stop_if_asked()
         self.runner.call_hook('before_train_epoch')
@@ -306,7 +310,10 @@ class IterLoop(_Resumable, IterBasedTrainLoop):
 
 
 def _leave_dead_workers_to_the_loader() -> None:
-    """torch raises the death of a data loader process wherever the main thread happens to be, in the middle
-    of an optimizer's step, too; the loader itself notices it as well, within 5 seconds, where it waits."""
+    """Leave the death of a data loader process to the loader, which notices it within 5 seconds.
+
+    torch raises it wherever the main thread happens to be, in the middle of an optimizer's step, too; the
+    loader itself notices it as well, where it waits.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

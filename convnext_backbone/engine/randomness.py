@@ -1,4 +1,4 @@
-"""Random numbers that a resumed training draws as the uninterrupted one would have."""
+"""Draws random numbers in a resumed training as the uninterrupted one would have."""
 
 import random
 
@@ -15,13 +15,16 @@ def seed_all(*key: int) -> None:
 
 
 def get_states() -> tuple:
-    """Of Python, NumPy, PyTorch on the CPU, and on this process's GPU if it is in use (else ``None``)."""
+    """Return the states of the random numbers of Python, NumPy, PyTorch on the CPU and the GPU.
+
+    That of this process's GPU is ``None`` if it is not in use.
+    """
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
 
 
 def set_states(states: tuple) -> None:
-    """What :func:`get_states` gave."""
+    """Restore what :func:`get_states` gave."""
     python, numpy, cpu, cuda = states
     random.setstate(python)
     np.random.set_state(numpy)  # noqa: NPY002
@@ -31,7 +34,7 @@ def set_states(states: tuple) -> None:
 
 
 class RandomStream:
-    """The random numbers of training steps: a stream of its own, whatever is drawn between two steps.
+    """Draws the random numbers of training steps: a stream of its own, whatever is drawn between two steps.
 
     Validation, a new pass over the data or a hook may draw numbers in one run and not in another; a step
     that runs inside ``with stream:`` does not notice. One per process.
@@ -58,7 +61,7 @@ class RandomStream:
         set_states(self._outside)
 
     def state_dict(self) -> dict:
-        """Numbers and tensors only, so that a checkpoint with it needs no code to be read."""
+        """Return numbers and tensors only, so that a checkpoint with it needs no code to be read."""
         (version, words, gauss), (_, numpy, *rest), cpu, cuda = self.states
         return dict(
             python=[version, torch.tensor(words), gauss],

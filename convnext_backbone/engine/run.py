@@ -1,4 +1,4 @@
-"""Train and test a config: what the commands ``train`` and ``test`` do, as functions."""
+"""Trains and tests a config: what the commands ``train`` and ``test`` do, as functions."""
 
 import os
 from pathlib import Path
@@ -110,6 +110,9 @@ def run_config(
 
     Returns:
         The config, the device (``cpu`` or ``cuda``), and a line for each thing that was changed.
+
+    Raises:
+        UserError: the config lacks one of ``splits``, its data is missing, or an option does not fit.
     """
     if launcher == 'slurm':
         launch.slurm_environment()

@@ -1,4 +1,4 @@
-"""mmengine's Runner, with checkpoints that are read safely, fit completely and continue exactly."""
+"""Extends mmengine's Runner with checkpoints that are read safely, fit completely and continue exactly."""
 
 import contextlib
 import copy
@@ -41,7 +41,7 @@ LOOPS = ('convnext_backbone.EpochLoop', 'convnext_backbone.IterLoop')
 
 
 def _classes(loop) -> list[str]:
-    """The classes of a loop's dataset, empty if it does not say."""
+    """Return the classes of a loop's dataset, empty if it names none."""
     dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
     return list((getattr(dataset, 'metainfo', None) or {}).get('classes') or [])
 
@@ -75,7 +75,7 @@ class Runner(MMEngineRunner):
     build_param_scheduler = report_build_errors(MMEngineRunner.build_param_scheduler)
 
     def setup_env(self, env_cfg: dict) -> None:
-        """As in mmengine; then all processes must have the same code and config."""
+        """Set up the environment as in mmengine; then all processes must have the same code and config."""
         super().setup_env(env_cfg)
         device = torch.cuda.get_device_name() if get_device() == 'cuda' else get_device()
         told = dict(host=socket.gethostname(), device=device)
@@ -84,7 +84,7 @@ class Runner(MMEngineRunner):
         self._processes = launch.compare_processes('config', launch.settings(self.cfg), told)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """As in mmengine; a row of the log that finds no room on the disk does not end a training."""
+        """Call hooks as in mmengine; a row of the log that does not fit on the disk ends no training."""
         for hook in self.hooks:
             if not hasattr(hook, fn_name):
                 continue
@@ -157,7 +157,7 @@ class Runner(MMEngineRunner):
         return self
 
     def train(self):
-        """As in mmengine.
+        """Train as in mmengine.
 
         Raises:
             Stopped: SIGTERM or SIGUSR1 came: there is a checkpoint of the last step.
@@ -234,7 +234,7 @@ class Runner(MMEngineRunner):
 
     @property
     def unwrapped_model(self):
-        """The model itself, without what is wrapped around it for several processes or views."""
+        """Return the model itself, without what is wrapped around it for several processes or views."""
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -284,7 +284,7 @@ class Runner(MMEngineRunner):
     def resume(
         self, filename, resume_optimizer=True, resume_param_scheduler=True, map_location='cpu'
     ) -> None:
-        """As in mmengine; random numbers and half-accumulated gradients are taken up, too."""
+        """Resume as in mmengine; random numbers and half-accumulated gradients are restored, too."""
         checkpoint = self._resumed or read_checkpoint(local_file(filename))
         self._resumed = checkpoint
         if self._sharded and 'optimizer' in checkpoint:
@@ -315,7 +315,7 @@ class Runner(MMEngineRunner):
             out_dir, filename: folder of this machine, name of the file.
             save_optimizer, save_param_scheduler: without them the file holds weights only.
             meta: overrides the numbers of epochs and steps that are done.
-            by_epoch: whether an epoch or a step has just ended, when ``meta`` does not say.
+            by_epoch: whether an epoch or a step has just ended, when ``meta`` has no such entry.
 
         Raises:
             OSError: in the first process, if it could not be written.
@@ -338,7 +338,7 @@ class Runner(MMEngineRunner):
             raise OSError(failed[0])
 
     def _compare_classes(self, file, checkpoint: dict) -> None:
-        """Metrics of a model that was trained for other classes mean nothing."""
+        """Raise :class:`UserError` for a model trained for other classes: its metrics mean nothing."""
         tested = getattr(self, '_test_classes', None)
         trained = dataset_meta(checkpoint).get('classes')
         if tested and trained and list(tested) != list(trained):
@@ -349,7 +349,7 @@ class Runner(MMEngineRunner):
 
 
 def _resumable(loader, endless: bool, seed: int):
-    """The config of a data loader whose batches can be left out without being read; streams cannot."""
+    """Return the config of a data loader whose batches can be left out without being read; streams cannot."""
     if not isinstance(loader, dict) or not loader.get('sampler'):
         return loader
     loader = copy.deepcopy(loader)

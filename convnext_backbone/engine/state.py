@@ -1,4 +1,4 @@
-"""The state of a training: what a checkpoint holds beside the weights, and how a resumed one takes it up."""
+"""Collects and restores the state of a training: what a checkpoint holds beside the weights."""
 
 import functools
 import os
@@ -59,7 +59,7 @@ def collect(runner, meta: dict, with_optimizer: bool, with_schedulers: bool, kee
 
 
 def restore(runner, checkpoint: dict) -> None:
-    """Take up what mmengine leaves: random numbers, accumulated gradients, early stopping."""
+    """Restore what mmengine leaves: random numbers, accumulated gradients, early stopping."""
     loop, rank = runner.train_loop, get_rank()
     loop.steps_before = checkpoint['meta'].get('steps_per_epoch')
     states = checkpoint.get('random') or []

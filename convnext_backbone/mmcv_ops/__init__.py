@@ -1,4 +1,4 @@
-"""mmcv's compiled operators, computed by torchvision and PyTorch where the compiled ones are missing.
+"""Computes mmcv's compiled operators by torchvision and PyTorch where the compiled ones are missing.
 
 mmcv's Python code imports its operators from one extension module, ``mmcv._ext``. :func:`install`, which
 ``import convnext_backbone`` calls, answers that import: with the compiled module if there is one that loads,

@@ -1,4 +1,4 @@
-"""Non-maximum suppression and overlaps of boxes (x1, y1, x2, y2)."""
+"""Computes non-maximum suppression and overlaps of boxes (x1, y1, x2, y2)."""
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
 
 
 def _overlaps_with(box: np.ndarray, others: np.ndarray, offset: int = 0) -> np.ndarray:
-    """Intersection over union of one box (4,) with others (N, 4), in float32."""
+    """Return the intersection over union of one box (4,) with others (N, 4), in float32."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     inner = np.maximum(high - low + offset, 0).prod(1)
     area, areas = (box[2:] - box[:2] + offset).prod(), (others[:, 2:] - others[:, :2] + offset).prod(1)

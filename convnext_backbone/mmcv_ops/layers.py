@@ -1,4 +1,4 @@
-"""Layers and losses: deformable and masked convolution, attention, CARAFE, PSAMask, focal losses, batch norm.
+"""Computes deformable and masked convolution, attention, CARAFE, PSAMask, focal losses, batch norm.
 
 Like mmcv's, the functions fill the tensors they are given. Half precision is computed in float32.
 """
@@ -20,7 +20,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _deform_conv_arguments(input, weight, offset, mask, bias, geometry):
-    """The tensors in one data type, an absent mask or bias replaced, and the sizes torchvision asks for."""
+    """Return the tensors in one data type, absent mask or bias replaced, and the sizes torchvision needs."""
     kind = _wide(input).dtype
     with_mask = mask is not None
     mask = input.new_zeros((len(input), 1)) if mask is None else mask
@@ -34,7 +34,7 @@ def _deform_conv(output, input, weight, offset, mask, bias, geometry) -> None:
 
 
 def _deform_conv_gradients(grad_output, input, weight, offset, mask, bias, geometry) -> list[Tensor]:
-    """Gradients of input, weight, offset, mask and bias."""
+    """Compute the gradients of input, weight, offset, mask and bias."""
     tensors, sizes = _deform_conv_arguments(input, weight, offset, mask, bias, geometry)
     grad = grad_output.to(tensors[0].dtype)
     return torch.ops.torchvision._deform_conv2d_backward(grad, *tensors, *sizes)
@@ -171,7 +171,10 @@ def ms_deform_attn_backward(
 
 
 def _taps(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int) -> Iterator[tuple]:
-    """For each tap: the window it reads in the padded map, and its weights (N, G, 1, H, scale, W, scale)."""
+    """Yield for each tap the window it reads in the padded map, and its weights.
+
+    The weights are (N, G, 1, H, scale, W, scale).
+    """
     images, _, height, width = features.shape
     weights = masks.reshape(images, groups, 1, kernel * kernel, height, scale, width, scale)
     for tap in range(kernel * kernel):
@@ -181,7 +184,7 @@ def _taps(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int)
 
 
 def _padded(features: Tensor, kernel: int, groups: int) -> Tensor:
-    """(N, C, H, W) -> (N, G, C / G, H + kernel - 1, W + kernel - 1)."""
+    """Group and pad the features: (N, C, H, W) -> (N, G, C / G, H + kernel - 1, W + kernel - 1)."""
     return F.pad(_wide(features), [(kernel - 1) // 2] * 4).unflatten(1, (groups, -1))
 
 
@@ -272,7 +275,10 @@ def masked_col2im_forward(col, mask_h_idx, mask_w_idx, im, height, width, channe
 
 
 def _psa_taps(h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask, device):
-    """(target pixels, H, W): the mask's channel for each pair of pixels, and whether it reaches so far."""
+    """Return the mask's channel for each pair of pixels, and whether it reaches so far.
+
+    Both are (target pixels, H, W).
+    """
     index, inside = [], []
     for length, size, half in ((h_feature, h_mask, half_h_mask), (w_feature, w_mask, half_w_mask)):
         place = torch.arange(length, device=device)
@@ -316,7 +322,7 @@ def psamask_backward(
 
 
 def _class_weights(weight: Tensor, target: Tensor, like: Tensor) -> Tensor | float:
-    """The weight of each target; one for those that are no class, as the background."""
+    """Return the weight of each target; one for those that are no class, as the background."""
     if not weight.numel():
         return 1.0
     weight = F.pad(weight.to(like.dtype), (0, 1), value=1.0)
@@ -387,7 +393,7 @@ def softmax_focal_loss_backward(input, target, weight, buff, grad_input, gamma: 
 
 
 def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
-    """Fill ``mean`` (C,)."""
+    """Fill ``mean`` (C,) with the mean of each channel."""
     mean.copy_(input.float().mean((0, 2)))
 
 

@@ -1,4 +1,4 @@
-"""The module that stands in for ``mmcv._ext``: what it computes, and one line for what it does not."""
+"""Stands in for ``mmcv._ext``: what it computes, and one line for what it does not."""
 
 import types
 
@@ -19,11 +19,11 @@ OPERATORS = {
 
 
 class MissingOperator(UserError, NotImplementedError):
-    """An operator of mmcv that is computed by its compiled extension only."""
+    """Is raised for an operator of mmcv that is computed by its compiled extension only."""
 
 
 def get_compiler_version() -> str:
-    """Say what computes the operators, where mmcv names its compiler."""
+    """Return what computes the operators, where mmcv names its compiler."""
     return f'torchvision {torchvision.__version__}'
 
 
@@ -33,7 +33,7 @@ def get_compiling_cuda_version() -> str:
 
 
 class _Operators(types.ModuleType):
-    """A module that has every public name: mmcv asks for all its operators when it is imported."""
+    """Has every public name: mmcv asks for all its operators when it is imported."""
 
     __convnext_operators__ = True
 

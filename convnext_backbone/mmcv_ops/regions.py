@@ -1,4 +1,4 @@
-"""Fixed-size features of regions: RoIAlign, RoIPool and deformable RoI pooling.
+"""Computes fixed-size features of regions: RoIAlign, RoIPool and deformable RoI pooling.
 
 Regions are (K, 5): index of the image, x1, y1, x2, y2 in pixels of the image. Everything is computed in
 float32 at least: coordinates in half precision would be off by pixels. Maps may lie in any memory format.
@@ -20,7 +20,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The four pixels around each point: row, column, weight.
+    """Yield the four pixels around each point: row, column, weight.
 
     A point up to one pixel outside takes the pixel at the border, one further outside has no weight.
     """
@@ -36,7 +36,7 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Iterator[tuple[Te
 
 
 def _sample(maps: Tensor, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Bilinear samples of ``maps`` (N, C, H, W) at (K, S) points of images (K,) -> (K, S, C)."""
+    """Sample ``maps`` (N, C, H, W) bilinearly at (K, S) points of images (K,) -> (K, S, C)."""
     nhwc = maps.permute(0, 2, 3, 1)
     parts = (
         nhwc[image[:, None], row, column] * weight[..., None]
@@ -46,7 +46,7 @@ def _sample(maps: Tensor, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def _groups(sizes: Tensor, numbers: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Indices of the regions with the same (rows, columns), at most :data:`CHUNK` numbers at once.
+    """Yield indices of the regions with the same (rows, columns), at most :data:`CHUNK` numbers at once.
 
     Args:
         sizes: (K, 2) whole numbers.
@@ -60,7 +60,7 @@ def _groups(sizes: Tensor, numbers: int) -> Iterator[tuple[Tensor, int, int]]:
 
 
 def _coordinate(start, size, count: int, number, sample, points):
-    """Where a sample of bin ``number`` lies, along one axis of a region that has ``count`` bins."""
+    """Return where a sample of bin ``number`` lies, along one axis of a region that has ``count`` bins."""
     step = size / count
     return start + number * step + (sample + 0.5) * step / points
 
@@ -68,7 +68,7 @@ def _coordinate(start, size, count: int, number, sample, points):
 def _bins(
     start: Tensor, size: Tensor, bins: tuple[int, int], rows: int, columns: int
 ) -> tuple[Tensor, Tensor]:
-    """Coordinates of ``rows`` x ``columns`` points in each bin of each region.
+    """Return the coordinates of ``rows`` x ``columns`` points in each bin of each region.
 
     Args:
         start, size: (K, 2) as (y, x); ``start`` may be (K, PH, PW, 2), each bin with a start of its own.
@@ -92,7 +92,7 @@ def _bins(
 
 
 def _frame(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
-    """(y, x) of the regions' starts, and their heights and widths, in pixels of the map."""
+    """Return (y, x) of the regions' starts, and their heights and widths, in pixels of the map."""
     corners = rois[:, 1:] * scale - (0.5 if aligned else 0.0)
     start, size = corners[:, [1, 0]], corners[:, [3, 2]] - corners[:, [1, 0]]
     return start, size if aligned else size.clamp(min=1)
@@ -108,7 +108,10 @@ def _points_per_bin(size: Tensor, bins: tuple[int, int], ratio: int) -> Tensor:
 
 
 def _in_order(rois: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
-    """Regions that torchvision takes: one turned inside out has no samples, there an error on a CPU."""
+    """Return regions that torchvision accepts.
+
+    A region turned inside out has no samples, but is an error for torchvision on a CPU.
+    """
     if sampling_ratio > 0 or not aligned:
         return rois
     return torch.cat([rois[:, :3], torch.maximum(rois[:, 1:3], rois[:, 3:])], 1)
@@ -208,7 +211,7 @@ def roi_align_backward(
 
 
 def _ordered_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, aligned) -> Tensor:
-    """The gradient of the mean by sums in a known order, which ``index_put_`` has if it is asked."""
+    """Compute the gradient of the mean by sums in a fixed order, which ``index_put_`` has on request."""
     images, channels, height, width = shape
     start, size = _frame(rois, spatial_scale, aligned)
     total = grad.new_zeros(images, height, width, channels)

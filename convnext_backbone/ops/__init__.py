@@ -1,4 +1,4 @@
-"""A ConvNeXt block and its two heavy parts, the fastest way that device and shape allow.
+"""Computes a ConvNeXt block and its two heavy parts, the fastest way that device and shape allow.
 
 :func:`block_implementation` says which function computes a block, :func:`depthwise_conv` and :func:`norm_mlp`
 are its parts: on a CPU by kernels in C++ (:mod:`.native`) where they can be built, on CUDA where asked for by

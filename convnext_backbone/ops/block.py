@@ -1,4 +1,4 @@
-"""A whole ConvNeXt block in fewer passes over memory, and the choice of which implementation computes it."""
+"""Computes a whole ConvNeXt block in fewer passes over memory, and chooses the implementation."""
 
 from collections.abc import Callable
 
@@ -126,7 +126,7 @@ def _folded_mlp(block: nn.Module, y: Tensor) -> Tensor:  # (N, H, W, C) -> same
 
 
 class _Skip(torch.autograd.Function):
-    """``x`` itself; the parameters, which were not used, have gradients of zeros.
+    """Passes ``x`` through; the parameters, which were not used, have gradients of zeros.
 
     DistributedDataParallel waits for the gradient of every parameter.
     """

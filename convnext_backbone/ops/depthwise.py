@@ -1,4 +1,4 @@
-"""Depthwise convolution with a weight gradient that is not the slow part of training.
+"""Computes depthwise convolution with a weight gradient that is not the slow part of training.
 
 PyTorch's (oneDNN's) weight gradient of a depthwise convolution on a CPU takes several times as long as the
 convolution. Where our kernels (:mod:`.native`) do not support it, the batch is folded into the channels and
@@ -29,7 +29,7 @@ _library.define(
 def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, triton: bool = False, statistics: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """``F.conv2d`` with one filter a channel and a map of the same size.
+    """Compute ``F.conv2d`` with one filter a channel and a map of the same size.
 
     Under autocast in its data type, as a convolution.
 
@@ -116,7 +116,7 @@ def _statistics(x: Tensor, wanted: bool) -> Tensor:
 
 
 def _gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool) -> tuple[Tensor, Tensor]:
-    """Of the weight (C, 1, K, K) and the bias (C,), in float32 at least."""
+    """Compute the gradients of the weight (C, 1, K, K) and the bias (C,), in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
     if _triton_supports(x, dilation, triton):
         found = triton_kernels.depthwise_conv_weight_gradient(x, grad, kernel)
@@ -128,7 +128,7 @@ def _gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool)
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, wide: torch.dtype) -> Tensor:
-    """By PyTorch's operators."""
+    """Compute the gradient of the weight by PyTorch's operators."""
     n, c, height, width = x.shape
     if x.device.type != 'cpu':
         weight = x.new_empty(c, 1, kernel, kernel)

@@ -1,4 +1,4 @@
-"""Norm, linear, GELU, linear, layer scale and residual sum of a block (V1) in one function.
+"""Computes norm, linear, GELU, linear, layer scale and residual sum of a block (V1) in one function.
 
 Of the four activations that autograd would keep (after the norm, before and after GELU, before the layer
 scale) one is kept, the hidden layer before GELU; norm and GELU are computed again in the backward pass.
@@ -36,7 +36,7 @@ _library.define(f'norm_mlp_backward(Tensor grad, Tensor x, Tensor[] hidden, {_we
 
 
 class Weights(NamedTuple):
-    """What :func:`norm_mlp` computes with, in the order of the operators' arguments."""
+    """Holds what :func:`norm_mlp` computes with, in the order of the operators' arguments."""
 
     norm_weight: Tensor | None
     norm_bias: Tensor | None
@@ -61,7 +61,7 @@ def norm_mlp(
     triton: bool = False,
     statistics: Tensor | None = None,
 ) -> Tensor:
-    """``residual + scale * gain * second(gelu(first(norm(x))))``, as the layers by themselves compute it.
+    """Compute ``residual + scale * gain * second(gelu(first(norm(x))))``, as the layers by themselves do.
 
     Under autocast the linear layers and the norm work in its data type; norm statistics and sums over rows
     are in float32 at least.
@@ -115,7 +115,10 @@ class _NormMLP(torch.autograd.Function):
 
 
 def _forward(x, statistics, residual, *arguments, out=None):
-    """The result, into ``out`` if given, and if ``keep`` the hidden layer, in chunks (by Triton in one)."""
+    """Compute the result, into ``out`` if given, and if ``keep`` the hidden layer.
+
+    The rows go through in chunks (by Triton in one).
+    """
     weights, triton, keep, constant = Weights(*arguments[:-3]), *arguments[-3:]
     shape, dim = residual.shape, x.shape[-1]
     x, residual = x.reshape(-1, dim), residual.reshape(-1, dim)
@@ -184,7 +187,7 @@ def _plainly(x, residual, weights, chunks, first, second, keep, out) -> list[Ten
 
 
 def _backward(grad, x, hidden, *arguments):
-    """Gradients of x, w1, b1, w2, b2, and of the gain and of both of the norm, where they are."""
+    """Compute the gradients of x, w1, b1, w2, b2, and of the gain and of both of the norm, where they are."""
     weights, triton = Weights(*arguments[:-1]), arguments[-1]
     shape, dim = x.shape, x.shape[-1]
     x, grad = x.reshape(-1, dim), grad.contiguous().view(-1, dim)
@@ -211,7 +214,7 @@ def _backward(grad, x, hidden, *arguments):
 
 
 def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
-    """Gradient of x; of w1, b1, w2 and b2 without gain, and of the norm's weight and bias."""
+    """Compute the gradient of x; of w1, b1, w2 and b2 without gain, and of the norm's weight and bias."""
     norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
     through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
     longest, of_sample = _sizes([part for part, _ in chunks], scale)
@@ -237,7 +240,7 @@ def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
 
 
 def _plainly_back(grad, x, weights, chunks, triton) -> tuple[Tensor, list[Tensor]]:
-    """As :func:`_natively_back`; the second linear layer and GELU by Triton, if asked for."""
+    """Compute what :func:`_natively_back` does; the second linear layer and GELU by Triton, if asked for."""
     norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
     norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
     dx, scale = x.new_empty(x.shape), _of_rows(scale, len(x))
@@ -264,7 +267,7 @@ def _plainly_back(grad, x, weights, chunks, triton) -> tuple[Tensor, list[Tensor
 
 
 class _Total:
-    """A sum over chunks, from the second on in float32 at least."""
+    """Sums over chunks, from the second on in float32 at least."""
 
     value: Tensor | None = None
 
@@ -298,21 +301,21 @@ def _(grad, x, hidden, *arguments):
 
 
 def _sizes(chunks: list[slice], scale: Tensor | None) -> tuple[int, int]:
-    """Rows of the longest chunk, and of a sample that has a scale of its own."""
+    """Return the rows of the longest chunk, and of a sample that has a scale of its own."""
     longest = max(part.stop - part.start for part in chunks)
     return longest, 1 if scale is None else chunks[-1].stop // len(scale)
 
 
 def _of_rows(scale: Tensor | None, rows: int) -> Tensor | None:
-    """(N,) -> (rows, 1): of the sample that each row is of."""
+    """Expand (N,) to (rows, 1): the scale of the sample that each row is of."""
     return None if scale is None else scale.repeat_interleave(rows // len(scale))[:, None]
 
 
 def _chunks(rows: int, w1: Tensor, x: Tensor, triton: bool) -> list[slice]:
-    """Slices of the rows, as long as each other; one on a GPU, whose cache is no reason to split.
+    """Divide the rows into slices, as long as each other; one on a GPU.
 
-    Their number is a power of two, so that few graphs serve maps of many sizes: a compiled one holds for a
-    number of chunks.
+    A GPU's cache is no reason to split. Their number is a power of two, so that few graphs serve maps of many
+    sizes: a compiled one holds for a number of chunks.
     """
     most = max(1, CHUNK_BYTES // (len(w1) * x.element_size()))
     count = 1
@@ -327,7 +330,10 @@ _low_weights = WeakIdKeyDictionary()  # weight -> the same in the data type of a
 
 
 def _kept_cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """``weight.to(dtype)``, once on a CPU; on a GPU it may be part of a graph that is being captured."""
+    """Return ``weight.to(dtype)``, computed once on a CPU.
+
+    On a GPU it may be part of a graph that is being captured.
+    """
     if weight.device.type != 'cpu':
         return weight.to(dtype)
     found = _low_weights.get(weight)
@@ -337,7 +343,7 @@ def _kept_cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _linear(weight: Tensor, x: Tensor, constant: bool = False) -> Callable:
-    """``F.linear`` with ``weight``, of input and bias, for all rows of ``x`` or a part at a time."""
+    """Return ``F.linear`` with ``weight``: of input and bias, for all rows of ``x`` or a part at a time."""
     if x.device.type != 'cpu' or not (torch.backends.mkldnn.enabled and _onednn_supports(x.dtype)):
         return lambda part, bias=None: F.linear(part, weight, bias)
     if constant:
@@ -352,7 +358,7 @@ def _linear(weight: Tensor, x: Tensor, constant: bool = False) -> Callable:
 
 
 def _packed(weight: Tensor, rows: int) -> Tensor:
-    """``weight`` in the order in which oneDNN reads it."""
+    """Return ``weight`` in the order in which oneDNN reads it."""
     return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
@@ -375,7 +381,7 @@ def _onednn_supports(dtype: torch.dtype) -> bool:
 
 
 def _affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The affine part of the norm in a data type that its kernel takes beside that of ``x``."""
+    """Return the affine part of the norm in a data type that its kernel takes beside that of ``x``."""
     if weight is None or weight.dtype == x.dtype or x.device.type == 'cpu':
         return weight, bias
     return weight.to(x.dtype), bias.to(x.dtype)

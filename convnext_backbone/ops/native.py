@@ -1,4 +1,4 @@
-"""What a block computes beside its matrix products, for a CPU: the kernels of ``native.cpp``.
+"""Computes, on a CPU, what a block has beside its matrix products, by the kernels of ``native.cpp``.
 
 They are compiled on first use (seconds, once per machine), by ``$CXX`` or the first C++ compiler on the path,
 into ``~/.cache/convnext_backbone``. Where there is none, with ``CONVNEXT_NATIVE=0`` in the environment, and
@@ -47,7 +47,10 @@ def supports(*tensors: Tensor) -> bool:
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Depthwise, of a map of any of the data types, with weight (C, 1, 7, 7), whose data type it gives."""
+    """Convolve a map of any of the data types depthwise.
+
+    ``weight`` is (C, 1, 7, 7); the result has its data type.
+    """
     x = x.permute(0, 2, 3, 1).contiguous()
     c = x.shape[-1]
     out = x.new_empty(x.shape, dtype=weight.dtype)
@@ -57,7 +60,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def convolution_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Of weight (C, 1, 7, 7) and bias (C,), in float32."""
+    """Compute the gradients of weight (C, 1, 7, 7) and bias (C,), in float32."""
     x, grad = (t.permute(0, 2, 3, 1).contiguous() for t in (x, grad.to(x.dtype)))
     channels = x.shape[-1]
     weight = x.new_empty(channels, 1, KERNEL, KERNEL, dtype=torch.float32)
@@ -67,7 +70,7 @@ def convolution_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> Tensor:
-    """LayerNorm of rows into ``out``."""
+    """Compute LayerNorm of rows into ``out``."""
     affine, low = [_floats(t, x.shape[1]) for t in (weight, bias)], x.dtype == torch.bfloat16
     _call('norm', x, *affine, out, *x.shape, float(eps), low)
     return out
@@ -76,19 +79,25 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out:
 def norm_gradient(
     grad: Tensor, x: Tensor, weight: Tensor | None, eps: float, out: Tensor, sums: Tensor
 ) -> None:
-    """Of ``x`` into ``out``; of weight and bias added to ``sums`` (2, C), float32."""
+    """Compute the gradient of ``x`` into ``out``.
+
+    The gradients of weight and bias are added to ``sums`` (2, C), float32.
+    """
     low = x.dtype == torch.bfloat16
     _call('norm_gradient', grad, x, _floats(weight, x.shape[1]), out, sums, *x.shape, float(eps), low)
 
 
 def gelu(x: Tensor, out: Tensor) -> Tensor:
-    """Into ``out``, which may be ``x``."""
+    """Compute GELU into ``out``, which may be ``x``."""
     _call('gelu', x, out, x.numel(), x.dtype == torch.bfloat16)
     return out
 
 
 def gelu_gradient(grad: Tensor, x: Tensor, out: Tensor, sums: Tensor) -> Tensor:
-    """GELU of ``x`` into ``out``; ``grad`` times its derivative over ``grad``, added up to ``sums`` (C,)."""
+    """Compute GELU of ``x`` into ``out``, and its gradient in place of ``grad``.
+
+    ``grad`` times the derivative is written over ``grad`` and added up to ``sums`` (C,).
+    """
     _call('gelu_gradient', grad, x, out, sums, *x.shape, x.dtype == torch.bfloat16)
     return out
 
@@ -102,7 +111,7 @@ def branch_sum(
     first: int,
     of_sample: int,
 ) -> None:
-    """``residual + scale * gain * x`` into ``out``.
+    """Compute ``residual + scale * gain * x`` into ``out``.
 
     Args:
         gain: (C,).
@@ -128,7 +137,7 @@ def branch_gradient(
     first: int,
     of_sample: int,
 ) -> None:
-    """``scale * grad`` into ``scaled`` and added up to ``sums`` (C,); times ``gain`` into ``gained``.
+    """Compute ``scale * grad`` into ``scaled``, added up to ``sums`` (C,); times ``gain`` into ``gained``.
 
     ``dtype`` is that of both results, of which either may be left out.
     """
@@ -138,7 +147,7 @@ def branch_gradient(
 
 
 def gain_gradient(outer: Tensor, weight: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``gain`` (C,) in float32 and of ``weight`` (C, D).
+    """Compute the gradients of ``gain`` (C,) in float32 and of ``weight`` (C, D).
 
     Args:
         outer: (C, D), the sum over the rows of the products of the output's gradient and the input.
@@ -151,7 +160,10 @@ def gain_gradient(outer: Tensor, weight: Tensor, gain: Tensor) -> tuple[Tensor, 
 
 
 def _floats(parameter: Tensor | None, count: int | None = None) -> Tensor | None:
-    """As the kernels read it; ``count`` numbers, or it is refused: they would read what is not theirs."""
+    """Return a parameter as the kernels read it.
+
+    It must have ``count`` numbers, or it is refused: the kernels would read beyond its end.
+    """
     if parameter is None:
         return None
     if parameter.device.type != 'cpu' or count not in (None, parameter.numel()):
@@ -164,7 +176,7 @@ _KINDS = {bool: ctypes.c_int, int: ctypes.c_long, float: ctypes.c_float}
 
 
 def _call(name: str, *arguments) -> None:
-    """Tensors as pointers; the number of threads behind them."""
+    """Call a kernel with tensors as pointers and the number of threads behind them."""
     given = [
         ctypes.c_void_p(None if a is None else a.data_ptr())
         if a is None or isinstance(a, Tensor)
@@ -216,7 +228,7 @@ def _say(line: str, level: int) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The kernels, compiled if they were not yet."""
+    """Return the kernels, compiled if they were not yet."""
     path = _built()
     try:
         return ctypes.CDLL(str(path))
@@ -226,7 +238,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _built() -> Path:
-    """The compiled library for this source, compiler and processor."""
+    """Return the compiled library for this source, compiler and processor."""
     compiler = _compiler()
     version = _output([*compiler, '--version'])
     what = [SOURCE.read_text(), *OPTIONS, *compiler, version, platform.machine(), _processor()]
@@ -247,7 +259,7 @@ def _built() -> Path:
 
 
 def _compiler() -> list[str]:
-    """``$CXX``, which may have options, or the first that is there."""
+    """Return ``$CXX``, which may have options, or the first compiler that is there."""
     asked = shlex.split(os.environ.get('CXX', ''))
     for line in [asked] if asked else [['c++'], ['g++'], ['clang++']]:
         if found := shutil.which(line[0]):
@@ -261,7 +273,7 @@ def _output(line: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """Return what -march=native depends on."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Triton kernels for CUDA: depthwise convolution, and linear layers that do what follows them on the way out.
+"""Contains Triton kernels for CUDA: depthwise convolution, and linear layers with what follows them.
 
 The convolution slides down the rows of a map in NHWC with the weights of its channels in registers. Products
 and sums are in float32, each result is rounded once. Without Triton, on other devices and for shapes that
@@ -68,7 +68,7 @@ def _depthwise(
     x_ptr, w_ptr, b_ptr, y_ptr, mean_ptr, square_ptr, height, width, rows, C: tl.constexpr, K: tl.constexpr,
     HAS_BIAS: tl.constexpr, STATISTICS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """One program: BW columns and BC channels of ``rows`` output rows of one image.
+    """Compute, in one program, BW columns and BC channels of ``rows`` output rows of one image.
 
     Of each input row every tap is added to the K output rows that it belongs to, whose sums move down by one
     from row to row. If STATISTICS, for the norm behind it: the mean of the BC channels and the sum of their
@@ -128,7 +128,10 @@ def _depthwise_weight_gradient(
     x_ptr, g_ptr, out_ptr, height, width, strips, C: tl.constexpr, K: tl.constexpr,
     BW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """One program: the K x K sums of BC channels over every ``G``-th strip of BW columns of all images."""
+    """Compute, in one program, the K x K sums of BC channels.
+
+    They go over every ``G``-th strip of BW columns of all images.
+    """
     R: tl.constexpr = K // 2
     blocks: tl.constexpr = C // BC
     program = tl.program_id(0)
@@ -177,7 +180,7 @@ def _depthwise_weight_gradient(
 def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor | None = None
 ) -> Tensor:
-    """(N, C, H, W) in channels_last memory -> same; ``weight`` (C, 1, K, K).
+    """Compute the convolution: (N, C, H, W) in channels_last memory -> same; ``weight`` (C, 1, K, K).
 
     Into ``statistics``, (2, N, H, W, C / 32) in float32: of each 32 channels of the result the mean, and the
     sum of the squared distances from it, for :func:`linear_gelu`.
@@ -198,7 +201,10 @@ def depthwise_conv(
 
 
 def depthwise_conv_weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
-    """(C, 1, K, K) in float32; the order of the sums is fixed, so that two runs give the same bits."""
+    """Compute the weight gradient, (C, 1, K, K) in float32.
+
+    The order of the sums is fixed, so that two runs give the same bits.
+    """
     n, c, height, width = x.shape
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     strips = n * triton.cdiv(width, COLUMNS)
@@ -220,7 +226,10 @@ def _processors(x: Tensor) -> int:
 
 @_jit
 def _normal_cdf(x, EXACT: tl.constexpr):
-    """By erf; or, within 1.2e-5 of x times it, by a sigmoid of an odd polynomial, at a third of the cost."""
+    """Compute the normal CDF by erf or, unless EXACT, by a sigmoid of an odd polynomial.
+
+    The latter is within 1.2e-5 of x times it, at a third of the cost.
+    """
     if EXACT:
         result = 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476))
     else:
@@ -238,7 +247,7 @@ def _linear(
     NORM: tl.constexpr, AFFINE: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """``a @ w`` (K x N, or N x K if TRANSPOSED) of BM rows and BN columns, and then by END:
+    """Compute ``a @ w`` (K x N, or N x K if TRANSPOSED) of BM rows and BN columns, and then by END:
 
     0: + bias, GELU to ``out``, what GELU got to ``second`` if SAVE;
     1: times the derivative of GELU at ``other`` to ``out``, GELU of ``other`` to ``second``;
@@ -343,7 +352,9 @@ def _launch(
 def linear_gelu(
     x: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor | None = None, norm: tuple | None = None
 ) -> Tensor:
-    """``gelu(norm(x) @ weight.T + bias)``, (M, K) and (N, K) -> (M, N); before GELU into ``hidden`` if given.
+    """Compute ``gelu(norm(x) @ weight.T + bias)``, (M, K) and (N, K) -> (M, N).
+
+    The value before GELU goes into ``hidden`` if given.
 
     ``norm``: both statistics of :func:`depthwise_conv`, each (M, K / 32), weight and bias of the norm, which
     may be ``None``, and eps. Without it, no norm.
@@ -354,7 +365,10 @@ def linear_gelu(
 
 
 def linear_gelu_backward(grad: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """``(grad @ weight) * gelu'(hidden)`` and ``gelu(hidden)``; (M, C), (C, N), (M, N) -> (M, N) twice."""
+    """Compute ``(grad @ weight) * gelu'(hidden)`` and ``gelu(hidden)``.
+
+    (M, C), (C, N), (M, N) -> (M, N) twice.
+    """
     out, activated = torch.empty_like(hidden), torch.empty_like(hidden)
     _launch(1, grad.contiguous(), weight.contiguous(), out, other=hidden, second=activated, transposed=False)
     return out, activated
@@ -369,7 +383,7 @@ def linear_residual(
     residual: Tensor,
     out: Tensor,
 ) -> None:
-    """``residual + scale * gain * (x @ weight.T + bias)`` into ``out``, which may be ``residual`` itself.
+    """Compute ``residual + scale * gain * (x @ weight.T + bias)`` into ``out``, which may be ``residual``.
 
     ``gain`` (N,) is of the columns, ``scale`` (M, 1) of the rows.
     """

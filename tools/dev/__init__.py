@@ -1,1 +1,1 @@
-"""Programs for maintainers: `python -m tools.dev.NAME` from the root of the checkout."""
+"""Contains programs for maintainers: `python -m tools.dev.NAME` from the root of the checkout."""

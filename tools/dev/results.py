@@ -30,7 +30,7 @@ WORDS = {
 
 
 def title(file: Path) -> str:
-    """First line of the config's docstring, without the full stop."""
+    """Return the first line of the config's docstring, without the full stop."""
     return ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip('.')
 
 

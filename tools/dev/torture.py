@@ -71,7 +71,7 @@ def parse_args(argv=None):
 
 
 class Job:
-    """One training, which is killed and resumed.
+    """Runs one training, which is killed and resumed.
 
     Attributes:
         draw: random numbers of its faults.
@@ -105,23 +105,26 @@ class Job:
         self.process = psutil.Process(popen.pid)
 
     def ended(self, seconds: float = 0) -> int | None:
-        """Status of the training, if it has ended or does so within ``seconds``."""
+        """Return the status of the training, if it has ended or does so within ``seconds``."""
         try:
             return self.process.wait(seconds)
         except psutil.TimeoutExpired:
             return None
 
     def finished(self) -> bool:
-        """Whether the last step is done and on the disk."""
+        """Return whether the last step is done and on the disk."""
         newest, _ = newest_checkpoint(self.work_dir)
         return newest is not None and read_metadata(newest).get('iter') == STEPS
 
     def may_start_again(self) -> bool:
-        """Whether it ended as a fault ends it; a SIGTERM after the last step is no longer waited for."""
+        """Return whether it ended as a fault ends it.
+
+        A SIGTERM after the last step is no longer waited for.
+        """
         return self.ended() in ENDED or (self.ended() == -signal.SIGTERM and self.finished())
 
     def wait_until_training(self) -> bool:
-        """Until a few more steps are done, a random number; False if the training ends before."""
+        """Wait until a few more steps are done, a random number; False if the training ends before."""
         goal = verify_resume.done(self.work_dir) + self.draw.randint(1, 8)
         while self.ended(0.01) is None:
             if verify_resume.done(self.work_dir) >= goal:
@@ -130,11 +133,11 @@ class Job:
         return False
 
     def workers(self) -> list[psutil.Process]:
-        """Processes of the data loader; with several processes, those that train."""
+        """Return the processes of the data loader; with several processes, those that train."""
         return [child for child in self.process.children() if lives(child)]
 
     def kill(self) -> bool:
-        """Whether this ended it: it may have come to its last step just before."""
+        """Kill it; return whether this ended it: it may have come to its last step just before."""
         self.process.kill()
         return self.ended(30) == -signal.SIGKILL
 
@@ -147,7 +150,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def strike(process: psutil.Process, how: str) -> bool:
-    """``'kill'``, ``'suspend'`` or ``'resume'`` a process; whether it lived to see it."""
+    """Do ``'kill'``, ``'suspend'`` or ``'resume'`` to a process; return whether it lived to see it."""
     with contextlib.suppress(psutil.NoSuchProcess):
         alive = lives(process)
         getattr(process, how)()
@@ -156,7 +159,7 @@ def strike(process: psutil.Process, how: str) -> bool:
 
 
 def fork_training(arguments: list[str], log: Path) -> int:
-    """``tools/train.py`` in a process that need not import everything again; its number."""
+    """Run ``tools/train.py`` in a process that need not import everything again; return its number."""
     if pid := os.fork():
         return pid
     status = 1
@@ -231,7 +234,7 @@ def checkpoint_bit_flipped(job: Job) -> bool:
 
 
 def image_vanishes(job: Job) -> bool:
-    """For some steps, during which it may be wanted; then the training ends and names it."""
+    """Remove an image for some steps, during which it may be wanted; then the training ends and names it."""
     images = sorted((job.data / 'train').rglob('*.png'))
     for image in (chosen := job.draw.sample(images, len(images) // 2)):
         image.rename(image.with_suffix('.gone'))
@@ -242,7 +245,7 @@ def image_vanishes(job: Job) -> bool:
 
 
 def disk_full(job: Job) -> bool:
-    """For a second or two: checkpoints cannot be written, the training goes on."""
+    """Fill the disk for a second or two: checkpoints cannot be written, the training goes on."""
     filler = job.work_dir / 'filler'
     handle = os.open(filler, os.O_WRONLY | os.O_CREAT)
     with contextlib.suppress(OSError):
@@ -256,12 +259,16 @@ def disk_full(job: Job) -> bool:
 
 
 def rank_killed(job: Job) -> bool:
-    """Any of them; torchrun starts all again, which resume by themselves."""
+    """Kill any rank; torchrun starts all again, which resume by themselves."""
     return worker_killed(job)
 
 
 def rank_hangs(job: Job) -> bool:
-    """The others wait for it, end themselves, and torchrun starts all again."""
+    """Suspend a rank; the others wait for it, end themselves, and torchrun starts all again.
+
+    Raises:
+        UserError: the trainings did not end by themselves.
+    """
     workers = job.workers()
     rank = job.draw.choice(workers) if workers else None
     if not (rank and strike(rank, 'suspend')):
@@ -289,14 +296,18 @@ FAULTS_OF_SEVERAL = named(rank_killed, rank_hangs, killed)
 
 
 def mounted(folder: Path) -> bool:
-    """Put a file system of 8 MB at ``folder``, for a disk that is full; only root can."""
+    """Mount a file system of 8 MB at ``folder``, for a disk that is full; only root can."""
     folder.mkdir(parents=True)
     line = ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(folder)]
     return os.getuid() == 0 and subprocess.run(line, capture_output=True).returncode == 0
 
 
 def suffer(job: Job, kinds: list[str]) -> tuple[Counter, str]:
-    """Run a job through faults of these kinds; how often each struck, and what became of the job."""
+    """Run a job through faults of these kinds.
+
+    Returns:
+        How often each struck, and what became of the job.
+    """
     struck = Counter()
     has_disk = mounted(job.work_dir)
     try:

@@ -51,7 +51,7 @@ def parse_args(argv=None):
 
 
 def command(args, work_dir: Path, *more: str) -> list[str]:
-    """The command line of one of the trainings."""
+    """Return the command line of one of the trainings."""
     hooks = read_config(args.config).default_hooks
     checkpoint = f'default_hooks.checkpoint.interval={args.every}', 'default_hooks.checkpoint.by_epoch=False'
     loader = [f'train_dataloader.num_workers={args.workers}', 'default_hooks.logger.interval=1']
@@ -72,7 +72,7 @@ def command(args, work_dir: Path, *more: str) -> list[str]:
 
 
 def start(line: list[str], log: Path) -> subprocess.Popen:
-    """In a session of its own, so that the kill reaches every process of the training at once."""
+    """Start a training in a session of its own, so that the kill reaches every process of it at once."""
     with socket.socket() as free:
         free.bind(('', 0))
         port = free.getsockname()[1]
@@ -90,12 +90,12 @@ def finish(process: subprocess.Popen, log: Path) -> None:
 
 
 def done(work_dir: Path) -> int:
-    """The last step in the logs."""
+    """Return the last step in the logs."""
     return max((row['step'] for row in scalars(work_dir) if 'loss' in row), default=0)
 
 
 def scalars(work_dir: Path) -> list[dict]:
-    """Every logged row of training and validation; of a step that was done twice, the later one."""
+    """Return every logged row of training and validation; of a step that was done twice, the later one."""
     rows = {}
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in file.read_text().splitlines():
@@ -119,7 +119,7 @@ def kill_after(process: subprocess.Popen, work_dir: Path, step: int, number: sig
 
 
 def differences(a, b, name: str = '') -> list[str]:
-    """Names of values that are not exactly equal in two checkpoints."""
+    """Return the names of values that are not exactly equal in two checkpoints."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [name]
     if isinstance(a, dict) and isinstance(b, dict):
@@ -131,7 +131,7 @@ def differences(a, b, name: str = '') -> list[str]:
 
 
 def content(work_dir: Path, step: int) -> dict:
-    """What a checkpoint holds, without what is about the run and not about the training."""
+    """Return what a checkpoint holds, without what is about the run and not about the training."""
     file, _ = newest_checkpoint(work_dir)
     if file is None or read_metadata(file).get('iter') != step:
         raise UserError(f'{work_dir} has no checkpoint of step {step}: {file}')
@@ -143,7 +143,7 @@ def content(work_dir: Path, step: int) -> dict:
 
 
 def compare(straight: Path, resumed: Path, steps: int) -> list[str]:
-    """What differs between two trainings, by name; empty if nothing does."""
+    """Return what differs between two trainings, by name; empty if nothing does."""
     different = differences(content(straight, steps), content(resumed, steps))
     logs = [
         {f'{row["step"]} {"train" if "loss" in row else "val"}': row for row in scalars(work_dir)}
