@@ -1,4 +1,4 @@
-"""Runs the command ``convnext``, and holds what its commands share: options of every run, errors in one line."""
+"""Runs the command ``convnext``; holds what its commands share: options of every run, errors in one line."""
 
 import argparse
 import importlib
