@@ -111,8 +111,6 @@ class SkippedImages:
     """Names and counts the images that were left out, over all processes of the data loaders.
 
     Whatever skips images keeps a reference, which is carried to processes that are spawned, not forked.
-
-    What skips keeps a reference, which is carried to processes that are spawned, not forked.
     """
 
     def __init__(self):

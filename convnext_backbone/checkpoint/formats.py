@@ -183,9 +183,9 @@ def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str
 
 
 def dataset_meta(content: dict) -> dict:
-    """Return what a checkpoint records about its training's data: ``classes``, ``palette``, ....
+    """Return what a checkpoint records about its training's data: ``classes``, ``palette``, ...
 
-    Empty if nothing.
+    The dict is empty if there is nothing.
 
     Since mmdet 3 and mmseg 1 it stands in ``meta['dataset_meta']``, before in ``meta`` itself, in capitals.
     """

@@ -1,1 +1,4 @@
-"""Contains the commands of ``convnext``: one module each, with ``parse_args`` and ``main``."""
+"""Holds the commands of ``convnext``: one module each.
+
+Each has ``parse_args`` and a ``main`` that takes arguments.
+"""
