@@ -305,6 +305,7 @@ def test_options_of_the_compiler_and_a_compiler_that_is_not_there(tmp_path):
     assert 'no C++ compiler found (/no/such)' in fresh(tmp_path, CXX='/no/such')
 
 
+@pytest.mark.slow
 @needed
 @pytest.mark.skipif(platform.machine() != 'x86_64', reason='options for x86')
 def test_the_same_with_the_vectors_of_an_older_processor(tmp_path):

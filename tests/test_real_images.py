@@ -189,6 +189,7 @@ def test_upernet_learns_a_handful_of_images(real_data, tmp_path, name, least):
     assert 'mIoU' in log
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group('real views')
 def test_both_published_test_protocols_run_on_ade20k(real_data, tmp_path):
     """A narrow network with random weights: sliding windows, and six scales with flip on the whole image."""

@@ -769,6 +769,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group('distributed')
 def test_backbones_are_divided_block_by_block(tmp_path):
     """The gradients are those of the whole network; a unit more than the blocks: what is around them."""
@@ -811,7 +812,7 @@ def test_dist_train_says_what_is_wrong_with_its_own_options(options, words):
 @pytest.mark.parametrize(
     ('config', 'options'),
     [
-        ('classifier', ['--workers', '2']),
+        pytest.param('classifier', ['--workers', '2'], marks=pytest.mark.slow),
         pytest.param('upernet', ['--processes', '2'], marks=pytest.mark.slow),
         pytest.param('mask_rcnn', ['--signal', 'TERM'], marks=pytest.mark.slow),
     ],
