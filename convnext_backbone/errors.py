@@ -60,6 +60,8 @@ def report_build_errors(build):
             return build(*args, **kwargs)
         except UserError:
             raise
+        except ModuleNotFoundError as error:
+            raise UserError(missing_package(error) or str(error)) from error
         except (
             TypeError,
             KeyError,
@@ -81,6 +83,19 @@ def suggest(name: str, names, cutoff: float = 0.75, kind: str = '') -> str:
     """Return the end of an error that proposes the nearest of ``names``; empty if none is near."""
     near = difflib.get_close_matches(name, [str(n) for n in names], 1, cutoff)
     return f'; did you mean {kind}{near[0]!r}?' if near else ''
+
+
+def check_choice(name: str, value, table):
+    """Return ``value`` if it is a key of ``table``.
+
+    Raises:
+        UserError: it is not; the message names the nearest key.
+    """
+    if value in table:
+        return value
+    raise UserError(
+        f'{name} must be one of {", ".join(map(str, table))}, got {value!r}{suggest(str(value), table, 0.6)}'
+    )
 
 
 def check_torch() -> None:

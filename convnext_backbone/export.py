@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import fuse_for_inference
-from .backbones.base import check_choice
 from .backbones.block import Block
 from .config import task_of
-from .errors import UserError
+from .errors import UserError, check_choice
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.torchscript.pt', 'torch_export': '.pt2'}
 SMALLEST = 64  # pixels to trace with: the last map has two positions, one would be taken for a constant

@@ -1,6 +1,7 @@
 """Gives networks and released weights by name, in the manner of timm."""
 
 import inspect
+import os
 from fnmatch import fnmatchcase
 
 import torch
@@ -10,7 +11,9 @@ from .backbones import ConvNeXt, IsotropicConvNeXt
 from .backbones.base import STRIDES, DenseBackbone
 from .backbones.convnext import ARCHITECTURES
 from .backbones.isotropic import ARCHITECTURES as ISOTROPIC
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, read_checkpoint
+from .checkpoint.formats import tensors_of, to_released
+from .checkpoint.read import local_file
 from .checkpoint.zoo import RELEASED, Weights
 from .classification import Classifier
 from .errors import UserError, suggest
@@ -40,6 +43,15 @@ def list_pretrained(pattern: str = '*') -> list[str]:
     ``convnext convert --list`` shows size, accuracy, image size and licence of each.
     """
     return [name for name in RELEASED if fnmatchcase(name, pattern)]
+
+
+def _classes_of(weights: str | os.PathLike) -> int:
+    """Return the number of classes of a file of weights, 0 if it has no classifier."""
+    if str(weights) in RELEASED:
+        return RELEASED[str(weights)].num_classes
+    file = local_file(weights)
+    _, tensors = to_released(tensors_of(read_checkpoint(file), str(file), None))
+    return len(tensors['head.weight']) if 'head.weight' in tensors else 0
 
 
 def mebibytes(weights: Weights) -> float:
@@ -88,6 +100,8 @@ def create_model(
     Raises:
         UserError: an unknown name (the nearest is in the message), or weights that do not fit.
     """
+    if type(num_classes) not in (int, type(None)) or (num_classes or 0) < 0:
+        raise UserError(f'num_classes must be a whole number from 0 on, got {num_classes!r}')
     if name in RELEASED:
         arch, released = RELEASED[name].arch, name
     elif name in MODELS:
@@ -102,11 +116,12 @@ def create_model(
         )
     weights = released if pretrained is True else pretrained or None
     kind, size = _network(arch)
-    known_options = inspect.signature(kind).parameters
+    known_options = [n for n in inspect.signature(kind).parameters if n not in ('arch', 'in_channels')]
+    near = [*known_options, 'in_chans']
     for option in options:
         if option not in known_options:
             raise UserError(
-                f'create_model does not know {option}{suggest(option, known_options, 0.6)}; see '
+                f'create_model does not know {option}{suggest(option, near, 0.6)}; see '
                 f'convnext_backbone.{kind.__name__} for the options of {name}'
             )
     if features_only:
@@ -115,7 +130,7 @@ def create_model(
         if weights:
             load_checkpoint(model, weights, weights=None)
         return model
-    known = RELEASED[weights].num_classes if weights in RELEASED else None
+    known = None if weights is None else _classes_of(weights)
     backbone = dict(type=f'convnext_backbone.{kind.__name__}', arch=size, in_channels=in_chans, **options)
     classes = next(number for number in (num_classes, known, 1000) if number is not None)
     model = Classifier(backbone, classes)

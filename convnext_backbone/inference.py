@@ -18,6 +18,7 @@ from .config import (
     drop_pretrained,
     num_classes,
     read_config,
+    task_of,
     use_plain_batch_norm,
     use_stand_ins,
 )
@@ -66,7 +67,8 @@ class Predictor:
     def __init__(self, config: str, checkpoint: str, device: str | None = None):
         self.device = choose_device(device)
         cfg = read_config(config)
-        if cfg.get('test_dataloader') is None or not cfg.get('visualizer'):
+        dense = task_of(cfg.model) in ('detection', 'segmentation')
+        if not dense or cfg.get('test_dataloader') is None or not cfg.get('visualizer'):
             raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')
         self.model, content, _ = trained_model(cfg, checkpoint)
         self.model.to(self.device)

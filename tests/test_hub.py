@@ -148,3 +148,41 @@ def test_every_released_name_has_its_model_and_names_match_a_pattern():
 def test_a_wrong_call_is_one_line_with_what_is_near(arguments, said):
     with pytest.raises(cb.UserError, match=said):
         cb.create_model(**arguments)
+
+
+def test_weights_of_a_file_say_how_many_classes_there_are(tmp_path):
+    made = cb.create_model('convnext_atto', num_classes=10)
+    torch.save(made.state_dict(), tmp_path / 'ten.pth')
+    assert cb.create_model('convnext_atto', pretrained=tmp_path / 'ten.pth').head.out_features == 10
+    fresh = cb.create_model('convnext_atto', pretrained=tmp_path / 'ten.pth', num_classes=5)
+    assert fresh.head.out_features == 5
+    features = cb.create_model('convnext_atto', pretrained=tmp_path / 'ten.pth', num_classes=0)
+    torch.testing.assert_close(features.backbone.state_dict(), made.backbone.state_dict())
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        (dict(device='gpu'), "device must be one of cpu, cuda, got 'gpu'"),
+        (dict(device='cpu', launcher='mpi'), 'launcher must be one of none, pytorch, slurm'),
+    ],
+)
+def test_a_wrong_option_of_a_training_is_one_line(options, said):
+    with pytest.raises(cb.UserError, match=said):
+        cb.train('classifier_shapes', **options)
+
+
+def test_a_missing_mmdet_is_said_before_anything_is_built():
+    result = run(
+        'import sys; sys.modules["mmdet"] = None; from convnext_backbone.cli import main; '
+        'main(["flops", "mask_rcnn_convnext_t"])'
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith('error: mmdet is not installed: pip install')
+
+
+def test_a_classifier_of_the_new_style_is_known_by_its_class():
+    from convnext_backbone.config import task_of
+
+    assert task_of(dict(type=cb.Classifier)) == 'classification'
+    assert task_of(torch.nn.Module()) == 'other'

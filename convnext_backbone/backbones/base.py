@@ -8,23 +8,10 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError, suggest
+from ..errors import UserError
 
 STRIDES = (4, 8, 16, 32)  # of the four maps
 BLOCKS_PER_GROUP = 3  # for layer-wise decay
-
-
-def check_choice(name: str, value, table):
-    """Return ``value`` if it is a key of ``table``.
-
-    Raises:
-        UserError: it is not; the message names the nearest key.
-    """
-    if value in table:
-        return value
-    raise UserError(
-        f'{name} must be one of {", ".join(map(str, table))}, got {value!r}{suggest(str(value), table, 0.6)}'
-    )
 
 
 def check_positive_integers(name: str, values, length: int) -> tuple[int, ...]:

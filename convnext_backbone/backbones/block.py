@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .base import check_choice
+from ..errors import check_choice
 from .folding import FoldableBlock
 from .layers import DropPath, GlobalResponseNorm
 

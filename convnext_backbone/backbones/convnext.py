@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..registry import MODELS
-from .base import STRIDES, FourStageBackbone, check_choice, check_positive_integers
+from .base import STRIDES, FourStageBackbone, check_positive_integers
 from .block import LAYER_SCALE, Block
 from .layers import LayerNorm2d, init_layer
 

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..registry import MODELS
 from .base import (
     BLOCKS_PER_GROUP,
     STRIDES,
     DenseBackbone,
-    check_choice,
     check_positive_integers,
     drop_rates,
 )

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..errors import check_choice
 from ..registry import MODELS
-from .base import FourStageBackbone, check_choice
+from .base import FourStageBackbone
 from .block import EXPANSION, LAYER_SCALE
 from .layers import DropPath, LayerNorm2d, init_layer
 

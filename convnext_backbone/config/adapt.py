@@ -83,7 +83,9 @@ def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
     if scaling:
         cfg.auto_scale_lr = None  # mmengine's own scaling knows nothing of accumulated steps
     rate = f', learning rate {optimizer["lr"]:g}' if 'lr' in optimizer else ''
-    how = f'{processes} x {cfg.train_dataloader.batch_size}' + f' x {counts} accumulated' * (counts > 1)
+    how = f'{processes} x {cfg.train_dataloader.get("batch_size", 1)}' + f' x {counts} accumulated' * (
+        counts > 1
+    )
     return [f'effective batch: {batch} images per update ({how}){rate}', *notes]
 
 
@@ -170,7 +172,9 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
     name = 'single_scale'
     if tta:
         if not cfg.get('tta_pipeline') or not cfg.get('tta_model'):
-            raise UserError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline; test without --tta')
+            raise UserError(
+                f'--tta: {cfg.filename or "the config"} has no tta_model and tta_pipeline; test without --tta'
+            )
         steps = [node for node in dicts(cfg.tta_pipeline) if 'TestTimeAug' in type_name(node)]
         if len(steps) != 1:
             raise UserError(f'--tta: tta_pipeline has {len(steps)} steps of type TestTimeAug, expected one')
@@ -196,7 +200,7 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
 
 def write_details(cfg: Config) -> None:
     """Make a classifier's accuracy of each class and its confusions go into the work dir."""
-    for evaluator in dicts(cfg.test_evaluator):
+    for evaluator in dicts(cfg.get('test_evaluator')):
         if type_name(evaluator) == 'convnext_backbone.Accuracy':
             evaluator.setdefault('out_dir', cfg.work_dir)
 

@@ -22,7 +22,7 @@ def config_names() -> dict[str, Path]:
     return {file.stem: file for file in files if file.parts[0] != '_base_' and file.name != '__init__.py'}
 
 
-def find_config(config: str) -> Path:
+def find_config(config: str | os.PathLike) -> Path:
     """Return the file of a config that is given by its path, or by the name of one that comes along.
 
     ``cascade_convnext_t``, ``detection/cascade_convnext_t`` and ``configs/detection/cascade_convnext_t.py``
@@ -31,9 +31,14 @@ def find_config(config: str) -> Path:
     Raises:
         UserError: no such file and no such name; the nearest name is in the message.
     """
-    path = Path(config).expanduser()
-    if path.is_file():
-        return path
+    if not isinstance(config, (str, os.PathLike)):
+        raise UserError(f'a config is given by its path or name, got a {type(config).__name__}')
+    try:
+        path = Path(config).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError) as error:  # a name too long, no such user
+        raise UserError(f'no config file at {str(config)[:100]}: {error}') from error
     parts = path.with_suffix('').parts if path.suffix == '.py' else path.parts
     below = Path(*(parts[1:] if parts[:1] == ('configs',) else parts)) if parts else path
     name = config_names().get(below.name)

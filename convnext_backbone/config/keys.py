@@ -76,9 +76,12 @@ def check_keys(cfg: Config) -> None:
     Raises:
         UserError: naming the key, the file and the nearest key that is read.
     """
-    files = list(_sources(cfg.filename)) if cfg.filename else []
+    exists = bool(cfg.filename) and os.path.isfile(cfg.filename)  # a Config may outlive its file
+    source = cfg.filename if exists else None
+    where = cfg.filename or 'the config'
+    files = list(_sources(source)) if source else []
     dumped = len(files) == 1 and files[0][2] <= {'dict'}
-    new_style = bool(cfg.filename) and Config._is_lazy_import(cfg.filename)
+    new_style = source is not None and Config._is_lazy_import(source)
     arrived = [node for key in cfg if key in READ for node in nodes(cfg[key])]
     for key in [key for key in cfg if key not in READ]:
         value = cfg.pop(key)
@@ -94,15 +97,15 @@ def check_keys(cfg: Config) -> None:
             continue
         if new_style and not near:
             continue
-        file = next((file for file, used in setters if key not in used), cfg.filename)
+        file = next((file for file, used in setters if key not in used), where)
         if a_variable:
             advice = ': what a base file made of it stays as it was; set that, or remove it'
         else:
             advice = suggest(key, READ) or ': remove it'
         raise UserError(f'{file} sets {key!r}, and nothing reads it{advice}')
-    _check_untyped(dict(cfg.items()), cfg.filename, '')
+    _check_untyped(dict(cfg.items()), where, '')
     for hook in hooks_of(cfg):
-        _check_hook(hook, cfg.filename)
+        _check_hook(hook, where)
 
 
 def _check_untyped(node, file: str, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from mmengine.config import Config
 
+from ..errors import UserError
 from ..registry import SCOPE, type_name
 from .data import DATALOADERS
 from .keys import dicts, hooks_of
@@ -29,15 +30,20 @@ def add_default_hooks(cfg: Config) -> None:
     """Complete ``default_hooks`` of a config that has a training.
 
     ``default_hooks=dict(hang=dict(timeout=60), progress=None)`` changes one and leaves out another.
+
+    Raises:
+        UserError: ``default_hooks`` is no dict.
     """
-    if not cfg.get('train_cfg'):
-        return
-    given = dict(cfg.get('default_hooks') or {})
+    given = cfg.get('default_hooks') or {}
+    if not isinstance(given, dict):
+        raise UserError(f'default_hooks must be a dict of hooks by name, got {type(given).__name__}')
+    given = dict(given)
     for name, hook in DEFAULT_HOOKS.items():
-        own = given.setdefault(name, {})
-        if own is not None:
-            given[name] = own if 'type' in own else {**hook, **own}
-    cfg.default_hooks = given
+        own = given.setdefault(name, {}) if cfg.get('train_cfg') else given.get(name)
+        if isinstance(own, dict) and 'type' not in own:
+            given[name] = {**hook, **own}
+    if given:
+        cfg.default_hooks = given
 
 
 def use_stand_ins(cfg: Config) -> list[str]:
@@ -58,6 +64,8 @@ def use_stand_ins(cfg: Config) -> list[str]:
         if isinstance(node, dict) and (ours := STAND_INS.get(type_name(node))):
             replaced[type_name(node)] = ours
             node['type'] = f'{SCOPE}.{ours}'
+            if node is train_cfg:  # mmengine takes one of both
+                node.pop('by_epoch', None)
     for hook in hooks:
         if isinstance(hook, dict) and type_name(hook) == 'LoggerHook' and 'max_iters' in train_cfg:
             hook.setdefault('log_metric_by_epoch', False)  # else every validation would be of epoch 0
@@ -66,5 +74,5 @@ def use_stand_ins(cfg: Config) -> list[str]:
             del cfg.default_hooks[name]
     if not replaced:
         return []
-    pairs = ', '.join(f'{ours} for {theirs}' for theirs, ours in sorted(replaced.items()))
-    return [f'stand-ins of convnext_backbone: {pairs}']
+    pairs = ', '.join(f'{SCOPE}.{ours} for {theirs}' for theirs, ours in sorted(replaced.items()))
+    return [f'stand-ins: {pairs}']

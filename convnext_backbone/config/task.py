@@ -5,6 +5,8 @@ from typing import Literal
 from mmengine.config import Config
 from torch import nn
 
+from ..registry import SCOPE, type_name
+
 Task = Literal['classification', 'detection', 'segmentation', 'other']
 PARTS = {  # by which a model is known, as keys of its config and as attributes of what is built from it
     'segmentation': ('decode_head',),
@@ -25,7 +27,7 @@ def task_of(model: dict | nn.Module) -> Task:
     for task, parts in PARTS.items():
         if any(map(has, parts)):
             return task
-    if model.get('type') == 'convnext_backbone.Classifier' if is_config else has('head'):
+    if type_name(model if is_config else type(model)) == f'{SCOPE}.Classifier':
         return 'classification'
     return 'other'
 

@@ -141,7 +141,14 @@ class CheckpointHook(MMEngineCheckpointHook):
             UserError: the validation has no such metric.
         """
         if 'auto' in self.key_indicators:
-            self._init_rule(self.rules, [next(iter(metrics))])
+            first = next(iter(metrics))
+            try:
+                self._init_rule(self.rules, [first])
+            except ValueError as error:
+                raise UserError(
+                    f"save_best of CheckpointHook is 'auto', and it is not known whether a larger {first!r} "
+                    "is better: set rule='greater' or rule='less'"
+                ) from error
         done = runner.epoch if self.by_epoch else runner.iter
         meta = dict(epoch=runner.epoch, iter=runner.iter)
         any_better = False

@@ -7,18 +7,21 @@ from mmengine.config import Config
 from torch import nn
 
 from .. import config as configs
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from . import launch
 from .runner import Runner
+
+DEVICES = ('cpu', 'cuda')
+LAUNCHERS = ('none', 'pytorch', 'slurm')
 
 
 def train(
     config: str | os.PathLike | Config,
     *,
-    pretrained: str | None = None,
+    pretrained: str | os.PathLike | None = None,
     pretrained_weights: str | None = None,
     amp: bool = False,
-    resume: str | None = None,
+    resume: str | os.PathLike | bool | None = None,
     stop_at: int | None = None,
     fsdp: bool = False,
     auto_scale_lr: bool = False,
@@ -34,7 +37,7 @@ def train(
         pretrained: weights by path, URL or released name, loaded strictly; ``'none'``: from scratch.
         pretrained_weights: ``'final'`` or ``'ema'``, of a training that kept a moving average.
         amp: mixed precision, if the config has none.
-        resume: path of a checkpoint to go on from, or ``'auto'`` for the newest whole one in the work dir.
+        resume: path of a checkpoint to go on from, or ``True`` for the newest whole one in the work dir.
         stop_at: end after so many steps in all, with a checkpoint.
         fsdp: divide parameters, gradients and optimizer states among the processes.
         auto_scale_lr: learning rate in proportion to the batch, where that differs from the recipe's.
@@ -50,6 +53,8 @@ def train(
         UserError: wrong input, in one line.
         Stopped: SIGTERM or SIGUSR1 came; there is a checkpoint.
     """
+    resume = 'auto' if resume is True else _text(resume)
+    pretrained = _text(pretrained)
     cfg, device, notes = run_config(config, ('train_dataloader', 'val_dataloader'), **options)
     if skip_corrupt:
         configs.skip_corrupt_images(cfg)
@@ -68,7 +73,9 @@ def train(
     return runner.train()
 
 
-def test(config: str | os.PathLike | Config, checkpoint: str, *, tta: bool = False, **options) -> dict:
+def test(
+    config: str | os.PathLike | Config, checkpoint: str | os.PathLike, *, tta: bool = False, **options
+) -> dict:
     """Evaluate a checkpoint on the test data of a config.
 
     Args:
@@ -86,8 +93,13 @@ def test(config: str | os.PathLike | Config, checkpoint: str, *, tta: bool = Fal
     cfg, _, notes = run_config(config, ('test_dataloader',), **options)
     notes += configs.choose_views(cfg, tta)
     configs.write_details(cfg)
-    configs.for_testing(cfg, checkpoint)
+    configs.for_testing(cfg, _text(checkpoint))
     return Runner.from_cfg(cfg).log_notes(notes).test()
+
+
+def _text(path: str | os.PathLike | None) -> str | None:
+    """Return a path, URL or name as text."""
+    return None if path is None else os.fspath(path)
 
 
 def run_config(
@@ -114,7 +126,9 @@ def run_config(
     Raises:
         UserError: the config lacks one of ``splits``, its data is missing, or an option does not fit.
     """
-    if launcher == 'slurm':
+    if device is not None:
+        check_choice('device', device, DEVICES)
+    if check_choice('launcher', launcher, LAUNCHERS) == 'slurm':
         launch.slurm_environment()
     device = configs.choose_device(device)
     cfg = configs.read_config(config, cfg_options)

@@ -75,7 +75,7 @@ def restore(runner, checkpoint: dict) -> None:
     elif gradients:
         runner.logger.warning(f'accumulated gradients of {len(gradients)} other processes are left out')
     before, now = checkpoint['meta'].get('environment') or {}, launch.environment()
-    if changed := [f'{k} {v}, now {now.get(k)}' for k, v in before.items() if now.get(k) != v]:
+    if changed := [f'{k} {v}, now {now.get(k)}' for k, v in before.items() if k in now and now[k] != v]:
         runner.logger.warning(f'the training began in another environment: {"; ".join(changed)}')
     for hook in runner.hooks:
         if isinstance(hook, EarlyStoppingHook):
