@@ -680,7 +680,8 @@ def test_torchrun_starts_a_killed_process_again_and_the_result_is_the_same(shape
 
 
 @pytest.mark.xdist_group('distributed')
-def test_a_model_divided_among_processes_trains_as_a_whole_one(shapes, tmp_path):
+@pytest.mark.parametrize('resumed', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_model_divided_among_processes_trains_as_a_whole_one(shapes, tmp_path, resumed):
     """FSDP against DDP: the same losses, and one's checkpoint is resumed by the other."""
     config = write_config(tmp_path)
     runs = dict(ddp=[], fsdp=['--fsdp'])
@@ -693,6 +694,8 @@ def test_a_model_divided_among_processes_trains_as_a_whole_one(shapes, tmp_path)
     for number, state in one['optimizer']['state'].items():
         for key, value in state.items():
             torch.testing.assert_close(other['optimizer']['state'][number][key], value, rtol=1e-3, atol=1e-6)
+    if not resumed:
+        return
     for name, options in (('ddp', ['--fsdp']), ('fsdp', [])):
         result = distributed(config, shapes, tmp_path / name, '--stop-at', '20', '--resume', *options)
         assert result.returncode == 0, result.stdout[-3000:]
