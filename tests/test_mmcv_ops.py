@@ -1366,6 +1366,7 @@ SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 
 @pytest.fixture
 def log(monkeypatch) -> list[str]:
+    mmengine_logging.MMLogger.get_current_instance()  # without a log the line waits for one
     lines = []
     monkeypatch.setattr(mmengine_logging, 'print_log', lambda text, *arguments: lines.append(text))
     return lines

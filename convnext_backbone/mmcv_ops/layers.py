@@ -13,6 +13,7 @@ TINY = torch.finfo(torch.float32).tiny  # least argument of a logarithm, as in m
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in float32 at least."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

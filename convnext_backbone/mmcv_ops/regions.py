@@ -9,11 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .layers import _wide
+
 CHUNK = 1 << 24  # numbers that are gathered at once
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 # Points between pixels
