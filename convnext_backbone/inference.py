@@ -23,7 +23,7 @@ from .config import (
     use_stand_ins,
 )
 from .errors import UserError, report_build_errors
-from .registry import type_name
+from .registry import SCOPE, type_name
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -75,7 +75,9 @@ class Predictor:
         use_stand_ins(cfg)
         self.meta = _with_colours(_names_of(content, cfg, checkpoint))
         steps = [
-            step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in type_name(step)
+            step
+            for step in cfg.test_dataloader.dataset.pipeline
+            if 'LoadAnnotations' not in type_name(step) and type_name(step) != f'{SCOPE}.LoadMask'
         ]
         self.pipeline = Compose(steps)
         cfg.visualizer.pop('vis_backends', None)

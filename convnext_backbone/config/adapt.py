@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..registry import type_name
 from .data import datasets
 from .keys import dicts, hooks_of
+from .stand_ins import loads_mask
 from .weights import drop_pretrained
 
 
@@ -220,9 +221,9 @@ def for_testing(cfg: Config, checkpoint: str) -> None:
 
 
 def skip_corrupt_images(cfg: Config) -> None:
-    """Let the training data leave out unreadable images, naming and counting them, instead of stopping."""
-    ours = ('LoadImage', 'ImageDataset', 'ImageStream')
+    """Let the training data leave out unreadable images and masks, naming and counting them."""
+    ours = ('LoadImage', 'LoadMask', 'ImageDataset', 'ImageStream')
     readers = ('LoadImageFromFile', *(f'convnext_backbone.{name}' for name in ours))
     for node in dicts(cfg.train_dataloader):
-        if type_name(node) in readers:
+        if type_name(node) in readers or loads_mask(cfg, node):
             node['skip_corrupt'] = True

@@ -61,7 +61,12 @@ def use_stand_ins(cfg: Config) -> list[str]:
     pipelines = [node for key in (*DATALOADERS, 'tta_pipeline') for node in dicts(cfg.get(key))]
     replaced = {}
     for node in [train_cfg, *hooks, *pipelines]:
-        if isinstance(node, dict) and (ours := STAND_INS.get(type_name(node))):
+        if not isinstance(node, dict):
+            continue
+        if loads_mask(cfg, node):
+            replaced['mmseg.LoadAnnotations'] = 'LoadMask'
+            node['type'] = f'{SCOPE}.LoadMask'
+        elif ours := STAND_INS.get(type_name(node)):
             replaced[type_name(node)] = ours
             node['type'] = f'{SCOPE}.{ours}'
             if node is train_cfg:  # mmengine takes one of both
@@ -76,3 +81,13 @@ def use_stand_ins(cfg: Config) -> list[str]:
         return []
     pairs = ', '.join(f'{SCOPE}.{ours} for {theirs}' for theirs, ours in sorted(replaced.items()))
     return [f'stand-ins: {pairs}']
+
+
+def loads_mask(cfg: Config, node: dict) -> bool:
+    """Return whether a step of a pipeline is mmseg's ``LoadAnnotations``; mmdet has another of that name."""
+    kind = node.get('type')
+    if type_name(kind) != 'LoadAnnotations':
+        return False
+    module = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
+    package = module.partition('.')[0]
+    return package == 'mmseg' or (module == 'LoadAnnotations' and cfg.get('default_scope') == 'mmseg')

@@ -542,7 +542,8 @@ def read_annotations(file: str | os.PathLike) -> Annotations:
         raise UserError(f'{file} cannot be read: {error.strerror}') from error
     key = (path, stat.st_mtime_ns, stat.st_size)
     if key not in _READ:
-        # Millions of lists, none of them in a circle: searching them for circles costs more than reading them.
+        # Millions of lists, none of them in a circle: searching them for circles costs more than reading
+        # them.
         gc.collect()
         gc.disable()
         try:

@@ -18,6 +18,7 @@ from mmengine.dist import (
 )
 from mmengine.hooks import EMAHook, LoggerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import DATASETS, METRICS
 from mmengine.runner import Runner as MMEngineRunner
 
 from ..checkpoint.formats import dataset_meta, tensors_of
@@ -29,7 +30,8 @@ from ..checkpoint.read import (
 )
 from ..checkpoint.sharding import is_sharded
 from ..checkpoint.write import read_metadata, write_checkpoint
-from ..config import check_classes, use_stand_ins
+from ..config import check_classes, datasets, use_stand_ins
+from ..datasets import forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
 from ..registry import type_name
@@ -85,6 +87,8 @@ class Runner(MMEngineRunner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """Call hooks as in mmengine; a row of the log that does not fit on the disk ends no training."""
+        if fn_name == 'before_run':  # every data loader and metric is built
+            forget_annotations()
         for hook in self.hooks:
             if not hasattr(hook, fn_name):
                 continue
@@ -101,6 +105,10 @@ class Runner(MMEngineRunner):
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
+        if isinstance(dataloader, dict):
+            dataloader = copy.deepcopy(dataloader)
+            for _, dataset in datasets({'': dataloader}, ('',)):
+                _improve(dataset, DATASETS)
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         if hasattr(loader.dataset, 'set_loader'):
             loader.dataset.set_loader(loader.num_workers, loader.batch_size)
@@ -109,6 +117,13 @@ class Runner(MMEngineRunner):
                 fetch_seeded, loader.dataset
             )  # torch looks for it
         return loader
+
+    def build_evaluator(self, evaluator):
+        if isinstance(evaluator, (dict, list)):
+            evaluator = copy.deepcopy(evaluator)
+            for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
+                _improve(metric, METRICS)
+        return super().build_evaluator(evaluator)
 
     @report_build_errors
     def build_train_loop(self, loop):
@@ -346,6 +361,16 @@ class Runner(MMEngineRunner):
                 f'{file} was trained for {len(trained)} classes ({", ".join(trained[:5])} ...), the config '
                 f'tests {len(tested)} ({", ".join(tested[:5])} ...): use the config of the training'
             )
+
+
+def _improve(node, registry) -> None:
+    """Put a class with ours mixed in, see datasets.improve, in the place of the ``type`` of ``node``."""
+    if not isinstance(node, dict) or 'type' not in node:
+        return
+    with registry.switch_scope_and_registry(node.get('_scope_')) as scoped:
+        cls = scoped.get(node['type']) if isinstance(node['type'], str) else node['type']
+    if isinstance(cls, type):
+        node['type'] = improve(cls)
 
 
 def _resumable(loader, endless: bool, seed: int):
