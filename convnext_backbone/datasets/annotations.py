@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+import msgspec
 import numpy as np
-import orjson
 from pycocotools import mask as rle
 
 from ..errors import UserError, suggest
@@ -565,8 +565,8 @@ def _parse(file: str) -> dict:
     except OSError as error:
         raise UserError(f'{file} cannot be read: {error.strerror}') from error
     try:
-        content = orjson.loads(text)
-    except ValueError:
+        content = msgspec.json.decode(text)  # half the time of json, and less memory than others
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         try:
             content = json.loads(text)  # NaN, and other encodings than UTF-8
         except ValueError as error:

@@ -5,12 +5,13 @@ label of a class is its place in ``metainfo.classes``, in training, evaluation a
 """
 
 import contextlib
+import gc
 import io
 import os
 
 from mmengine.fileio import get_local_path
 
-from .annotations import USED, read_annotations
+from .annotations import USED, Annotations, read_annotations
 from .images import header
 
 
@@ -37,6 +38,13 @@ class LabelsByName:
             self.cat_img_map[record['category_id']].append(record['image_id'])
         objects = annotations.of_images(annotations.why == USED)
         folder = (self.data_prefix or {}).get('img') or ''
+        gc.disable()  # millions of new dicts, none of them in a circle
+        try:
+            return self._infos(annotations, objects, folder)
+        finally:
+            gc.enable()
+
+    def _infos(self, annotations: Annotations, objects: dict, folder: str) -> list[dict]:
         data_list = []
         for number, image in annotations.images.items():
             image = dict(image, img_id=number, file_name=file_in(folder, image['file_name']))
