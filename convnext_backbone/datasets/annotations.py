@@ -529,8 +529,11 @@ class Annotations:
 _READ: dict[tuple, Annotations] = {}
 
 
-def read_annotations(file: str | os.PathLike) -> Annotations:
+def read_annotations(file: str | os.PathLike, keep: bool = True) -> Annotations:
     """Return the content of a COCO file; it is kept until :func:`forget_annotations`.
+
+    Args:
+        keep: ``False``: only the caller has it then, who may use it up.
 
     Raises:
         UserError: see :class:`Annotations`.
@@ -551,7 +554,7 @@ def read_annotations(file: str | os.PathLike) -> Annotations:
         finally:
             gc.freeze()
             gc.enable()
-    return _READ[key]
+    return _READ[key] if keep else _READ.pop(key)
 
 
 def forget_annotations() -> None:

@@ -29,7 +29,7 @@ class LabelsByName:
             UserError: the file is none, or lacks a class.
         """
         with get_local_path(self.ann_file, backend_args=self.backend_args) as file:
-            annotations = read_annotations(file)
+            annotations = read_annotations(file, keep=self.test_mode)  # a metric reads the same file
         classes = self.metainfo['classes']
         self.cat_ids = annotations.category_ids(classes) if annotations.categories else []
         self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
@@ -37,6 +37,8 @@ class LabelsByName:
         for record in annotations.records:
             self.cat_img_map[record['category_id']].append(record['image_id'])
         objects = annotations.of_images(annotations.why == USED)
+        if not self.test_mode:
+            annotations.records = []  # each is released as soon as it is used: the memory of all counts
         folder = (self.data_prefix or {}).get('img') or ''
         gc.disable()  # millions of new dicts, none of them in a circle
         try:
@@ -50,7 +52,8 @@ class LabelsByName:
             image = dict(image, img_id=number, file_name=file_in(folder, image['file_name']))
             if 'width' not in image or 'height' not in image:
                 image['width'], image['height'] = header(os.path.join(folder, image['file_name'])).upright
-            info = self.parse_data_info(dict(raw_img_info=image, raw_ann_info=objects[number]))
+            raw = dict(raw_img_info=image, raw_ann_info=objects.pop(number))
+            info = self.parse_data_info(raw)
             for instance in info.get('instances') or ():
                 instance.setdefault('mask', [])  # mmdet's LoadAnnotations takes an empty one for "ignore"
             data_list.append(info)
