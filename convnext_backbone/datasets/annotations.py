@@ -265,7 +265,7 @@ class Annotations:
         like_corners = known & (as_corners > 0.8) & (as_given < 0.8)
         share_beyond, share_corners = beyond.sum() / total, (corners & finite).sum() / total
         by_mask = known.sum() >= 1 and like_corners.sum() > known.sum() / 2
-        by_edges = share_corners > 0.9 and (share_beyond > 0.5 or (total >= 10 and share_beyond > 0.2))
+        by_edges = share_corners > 0.9 and (share_beyond > 0.5 or (beyond.sum() > 1 and share_beyond > 0.2))
         if by_mask or by_edges:
             reason = 'their masks lie so' if by_mask else f'{share_beyond:.0%} reach outside the image'
             self.findings.add(
