@@ -31,8 +31,6 @@ FUNCTIONS = {  # dotted name: parameters
     'mmengine.optim.OptimWrapper.initialize_count_status': 'self model init_counts max_counts',
     'mmengine.dataset.InfiniteSampler.__init__': 'self dataset shuffle seed',
     'mmengine.runner.BaseLoop.__init__': 'self runner dataloader',
-    'mmengine.runner.EpochBasedTrainLoop._decide_current_val_interval': 'self',
-    'mmengine.runner.IterBasedTrainLoop._decide_current_val_interval': 'self',
     'mmengine.runner.Runner._init_model_weights': 'self',
     'torch.distributed.distributed_c10d._get_default_store': '',
     'mmcv.utils.ext_loader.load_ext': 'name funcs',
@@ -69,8 +67,8 @@ ATTRIBUTES = {  # class: what its objects have, found in the text of its constru
         '_train_dataloader _train_loop _resume _load_from _randomness_cfg _has_loaded'
     ),
     'mmengine.optim.OptimWrapper': '_accumulative_counts _inner_count _max_counts _remainder_counts',
-    'mmengine.runner.EpochBasedTrainLoop': '_iter _epoch _max_epochs _max_iters',
-    'mmengine.runner.IterBasedTrainLoop': '_iter _epoch _max_iters',
+    'mmengine.runner.EpochBasedTrainLoop': '_iter _epoch dynamic_milestones dynamic_intervals',
+    'mmengine.runner.IterBasedTrainLoop': '_iter _epoch dynamic_milestones dynamic_intervals',
     'mmengine.model.BaseModule': '_is_init _params_init_info',
     'mmengine.hooks.CheckpointHook': (
         'key_indicators rules is_better_than init_value_map filename_tmpl save_last'
