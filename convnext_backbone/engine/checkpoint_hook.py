@@ -142,13 +142,16 @@ class CheckpointHook(MMEngineCheckpointHook):
         """
         if 'auto' in self.key_indicators:
             first = next(iter(metrics))
+            keys = dict(greater_keys=self.greater_keys, less_keys=self.less_keys)
             try:
-                self._init_rule(self.rules, [first])
+                named = MMEngineCheckpointHook(save_best=first, rule=self.rules[0], **keys)
             except ValueError as error:
                 raise UserError(
                     f"save_best of CheckpointHook is 'auto', and it is not known whether a larger {first!r} "
                     "is better: set rule='greater' or rule='less'"
                 ) from error
+            self.key_indicators, self.rules = named.key_indicators, named.rules
+            self.is_better_than = named.is_better_than
         done = runner.epoch if self.by_epoch else runner.iter
         meta = dict(epoch=runner.epoch, iter=runner.iter)
         any_better = False

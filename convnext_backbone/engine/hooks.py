@@ -112,7 +112,6 @@ class NonFiniteGuardHook(Hook):
         if not self._by_loss:
             optimizer.register_step_pre_hook(self._check)
         self._buffers = [buffer for buffer in runner.model.buffers() if buffer.is_floating_point()]
-        self._kept = [buffer.clone() for buffer in self._buffers]
 
     def _check(self, optimizer, args, kwargs) -> None:
         """Drop gradients that are not finite before the optimizer's step, which has nothing to do then."""
@@ -126,8 +125,15 @@ class NonFiniteGuardHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self._begin = getattr(getattr(runner.train_loop, 'random', None), 'states', None)
+        if self._buffers:  # together, which is one operation
+            self._kept = torch.cat([buffer.flatten() for buffer in self._buffers])
+
+    def _restore_buffers(self) -> None:
+        """Set the buffers to what they were before this step."""
         if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+            kept = self._kept.split([buffer.numel() for buffer in self._buffers])
+            for buffer, numbers in zip(self._buffers, kept):
+                buffer.copy_(numbers.view_as(buffer))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         losses = {
@@ -142,8 +148,8 @@ class NonFiniteGuardHook(Hook):
             self._broken = words, data_batch, self._begin
         if self._by_loss:
             self._row, self._left_out = (self._row + 1 if broken else 0), bool(broken)
-        if (broken or self._left_out) and self._buffers:
-            torch._foreach_copy_(self._buffers, self._kept)  # running statistics would stay NaN for ever
+        if broken or self._left_out:
+            self._restore_buffers()  # running statistics would stay NaN for ever
         if not self._left_out:
             return
         words, batch, begin = self._broken or (
@@ -195,8 +201,7 @@ class NonFiniteGuardHook(Hook):
             set_states(outside)
             for handle in handles:
                 handle.remove()
-            if self._buffers:
-                torch._foreach_copy_(self._buffers, self._kept)
+            self._restore_buffers()
         if not images_are:
             return 'the images themselves are not finite, or what mean and std make of them'
         if not found:

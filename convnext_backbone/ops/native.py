@@ -43,6 +43,7 @@ def supports(*tensors: Tensor) -> bool:
     ordinary = all(
         type(x) in (Tensor, nn.Parameter) and x.device.type == 'cpu' and x.dtype in DTYPES for x in tensors
     )
+    # Forward-mode differentiation: a weight may have a tangent where the input has none.
     return ordinary and forward_ad._current_level < 0 and _built_right()
 
 
