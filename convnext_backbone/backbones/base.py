@@ -209,12 +209,14 @@ class FourStageBackbone(DenseBackbone):
         return tuple(maps)
 
     def frozen_modules(self) -> list[nn.Module]:
+        """Return stem, downsampling layers and stages up to ``frozen_stages``; none if it is -1."""
         if self.frozen_stages < 0:
             return []
         stem_and_downsampling = self.downsample_layers[: max(1, self.frozen_stages)]
         return [*stem_and_downsampling, *self.stages[: self.frozen_stages]]
 
     def all_blocks(self) -> list[nn.Module]:
+        """Return the blocks of all stages that are built, in the order of ``forward``."""
         return [block for stage in self.stages for block in stage]
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:

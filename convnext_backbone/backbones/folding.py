@@ -61,6 +61,7 @@ class FoldableBlock(nn.Module):
             self.register_buffer(f'folded_{name}', None, persistent=False)
 
     def train(self, mode: bool = True) -> 'FoldableBlock':
+        """Set the mode as in torch; training drops the folded weights."""
         if mode:  # the parameters are about to change
             self.unfold()
         return super().train(mode)
