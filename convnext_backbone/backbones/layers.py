@@ -40,7 +40,7 @@ class GlobalResponseNorm(nn.Module):
         """
         return torch.addcmul(self.beta + x, self.gamma, x * self._share(x))
 
-    def without_shift(self, x: Tensor) -> Tensor:
+    def without_shift(self, x: Tensor) -> Tensor:  # (N, H, W, C) -> same
         """Compute :meth:`forward` without ``beta``, which the next layer can add to its bias."""
         return x * (1 + self.gamma * self._share(x))
 

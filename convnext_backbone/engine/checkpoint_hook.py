@@ -31,6 +31,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             training goes on, and fails at its end if the last one could not be written either) or ``'stop'``.
         kwargs: mmengine's (``interval``, ``by_epoch``, ``max_keep_ckpts``, ``save_best``, ...). ``out_dir``
             is a folder of this machine.
+
+    Raises:
+        UserError: an unknown ``on_error``, or an ``out_dir`` on a server; in training, see ``on_error``.
     """
 
     def __init__(self, *args, on_error: str = 'continue', **kwargs):

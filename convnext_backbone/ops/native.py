@@ -119,6 +119,9 @@ def branch_sum(
         scale: (N,), of each sample.
         first: row of all the rows that the first of these is.
         of_sample: rows of a sample.
+
+    Raises:
+        RuntimeError: ``residual`` and ``x`` differ in shape.
     """
     if residual.shape != x.shape:
         raise RuntimeError(f'a branch of shape {list(x.shape)} and a residual of {list(residual.shape)}')

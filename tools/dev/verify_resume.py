@@ -137,7 +137,11 @@ def differences(a, b, name: str = '') -> list[str]:
 
 
 def content(work_dir: Path, step: int) -> dict:
-    """Return what a checkpoint holds, without what is about the run and not about the training."""
+    """Return what a checkpoint holds, without what is about the run and not about the training.
+
+    Raises:
+        UserError: the newest checkpoint is not of ``step``.
+    """
     file, _ = newest_checkpoint(work_dir)
     if file is None or read_metadata(file).get('iter') != step:
         raise UserError(f'{work_dir} has no checkpoint of step {step}: {file}')
