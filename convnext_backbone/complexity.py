@@ -34,6 +34,7 @@ class Complexity:
 
     @property
     def gflops(self) -> float:
+        """Return the multiply-adds of all parts, in 10^9: what the paper prints as FLOPs."""
         return sum(self.macs.values()) / 1e9
 
 
@@ -151,6 +152,7 @@ class Row:
     printed: dict  # of configs/published.json
 
     def ratio(self) -> float | None:
+        """Return measured by printed FLOPs; ``None`` if none are printed."""
         return self.measured.gflops / float(self.printed['gflops']) if 'gflops' in self.printed else None
 
     def agrees(self) -> bool:

@@ -135,6 +135,6 @@ def create_model(
     classes = next(number for number in (num_classes, known, 1000) if number is not None)
     model = Classifier(backbone, classes)
     if weights:
-        fresh = ('head.*',) if known is not None and known != classes else ()
+        fresh = ('head.*',) if known != classes else ()
         load_checkpoint(model, weights, skip=fresh, fresh=(*fresh, *('norm.*',) * (known == 0)), weights=None)
     return model

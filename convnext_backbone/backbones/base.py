@@ -64,6 +64,9 @@ class DenseBackbone(BaseModule):
         classifier_norm: whether a classifier norms what it has pooled.
         may_skip: patterns of tensors that a checkpoint may hold and this network leaves out.
         may_be_fresh: patterns of tensors of this network that a checkpoint may lack.
+
+    Raises:
+        UserError: ``in_channels``, ``out_indices`` or ``frozen_stages`` out of its range.
     """
 
     out_channels: tuple[int, ...]
@@ -113,7 +116,7 @@ class DenseBackbone(BaseModule):
             module.requires_grad_(False).eval()
 
     def run_blocks(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
-        """Apply ``blocks`` in turn, with gradient checkpointing if ``with_cp``."""
+        """Apply ``blocks`` in turn to a map (N, C, H, W), with gradient checkpointing if ``with_cp``."""
         if not (self.with_cp and torch.is_grad_enabled()):
             return blocks(x)
         for block in blocks:
@@ -121,7 +124,7 @@ class DenseBackbone(BaseModule):
         return x
 
     def output(self, index: int, x: Tensor) -> Tensor:
-        """Return map number ``index`` as it is emitted, from the last activation ``x`` of its stage.
+        """Return map number ``index`` as it is emitted, in the shape of ``x``: the output of its stage.
 
         What goes to a neck or a head lies in NCHW memory: mmcv's RoIAlign (and other operators of it)
         reads memory in that order whatever the strides say, and gives wrong numbers, without an
@@ -209,12 +212,14 @@ class FourStageBackbone(DenseBackbone):
         return tuple(maps)
 
     def frozen_modules(self) -> list[nn.Module]:
+        """Return stem, downsampling layers and stages up to ``frozen_stages``; none if it is -1."""
         if self.frozen_stages < 0:
             return []
         stem_and_downsampling = self.downsample_layers[: max(1, self.frozen_stages)]
         return [*stem_and_downsampling, *self.stages[: self.frozen_stages]]
 
     def all_blocks(self) -> list[nn.Module]:
+        """Return the blocks of all stages that are built, in the order of ``forward``."""
         return [block for stage in self.stages for block in stage]
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:

@@ -130,9 +130,11 @@ class IsotropicConvNeXt(DenseBackbone):
         return tuple(self.output(i, self.pyramid[str(i)](x)) for i in self.out_indices)
 
     def frozen_modules(self) -> list[nn.Module]:
+        """Return the stem and the first ``frozen_stages`` blocks; none if it is -1."""
         return [self.stem, *self.blocks[: self.frozen_stages]] if self.frozen_stages >= 0 else []
 
     def all_blocks(self) -> list[nn.Module]:
+        """Return the blocks in the order of ``forward``."""
         return list(self.blocks)
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:

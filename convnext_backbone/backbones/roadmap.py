@@ -120,6 +120,7 @@ class RoadmapBlock(nn.Module):
         self.activation = nn.Identity() if design.fewer_activations else design.activation()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, dim_in, H, W) -> (N, dim_out, H / stride, W / stride)
+        """Compute the convolutions, layer scale if there is one, sum with the shortcut and activation."""
         y = self.branch(x)
         if hasattr(self, 'gamma'):
             y = self.gamma * y

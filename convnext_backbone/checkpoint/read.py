@@ -39,16 +39,17 @@ def _statistics_method(owner, name):
     raise UnpicklingError(f'Unsupported global: GLOBAL getattr({owner}, {name}) was not allowed')
 
 
-_multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+# What NumPy's own pickles call: its functions for an array and for a scalar.
+_NEW_ARRAY, _NEW_SCALAR = (value.__reduce__()[0] for value in (np.empty(0), np.float64()))
 # Written down whole: what our files may hold beside tensors, numbers, strings and containers.
 ALLOWED = [
     HistoryBuffer,  # mmengine's log of scalars
     (_statistics_method, 'builtins.getattr'),
     (_statistics_method, '__builtin__.getattr'),
-    _multiarray._reconstruct,  # NumPy arrays and scalars: logged values, palettes, box scales
-    (_multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),  # as NumPy 1 wrote it
-    _multiarray.scalar,
-    (_multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    _NEW_ARRAY,  # NumPy arrays and scalars: logged values, palettes, box scales
+    (_NEW_ARRAY, 'numpy.core.multiarray._reconstruct'),  # as NumPy 1 wrote it
+    _NEW_SCALAR,
+    (_NEW_SCALAR, 'numpy.core.multiarray.scalar'),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in '?bBhHiIlLqQefd'},

@@ -37,7 +37,7 @@ from ..mmcv_ops import log_choice
 from ..registry import type_name
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
-from .loops import ResumableBatchSampler, fetch_seeded
+from .sampler import ResumableBatchSampler, fetch_seeded
 
 LOOPS = ('convnext_backbone.EpochLoop', 'convnext_backbone.IterLoop')
 

@@ -59,7 +59,7 @@ def has_plain_layers(block: nn.Module, without_hooks: bool = True) -> bool:
     )
 
 
-def fused_block(block: nn.Module, x: Tensor) -> Tensor:
+def fused_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
     """Compute the block by the fused operators; samples whose branch is dropped are not computed."""
     # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
     x = x.to(block.pwconv2.weight.dtype)
@@ -111,7 +111,7 @@ def _mlp(block: nn.Module, y: Tensor) -> Tensor:  # (N, H, W, C) -> same
     return y if block.gamma is None else block.gamma * y
 
 
-def folded_block(block: nn.Module, x: Tensor) -> Tensor:
+def folded_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
     """Compute the block by PyTorch's layers with folded weights, as an exported program has it."""
     y = _folded_mlp(block, block.dwconv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return x + block.drop_path(y)
