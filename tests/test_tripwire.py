@@ -16,6 +16,7 @@ from conftest import ROOT
 
 import convnext_backbone.engine.runner  # noqa: F401  what it replaces is replaced before we look
 from convnext_backbone.engine import CheckpointHook, EpochLoop, IterLoop, Runner
+from convnext_backbone.ops.block import EXPORTING
 
 # Beside each private name: why there is no public way. What is public is here for its signature or its place.
 FUNCTIONS = {  # dotted name: parameters
@@ -63,7 +64,7 @@ VALUES = [  # dotted names that are read, or set
     'mmengine.device.utils.DEVICE',
     'mmengine.model.BaseModule.is_init',
     'mmengine.runner.checkpoint.load_url',
-    'torch.compiler._is_exporting_flag',  # is_exporting() is true in any compilation (torch 2.11)
+    f'torch.compiler.{EXPORTING}',  # see there
     'torch.autograd.forward_ad._current_level',  # a level may be active without a tangent at the input
     'timm.data.readers.reader_wds._decode',  # timm logs an image that cannot be read without its name
     'timm.data.readers.reader_wds.ReaderWds._lazy_init',  # where timm binds _decode

@@ -12,6 +12,10 @@ from .mlp import norm_mlp
 
 FUSED = (True, False, 'triton')  # what a block can be asked for
 
+# Set by torch.export: torch.compiler.is_exporting() is true in any compilation, too (torch 2.11), and torch
+# 2.6 has one flag for both, which torch.compile does not set.
+EXPORTING = '_is_exporting_flag' if hasattr(torch.compiler, '_is_exporting_flag') else '_is_compiling_flag'
+
 
 def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Tensor], Tensor] | None:
     """Return the function of (block, x) that computes the block for ``x``; ``None``: its layers, as they are.
@@ -32,8 +36,7 @@ def supports(x: Tensor, triton: bool) -> bool:
     ``torch.compile`` takes the operators as they are on a CPU, and on CUDA if our kernels do the work: else
     it fuses the ordinary layers.
     """
-    # torch.compiler.is_exporting() is true in any compilation, too (torch 2.11)
-    if torch.jit.is_tracing() or torch.compiler._is_exporting_flag:
+    if torch.jit.is_tracing() or getattr(torch.compiler, EXPORTING):
         return False
     device = x.device.type
     if torch.compiler.is_compiling() and device == 'cuda':
