@@ -15,7 +15,7 @@ STOPPED = 75  # exit status of a training that was asked to end and can be resum
 COMMANDS = {  # each a module of convnext_backbone.commands
     'train': 'train a classifier, a detector or a segmenter',
     'test': 'evaluate a checkpoint',
-    'infer': 'predict on images: pictures and JSON',
+    'infer': 'predict on images: pictures and JSON, COCO results, label maps',
     'configs': 'list the configs that come along, with size, FLOPs and published figure',
     'export': 'write a model as ONNX, TorchScript or torch.export',
     'convert': 'convert weights between libraries; list the released ones',
