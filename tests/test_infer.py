@@ -241,7 +241,7 @@ class Stub:
     def predict(self, image):
         self.seen.append(image.name)
         if error := self.errors.get(image.name):
-            raise error
+            raise error if isinstance(error, BaseException) else error()
         found = InstanceData(
             bboxes=torch.tensor([[1.0, 2, 5, 4]]), scores=torch.ones(1), labels=torch.ones(1).long()
         )
@@ -333,7 +333,10 @@ def test_a_result_that_cannot_be_written_ends_it_at_once(stub, tmp_path):
 
 def test_a_full_disk_leaves_the_older_file_and_nothing_else(tmp_path):
     """A limit on the size of files: the first bytes are written, then there is an OSError."""
-    write_whole(tmp_path / 'f', b'old')
+    write_whole(tmp_path / 'f', b'older')
+    with (tmp_path / 'f').open('rb') as reader:
+        write_whole(tmp_path / 'f', b'old')
+        assert reader.read() == b'older'  # replaced as a whole, not written over
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
@@ -345,13 +348,17 @@ def test_a_full_disk_leaves_the_older_file_and_nothing_else(tmp_path):
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [('f', b'old')]
 
 
-def test_an_allocation_beyond_the_memory_fails_in_place_of_the_process(monkeypatch):
+def test_an_allocation_beyond_the_memory_fails_in_place_of_the_process(stub, monkeypatch, capsys):
+    """The limit is taken back after each image."""
     monkeypatch.setattr(infer, 'available_memory', lambda: 2**28)
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    with infer.bounded_memory('cpu'):
-        torch.empty(2**26, dtype=torch.uint8)
-        with pytest.raises(RuntimeError, match="can't allocate memory"):
-            torch.empty(2**30, dtype=torch.uint8)
+    Stub.errors['a.png'] = lambda: ValueError(torch.empty(2**26, dtype=torch.uint8).nbytes)
+    Stub.errors['b.png'] = lambda: torch.empty(2**30, dtype=torch.uint8)
+    assert refused(*stub).startswith('2 of 5 images')
+    fits, does_not = lines(capsys.readouterr().err)
+    assert 'ValueError: 67108864' in fits
+    assert "can't allocate memory" in does_not
+    assert 'the memory is too small for it' in does_not
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     torch.empty(2**30, dtype=torch.uint8)
 
