@@ -16,7 +16,7 @@ COMMANDS = {  # each a module of convnext_backbone.commands
     'train': 'train a classifier, a detector or a segmenter',
     'test': 'evaluate a checkpoint',
     'check': 'find what is wrong with a config and its data, all at once',
-    'infer': 'predict on images: pictures and JSON',
+    'infer': 'predict on images: pictures and JSON, COCO results, label maps',
     'configs': 'list the configs that come along, with size, FLOPs and published figure',
     'export': 'write a model as ONNX, TorchScript or torch.export',
     'convert': 'convert weights between libraries; list the released ones',
