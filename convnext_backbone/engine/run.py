@@ -20,6 +20,7 @@ def train(
     *,
     pretrained: str | os.PathLike | None = None,
     pretrained_weights: str | None = None,
+    pretrained_prefix: str | None = None,
     amp: bool = False,
     resume: str | os.PathLike | bool | None = None,
     stop_at: int | None = None,
@@ -36,6 +37,7 @@ def train(
         config: path of a config, the name of one that comes along (``cascade_convnext_t``), or a Config.
         pretrained: weights by path, URL or released name, loaded strictly; ``'none'``: from scratch.
         pretrained_weights: ``'final'`` or ``'ema'``, of a training that kept a moving average.
+        pretrained_prefix: what is in front of the names of the network to take, of a file with several.
         amp: mixed precision, if the config has none.
         resume: path of a checkpoint to go on from, or ``True`` for the newest whole one in the work dir.
         stop_at: end after so many steps in all, with a checkpoint.
@@ -58,7 +60,7 @@ def train(
     cfg, device, notes = run_config(config, ('train_dataloader', 'val_dataloader'), **options)
     if skip_corrupt:
         configs.skip_corrupt_images(cfg)
-    notes += configs.start_from(cfg, resume, pretrained, pretrained_weights)
+    notes += configs.start_from(cfg, resume, pretrained, pretrained_weights, pretrained_prefix)
     notes += configs.set_batch(cfg, auto_scale_lr)
     notes += configs.choose_precision(cfg, amp, device)
     if fsdp:

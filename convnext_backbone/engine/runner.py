@@ -20,8 +20,9 @@ from mmengine.hooks import EMAHook, LoggerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner as MMEngineRunner
 
-from ..checkpoint.formats import dataset_meta, tensors_of
+from ..checkpoint.formats import dataset_meta
 from ..checkpoint.load import load_trained
+from ..checkpoint.networks import tensors_of
 from ..checkpoint.read import (
     close_unsafe_reader,
     local_file,
@@ -266,8 +267,9 @@ class Runner(MMEngineRunner):
             UserError: the checkpoint was trained for other classes than those to be tested.
         """
         asked = dict(filename) if isinstance(filename, dict) else dict(checkpoint=filename)
-        if 'checkpoint' not in asked or set(asked) - {'checkpoint', 'skip', 'fresh'}:
-            raise UserError(f'load_from knows checkpoint, skip and fresh, got {", ".join(sorted(asked))}')
+        if 'checkpoint' not in asked or set(asked) - {'checkpoint', 'skip', 'fresh', 'prefix'}:
+            known = 'checkpoint, skip, fresh and prefix'
+            raise UserError(f'load_from knows {known}, got {", ".join(sorted(asked))}')
         file = local_file(asked.pop('checkpoint'))
         checkpoint = self._resumed or read_checkpoint(file, map_location)
         if self._resume:
@@ -277,6 +279,8 @@ class Runner(MMEngineRunner):
             checkpoint['state_dict'] = tensors_of(checkpoint, str(file))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         report = load_trained(self.unwrapped_model, checkpoint, file, **asked)
+        if self._resume:
+            report.left_out = []  # the hook took the moving average
         self._has_loaded = True
         self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
         return checkpoint
