@@ -200,12 +200,11 @@ class _Trial:
         return self.report.fits and bool(self.report.loaded)
 
     @property
-    def distance(self) -> tuple[int, bool, int]:
-        """Return by what the nearest of several that do not fit is found; names in common come first."""
+    def distance(self) -> tuple[bool, int]:
+        """Return by what the nearest of several that do not fit is found: a known size, then mistakes."""
         report = self.report
-        common = len(report.loaded) + len(report.wrong_shape)
         mistakes = len(report.missing) + len(report.unexpected) + len(report.wrong_shape)
-        return -common, infer_arch(self.tensors) is None, mistakes
+        return infer_arch(self.tensors) is None, mistakes
 
 
 def _choose(found: Tensors, first, compare, weights: str | None, file: str) -> _Trial:
