@@ -37,6 +37,11 @@ def parse_args(argv=None):
         help='go on from a checkpoint; without PATH from the newest whole one in the work dir',
     )
     parser.add_argument(
+        '--new-lr',
+        action='store_true',
+        help="with --resume: the config's learning rate in place of the checkpoint's, schedule in proportion",
+    )
+    parser.add_argument(
         '--stop-at',
         type=int,
         metavar='STEP',

@@ -37,6 +37,7 @@ from ..registry import type_name
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
 from .loops import ResumableBatchSampler, fetch_seeded
+from .resume_settings import ResumedSettings
 
 LOOPS = ('convnext_backbone.EpochLoop', 'convnext_backbone.IterLoop')
 
@@ -60,6 +61,7 @@ class Runner(MMEngineRunner):
         close_unsafe_reader()
         torch.set_flush_denormal(True)  # on a CPU, numbers near zero make a step several times slower
         self._resumed, self.stop_request, self.stop_at, self._least_batches = None, None, None, 0
+        self.new_lr = False
         self._validated = False
         super().__init__(*args, **kwargs)
         log_choice(self.logger)
@@ -293,7 +295,10 @@ class Runner(MMEngineRunner):
         self._resumed = checkpoint
         if self._sharded and 'optimizer' in checkpoint:
             state.shard_optimizer_state(self, checkpoint['optimizer'])
+        settings = ResumedSettings(self, checkpoint, self.new_lr)
+        settings.report()
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+        settings.apply()
         self._resumed = None
         self.train_loop.validated = self._validated
         state.restore(self, checkpoint)
