@@ -129,7 +129,7 @@ def test_a_momentum_schedule_stays_as_it_is():
 
 TEXT = dict(
     numbers=dict(a=1, b=-2.5, c=float('inf'), d=1e-9, e=True, f=None, g=-float('inf')),
-    text='it\'s "quoted" \\ and\nlong',
+    words='it\'s "quoted" \\ and\nlong',
     nested=[dict(type='A', scale=(1333, 800)), dict(type='B', parts=[[1, 2], (3,)]), []],
     odd={'a.b': dict(lr_mult=0.1), 'with space': 3, 'c': {'1': 2}},
     empty=dict(a=dict(), b=(), c=''),
