@@ -140,7 +140,7 @@ def test_one_wrong_tensor_stops_the_load_and_is_named(tmp_path, change):
     elif change == 'wrong_shape':
         source[name] = source[name].T.contiguous()
     else:
-        source = {f'encoder.{k}': v for k, v in source.items()}
+        source = {f'layers.{number}': v for number, v in enumerate(source.values())}
     torch.save(source, tmp_path / 'a.pth')
     model = ConvNeXt(**SMALL)
     before = state(model)

@@ -10,7 +10,8 @@ from torchvision.models.convnext import CNBlockConfig
 
 from convnext_backbone.backbones import ConvNeXt
 from convnext_backbone.checkpoint import CheckpointMismatch, load_checkpoint, load_trained, read_checkpoint
-from convnext_backbone.checkpoint.formats import FAMILIES, from_released, tensors_of, to_released
+from convnext_backbone.checkpoint.formats import FAMILIES, from_released, to_released
+from convnext_backbone.checkpoint.networks import tensors_of
 from convnext_backbone.classification import Classifier
 from convnext_backbone.errors import UserError
 

@@ -74,16 +74,20 @@ def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
         if type_name(hook) == 'EMAHook':
             hook.setdefault('interval', counts)
     batch, notes = step * counts, []
+    resumed = ', not of a training that is resumed without --new-lr' if cfg.get('resume') else ''
     if recipe and batch != recipe and 'lr' in optimizer:
         fitting = optimizer['lr'] * batch / recipe
         if scale_lr:
-            notes = [f'learning rate {optimizer["lr"]:g}, for {recipe} images, scaled to {fitting:g}']
+            notes = [
+                f'learning rate {optimizer["lr"]:g}, for {recipe} images, scaled to {fitting:g}{resumed}'
+            ]
             optimizer['lr'] = fitting
         else:
-            notes = [_batch_warning(cfg, batch, recipe, processes, fitting)]
+            notes = [_batch_warning(cfg, batch, recipe, processes, fitting) + resumed]
     if scaling:
         cfg.auto_scale_lr = None  # mmengine's own scaling knows nothing of accumulated steps
-    rate = f', learning rate {optimizer["lr"]:g}' if 'lr' in optimizer else ''
+    # That of a training that is resumed is the checkpoint's; engine/resume_settings.py logs it.
+    rate = f', learning rate {optimizer["lr"]:g}' if 'lr' in optimizer and not resumed else ''
     how = f'{processes} x {cfg.train_dataloader.get("batch_size", 1)}' + f' x {counts} accumulated' * (
         counts > 1
     )

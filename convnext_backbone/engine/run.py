@@ -21,8 +21,10 @@ def train(
     *,
     pretrained: str | os.PathLike | None = None,
     pretrained_weights: str | None = None,
+    pretrained_prefix: str | None = None,
     amp: bool = False,
     resume: str | os.PathLike | bool | None = None,
+    new_lr: bool = False,
     stop_at: int | None = None,
     fsdp: bool = False,
     auto_scale_lr: bool = False,
@@ -37,8 +39,11 @@ def train(
         config: path of a config, the name of one that comes along (``cascade_convnext_t``), or a Config.
         pretrained: weights by path, URL or released name, loaded strictly; ``'none'``: from scratch.
         pretrained_weights: ``'final'`` or ``'ema'``, of a training that kept a moving average.
+        pretrained_prefix: what is in front of the names of the network to take, of a file with several.
         amp: mixed precision, if the config has none.
         resume: path of a checkpoint to go on from, or ``True`` for the newest whole one in the work dir.
+        new_lr: the learning rate of the config takes the place of the checkpoint's when resuming; the rest of
+            the schedule changes in proportion.
         stop_at: end after so many steps in all, with a checkpoint.
         fsdp: divide parameters, gradients and optimizer states among the processes.
         auto_scale_lr: learning rate in proportion to the batch, where that differs from the recipe's.
@@ -58,7 +63,9 @@ def train(
     pretrained = _text(pretrained)
     splits = ('train_dataloader', 'val_dataloader')
     cfg, device, notes = run_config(config, splits, skip_corrupt=skip_corrupt, **options)
-    notes += configs.start_from(cfg, resume, pretrained, pretrained_weights)
+    notes += configs.start_from(cfg, resume, pretrained, pretrained_weights, pretrained_prefix)
+    if new_lr and resume is None and not cfg.get('resume'):
+        raise UserError('--new-lr is for --resume: a new training has the learning rate of its config anyway')
     notes += configs.set_batch(cfg, auto_scale_lr)
     notes += configs.choose_precision(cfg, amp, device)
     if fsdp:
@@ -69,7 +76,7 @@ def train(
     randomness = {key: value for key, value in given.items() if value is not None}
     cfg.randomness = {'seed': None, **cfg.get('randomness', {}), **randomness}
     runner = Runner.from_cfg(cfg).log_notes(notes)
-    runner.stop_at = stop_at
+    runner.stop_at, runner.new_lr = stop_at, new_lr
     return runner.train()
 
 

@@ -21,8 +21,9 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import DATASETS, METRICS
 from mmengine.runner import Runner as MMEngineRunner
 
-from ..checkpoint.formats import dataset_meta, tensors_of
+from ..checkpoint.formats import dataset_meta
 from ..checkpoint.load import load_trained
+from ..checkpoint.networks import tensors_of
 from ..checkpoint.read import (
     close_unsafe_reader,
     local_file,
@@ -37,6 +38,7 @@ from ..mmcv_ops import log_choice
 from ..registry import type_name
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
+from .resume_settings import ResumedSettings
 from .sampler import ResumableBatchSampler, fetch_seeded
 
 LOOPS = ('convnext_backbone.EpochLoop', 'convnext_backbone.IterLoop')
@@ -61,6 +63,7 @@ class Runner(MMEngineRunner):
         close_unsafe_reader()
         torch.set_flush_denormal(True)  # on a CPU, numbers near zero make a step several times slower
         self._resumed, self.stop_request, self.stop_at, self._least_batches = None, None, None, 0
+        self.new_lr = False
         self._validated = False
         super().__init__(*args, **kwargs)
         log_choice(self.logger)
@@ -281,8 +284,9 @@ class Runner(MMEngineRunner):
             UserError: the checkpoint was trained for other classes than those to be tested.
         """
         asked = dict(filename) if isinstance(filename, dict) else dict(checkpoint=filename)
-        if 'checkpoint' not in asked or set(asked) - {'checkpoint', 'skip', 'fresh'}:
-            raise UserError(f'load_from knows checkpoint, skip and fresh, got {", ".join(sorted(asked))}')
+        if 'checkpoint' not in asked or set(asked) - {'checkpoint', 'skip', 'fresh', 'prefix'}:
+            known = 'checkpoint, skip, fresh and prefix'
+            raise UserError(f'load_from knows {known}, got {", ".join(sorted(asked))}')
         file = local_file(asked.pop('checkpoint'))
         checkpoint = self._resumed or read_checkpoint(file, map_location)
         if self._resume:
@@ -292,6 +296,8 @@ class Runner(MMEngineRunner):
             checkpoint['state_dict'] = tensors_of(checkpoint, str(file))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         report = load_trained(self.unwrapped_model, checkpoint, file, **asked)
+        if self._resume:
+            report.left_out = []  # the hook took the moving average
         self._has_loaded = True
         self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
         return checkpoint
@@ -304,7 +310,10 @@ class Runner(MMEngineRunner):
         self._resumed = checkpoint
         if self._sharded and 'optimizer' in checkpoint:
             state.shard_optimizer_state(self, checkpoint['optimizer'])
+        settings = ResumedSettings(self, checkpoint, self.new_lr)
+        settings.report()
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+        settings.apply()
         self._resumed = None
         self.train_loop.validated = self._validated
         state.restore(self, checkpoint)
