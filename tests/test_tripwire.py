@@ -79,7 +79,7 @@ ATTRIBUTES = {  # class: what its objects have, found in the text of its constru
     'torch.utils.data.DataLoader': '_iterator',
     'torch.nn.Module': '_forward_hooks _forward_pre_hooks',
     'mmengine.dataset.InfiniteSampler': 'indices size shuffle seed',
-    'mmengine.config.Config': '_imported_names',
+    'mmengine.config.Config': '_imported_names _cfg_dict',
 }
 # Listed by what they belong to, above; and those that a test cannot look up.
 ELSEWHERE = {
