@@ -25,20 +25,29 @@ ARGUMENTS = [*inspect.signature(ConvNeXt.__init__).parameters][1:]
 DROPPED = {
     *('gap_before_final_norm', 'linear_pw_conv', 'norm_cfg', 'act_cfg', 'use_grn', 'stem_patch_size'),
     *('head_init_scale', 'num_classes', 'features_only', 'model_name', 'in_chans', 'pretrained'),
-    *('checkpoint_path', 'style', '_scope_', '_delete_', 'type', 'pretrained_cfg', 'scriptable', 'exportable'),
+    *(
+        'checkpoint_path',
+        'style',
+        '_scope_',
+        '_delete_',
+        'type',
+        'pretrained_cfg',
+        'scriptable',
+        'exportable',
+    ),
 }
 FOREIGN_KEYS = {'in_chans', 'pretrained', 'gap_before_final_norm', 'use_grn', 'linear_pw_conv', 'model_name'}
-MMPRETRAIN = [  # file names of mmpretrain (its metafile.yml says what each was converted from): released names
-    (r'convnext-(\w+)_3rdparty_\w+-noema_in1k_', ['convnext_{}_1k_224']),
-    (r'convnext-(\w+)_3rdparty_in1k-384px_', ['convnext_{}_1k_384']),
-    (r'convnext-(\w+)_3rdparty_(?:\d+xb\d+_)?in1k_', ['convnext_{}_1k_224_ema']),
-    (r'convnext-(\w+)_3rdparty_in21k_', ['convnext_{}_22k_224']),
-    (r'convnext-(\w+)_in21k-pre[-_]3rdparty_(?:\w+_)?in1k_', ['convnext_{}_22k_1k_224']),
-    (r'convnext-(\w+)_in21k-pre[-_]3rdparty_(?:\w+_)?in1k-384px_', ['convnext_{}_22k_1k_384']),
-    (r'convnext-v2-(\w+)_3rdparty-fcmae_in1k_', ['convnextv2_{}_1k_224_fcmae']),
-    (r'convnext-v2-(\w+)_fcmae-pre_3rdparty_in1k_', ['convnextv2_{}_1k_224_ema']),
-    (r'convnext-v2-(\w+)_fcmae-in21k-pre_3rdparty_in1k_', ['convnextv2_{}_22k_224_ema']),
-    (r'convnext-v2-(\w+)_fcmae-in21k-pre_3rdparty_in1k-(384|512)px_', ['convnextv2_{}_22k_{}_ema']),
+MMPRETRAIN = [  # file names of mmpretrain, and the released names that its metafile.yml gives as their sources
+    (r'convnext-(\w+)_3rdparty_\w+-noema_in1k_', 'convnext_{}_1k_224'),
+    (r'convnext-(\w+)_3rdparty_in1k-384px_', 'convnext_{}_1k_384'),
+    (r'convnext-(\w+)_3rdparty_(?:\d+xb\d+_)?in1k_', 'convnext_{}_1k_224_ema'),
+    (r'convnext-(\w+)_3rdparty_in21k_', 'convnext_{}_22k_224'),
+    (r'convnext-(\w+)_in21k-pre[-_]3rdparty_(?:\w+_)?in1k_', 'convnext_{}_22k_1k_224'),
+    (r'convnext-(\w+)_in21k-pre[-_]3rdparty_(?:\w+_)?in1k-384px_', 'convnext_{}_22k_1k_384'),
+    (r'convnext-v2-(\w+)_3rdparty-fcmae_in1k_', 'convnextv2_{}_1k_224_fcmae'),
+    (r'convnext-v2-(\w+)_fcmae-pre_3rdparty_in1k_', 'convnextv2_{}_1k_224_ema'),
+    (r'convnext-v2-(\w+)_fcmae-in21k-pre_3rdparty_in1k_', 'convnextv2_{}_22k_224_ema'),
+    (r'convnext-v2-(\w+)_fcmae-in21k-pre_3rdparty_in1k-(384|512)px_', 'convnextv2_{}_22k_{}_ema'),
 ]
 TIMM = {  # tags of timm's names: the released weights that they are
     'fb_in1k': 'convnext_{}_1k_224_ema',
@@ -80,7 +89,9 @@ def foreign_backbones(cfg: Config) -> Iterator[tuple[str, str, str]]:
     scope = cfg.get('default_scope')
     for place, node, parent in _nodes(model, 'model', {}):
         kind = dict.get(node, 'type')
-        kind = kind if isinstance(kind, (str, type)) else str(kind)  # a class that is imported when it is asked
+        kind = (
+            kind if isinstance(kind, (str, type)) else str(kind)
+        )  # a class that is imported when it is asked
         name = type_name(kind).rpartition('.')[2]
         inner = dict.get(node, '_scope_') or scope
         if name not in MADE_OF or (name == 'TIMMBackbone' and not _timm_name(node)):
@@ -238,12 +249,10 @@ def released_name(weights: str) -> str:
     for name, known in RELEASED.items():
         if file and file == PurePosixPath(urlparse(known.url).path).name:
             return name
-    for pattern, names in MMPRETRAIN:
+    for pattern, name in MMPRETRAIN:
         if found := re.match(pattern, file):
-            for name in names:
-                name = name.format(*found.groups())
-                if hit := next((n for n in (name, f'{name}_ema') if n in RELEASED), ''):
-                    return hit
+            name = name.format(*found.groups())
+            return next((full for full in (name, f'{name}_ema') if full in RELEASED), '')
     return ''
 
 

@@ -90,7 +90,7 @@ DATASET = {  # of a dataset
     'samples_per_gpu': 'batch_size of the data loader',
     'workers_per_gpu': 'num_workers of the data loader',
 }
-STEPS = {  # of a pipeline, which mmdet 3.x and mmseg 1.x do not have: PACK stands for PackDetInputs and its like
+STEPS = {  # of a pipeline, which are not there any more: PACK stands for PackDetInputs and its like
     'DefaultFormatBundle': 'PACK',
     'Collect': 'PACK',
     'ImageToTensor': 'PACK',
