@@ -1,8 +1,12 @@
 """Defines the one kind of error that is the user's to put right, and images left out of a training."""
 
+import ast
+import contextlib
 import difflib
 import functools
+import linecache
 import multiprocessing
+import re
 import traceback
 from pathlib import Path
 
@@ -44,15 +48,38 @@ class UnreadableImage(UserError):
 
 
 def message(error: BaseException) -> str:
-    """Return the text of an error; of one in a data loader's process, without the traceback around it."""
-    text = str(error).strip()
+    """Return the text of an error; of one in a data loader's process, without the traceback around it.
+
+    A ``KeyError`` that has a key and nothing else is put into words, and so is an assertion without a text.
+    """
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        key = error.args[0]
+        bare = not isinstance(key, str) or not re.search(r'\s', key)
+        text = f'the key {key!r} is missing' if bare else key.strip()
+    else:
+        text = str(error).strip()
     if 'Original Traceback' in text:
         text = text.splitlines()[-1].partition(': ')[2]
+    if not text and isinstance(error, AssertionError) and error.__traceback__:
+        text = f'`{_statement(traceback.extract_tb(error.__traceback__)[-1])}` does not hold'
     return text or type(error).__name__
 
 
+def _statement(place: traceback.FrameSummary) -> str:
+    """Return the source of the statement at a place, in one line."""
+    source = ''.join(linecache.getlines(place.filename))
+    with contextlib.suppress(SyntaxError, ValueError):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assert) and node.lineno <= place.lineno <= (node.end_lineno or 0):
+                return ' '.join((ast.get_source_segment(source, node) or '').split())
+    return (place.line or '').strip()
+
+
 def report_build_errors(build):
-    """Report errors raised while building from a config as a one-line :class:`UserError`."""
+    """Report errors raised while building from a config as a one-line :class:`UserError`.
+
+    The line begins with the key of the config that was being built, as far as that can be told.
+    """
 
     @functools.wraps(build)
     def wrapped(*args, **kwargs):
@@ -64,8 +91,9 @@ def report_build_errors(build):
             raise UserError(missing_package(error) or str(error)) from error
         except (
             TypeError,
-            KeyError,
+            LookupError,
             ValueError,
+            ArithmeticError,
             AssertionError,
             AttributeError,
             OSError,
@@ -74,9 +102,43 @@ def report_build_errors(build):
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f'{"/".join(Path(place.filename).parts[-3:])}:{place.lineno}'
             text = ' '.join(message(error).split())
-            raise UserError(f'{type(error).__name__}: {text} (raised in {where})') from error
+            if isinstance(error, KeyError) and text.startswith('the key '):
+                text += f', looked up by `{(place.line or "").strip()}`'
+            what = _being_built(error, args)
+            raise UserError(f'{what}{type(error).__name__}: {text} (raised in {where})') from error
 
     return wrapped
+
+
+def _being_built(error: BaseException, args: tuple) -> str:
+    """Return the key of the config and the type that was being built when ``error`` came, with a colon."""
+    node, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_name == 'build_from_cfg':  # mmengine's, from which all others follow
+            node = frame.tb_frame.f_locals.get('cfg', node)
+        frame = frame.tb_next
+    if not isinstance(node, dict) or 'type' not in node:
+        return ''
+    kind = node['type'] if isinstance(node['type'], str) else getattr(node['type'], '__name__', '')
+    configs = [getattr(arg, 'cfg', arg) for arg in args]
+    for config in configs:
+        if hasattr(config, 'items') and (key := _key_of(node, dict(config.items()), '')):
+            return f'{key} ({kind}): '
+    return f'{kind}: '
+
+
+def _key_of(node: dict, value, key: str) -> str:
+    """Return the dotted key at which ``value`` holds a dict like ``node``; empty if it does not."""
+    if isinstance(value, dict):
+        if key and value.get('type') == node['type'] and value.items() <= node.items():
+            return key
+        inner = value.items()
+    elif isinstance(value, (list, tuple)):
+        inner = enumerate(value)
+    else:
+        return ''
+    found = (_key_of(node, child, f'{key}.{name}' if key else str(name)) for name, child in inner)
+    return next(filter(None, found), '')
 
 
 def suggest(name: str, names, cutoff: float = 0.75, kind: str = '') -> str:

@@ -86,7 +86,7 @@ ATTRIBUTES = {  # class: what its objects have, found in the text of its constru
     'torch.utils.data.DataLoader': '_iterator',  # persistent_workers: the loader keeps dead processes
     'torch.nn.Module': '_forward_hooks _forward_pre_hooks',  # whether somebody watches a layer
     'mmengine.dataset.InfiniteSampler': 'indices size shuffle seed',
-    'mmengine.config.Config': '_imported_names',  # which names of a config are imports, not settings
+    'mmengine.config.Config': '_imported_names _cfg_dict',  # which names are imports; what was set
     'mmengine.logging.MMLogger': '_instance_dict',  # whether there is a log; asking for it makes one
 }
 # Listed by what they belong to, above; and those that a test cannot look up.

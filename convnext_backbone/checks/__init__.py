@@ -4,6 +4,8 @@ from mmengine.config import Config
 
 from ..findings import Findings
 from .data import check_data
+from .types import check_types
+from .values import check_values
 
 AMOUNTS = ('sample', 'all', 'none')
 
@@ -19,5 +21,7 @@ def check_config(cfg: Config, splits, amount: str = 'sample') -> Findings:
         amount: how many of the images and masks are read, see :data:`AMOUNTS`.
     """
     findings = Findings()
+    check_values(cfg, findings)
+    check_types(cfg, findings)
     check_data(cfg, splits, findings, amount)
     return findings

@@ -66,15 +66,30 @@ def apply_options(cfg: Config, options: dict) -> None:
 def check_keys(cfg: Config) -> None:
     """Check that every key is read by something, and remove variables that have done their part.
 
-    At the top level, read are the keys in :data:`READ`, and a variable that the file which sets it, or
-    one that inherits from that file, uses by name, or whose value has arrived in what is read, if some
-    file uses its name or none uses names at all (a dumped config). In a new-style config, whose bases are
-    imported, everything is a variable that is not nearly the name of a key that is read. Below, the
-    arguments of a ``type`` are checked when it is built; in a dict without one, and for hooks that take any
-    argument, a key that is nearly the name of another is taken for a misspelling.
+    At the top level see :func:`unread`. Below, the arguments of a ``type`` are checked when it is built; in a
+    dict without one, and for hooks that take any argument, a key that is nearly the name of another is taken
+    for a misspelling.
 
     Raises:
         UserError: naming the key, the file and the nearest key that is read.
+    """
+    where = cfg.filename or 'the config'
+    for key, file, advice in unread(cfg):
+        raise UserError(f'{file} sets {key!r}, and nothing reads it{advice}')
+    for key in [key for key in cfg if key not in READ]:
+        cfg.pop(key)
+    _check_untyped(dict(cfg.items()), where, '')
+    for hook in hooks_of(cfg):
+        _check_hook(hook, where)
+
+
+def unread(cfg: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, file that sets it, what to do) for each key at the top level that nothing reads.
+
+    Read are the keys in :data:`READ`, and a variable that the file which sets it, or one that inherits from
+    that file, uses by name, or whose value has arrived in what is read, if some file uses its name or none
+    uses names at all (a dumped config). In a new-style config, whose bases are imported, everything is a
+    variable that is not nearly the name of a key that is read.
     """
     exists = bool(cfg.filename) and os.path.isfile(cfg.filename)  # a Config may outlive its file
     source = cfg.filename if exists else None
@@ -84,7 +99,7 @@ def check_keys(cfg: Config) -> None:
     new_style = source is not None and Config._is_lazy_import(source)
     arrived = [node for key in cfg if key in READ for node in nodes(cfg[key])]
     for key in [key for key in cfg if key not in READ]:
-        value = cfg.pop(key)
+        value = cfg[key]
         if key in cfg._imported_names or isinstance(value, type):  # a class that some ``type`` is
             continue
         setters = [(file, used) for file, sets, used in files if key in sets]
@@ -102,10 +117,7 @@ def check_keys(cfg: Config) -> None:
             advice = ': what a base file made of it stays as it was; set that, or remove it'
         else:
             advice = suggest(key, READ) or ': remove it'
-        raise UserError(f'{file} sets {key!r}, and nothing reads it{advice}')
-    _check_untyped(dict(cfg.items()), where, '')
-    for hook in hooks_of(cfg):
-        _check_hook(hook, where)
+        yield key, file, advice
 
 
 def _check_untyped(node, file: str, path: str) -> None:
