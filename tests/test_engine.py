@@ -12,13 +12,13 @@ from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 
+from convnext_backbone import checks
 from convnext_backbone.checkpoint import Pretrained
 from convnext_backbone.classification import Classifier
 from convnext_backbone.config import (
     PRETRAINED,
     apply_options,
     check_classes,
-    check_data,
     check_keys,
     choose_device,
     choose_precision,
@@ -36,6 +36,7 @@ from convnext_backbone.config import (
     use_stand_ins,
 )
 from convnext_backbone.errors import UserError
+from convnext_backbone.findings import Findings
 from convnext_backbone.inference import trained_model
 from convnext_backbone.registry import type_name
 
@@ -170,12 +171,21 @@ def test_options_may_add_arguments_to_a_type_and_top_level_keys_of_the_runner():
 def coco_config(tmp_path, content, **dataset) -> Config:
     (tmp_path / 'a.json').write_text(content if isinstance(content, str) else json.dumps(content))
     dataset = dict(type='CocoDataset', data_root=str(tmp_path), ann_file='a.json', **dataset)
-    return Config(dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset))))
+    loader = dict(dataset=dict(type='RepeatDataset', dataset=dataset))
+    return Config(dict(default_scope='mmdet', train_dataloader=loader))
 
 
 def coco(names, category_id=1) -> dict:
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
-    return dict(images=[], categories=categories, annotations=[dict(category_id=category_id)])
+    annotation = dict(id=1, image_id=1, category_id=category_id, bbox=[0, 0, 40, 40])
+    images = [dict(id=1, file_name='a.png', width=64, height=64)]
+    return dict(images=images, categories=categories, annotations=[annotation])
+
+
+def check_data(cfg: Config) -> None:
+    findings = Findings()
+    checks.check_data(cfg, ('train_dataloader',), findings, 'none')
+    findings.raise_errors()
 
 
 @pytest.mark.parametrize(
@@ -185,12 +195,12 @@ def coco(names, category_id=1) -> dict:
         (coco(['a', 'b']), dict(metainfo=dict(classes=('a', 'bb'))), "no category 'bb'"),
         (coco(['a', 'b']), dict(), "no category 'person'"),
         ('{"images": [', dict(), 'is no COCO annotation file'),
-        ({'images': []}, dict(), 'is no COCO annotation file'),
+        ({'images': []}, dict(), 'lists no images'),
     ],
 )
 def test_annotations_with_other_categories_are_an_error(tmp_path, content, dataset, words):
     with pytest.raises(UserError) as error:
-        check_data(coco_config(tmp_path, content, **dataset), ('train_dataloader',))
+        check_data(coco_config(tmp_path, content, **dataset))
     assert words in str(error.value)
     assert 'a.json' in str(error.value)
 
@@ -200,11 +210,16 @@ def test_unknown_category_of_a_full_coco_file_is_an_error_but_a_named_subset_is_
 
     names = [*CocoDataset.METAINFO['classes'], 'unicorn']
     with pytest.raises(UserError, match='does not name: unicorn'):
-        check_data(coco_config(tmp_path, coco(names, 81)), ('train_dataloader',))
-    subset = coco_config(tmp_path, coco(['a', 'b'], 2), metainfo=dict(classes=('a',)))
-    assert check_data(subset, ('train_dataloader',)) == [
+        check_data(coco_config(tmp_path, coco(names, 81)))
+    content = coco(['a', 'b'])
+    content['annotations'].append(dict(content['annotations'][0], id=2, category_id=2))
+    findings = Findings()
+    subset = coco_config(tmp_path, content, metainfo=dict(classes=('a',)))
+    checks.check_data(subset, ('train_dataloader',), findings, 'none')
+    assert (
         f'{tmp_path}/a.json: left out, since metainfo.classes does not name them: b (1 annotations)'
-    ]
+        in findings.lines()
+    )
 
 
 def test_wrong_number_of_classes_in_one_head_is_named():
@@ -313,7 +328,7 @@ def test_types_are_known_however_they_are_written(tmp_path):
         cfg = coco_config(tmp_path, coco(['a']))
         cfg.train_dataloader.dataset.dataset.type = kind
         with pytest.raises(UserError, match="no category 'person'"):
-            check_data(cfg, ('train_dataloader',))
+            check_data(cfg)
     for kind in ('IoUMetric', 'mmseg.IoUMetric', 'mmseg.evaluation.metrics.IoUMetric', IoUMetric):
         cfg = Config(dict(model=dict(), test_evaluator=[dict(type=kind)]))
         assert choose_views(cfg, False)

@@ -525,7 +525,8 @@ def test_an_image_that_is_none_stops_training_and_is_named(shapes, tmp_path, dam
     options = ['--data-root', tmp_path / 'd', '--work-dir', tmp_path / 'w', '--pretrained', 'none']
     extra = [f'train_dataloader.num_workers={workers}', 'train_dataloader.batch_size=8']
     text = refused('train', SEGMENTER, *options, *short(SEGMENTER, 2), *extra)
-    assert text.startswith(f'{victim} cannot be read as an image')
+    assert str(victim) in text
+    assert 'cannot be read as an image' in text
     assert '--skip-corrupt' in text
     assert '\n' not in text
 

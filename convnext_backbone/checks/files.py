@@ -137,7 +137,8 @@ class DatasetCheck:
             self.add(
                 'warning' if self.skips and len(unreadable) < read else 'error',
                 'image_unreadable',
-                f'{len(unreadable)} images cannot be read ({share})',
+                f'{len(unreadable)} images cannot be read as an image ({share}): replace them, take them '
+                'out of the annotations, or train without them by --skip-corrupt',
                 unreadable,
             )
         if stored:

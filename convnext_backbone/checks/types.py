@@ -149,8 +149,8 @@ class _Types:
                 'error',
                 'type',
                 where,
-                f'{kind!r} is of the package {package}, which is not installed: install it, or choose another '
-                'type',
+                f'{kind!r} is of the package {package}, which is not installed: install it, or choose '
+                'another type',
             )
             return
         self._report(self._is_known(kind, looked_in, scope), where, kind, scope, kinds)

@@ -1,4 +1,4 @@
-"""Checks ranges and choices of a config's settings: one out of its range trains, for days, on the wrong thing.
+"""Checks ranges and choices of settings: one out of its range trains, for days, on the wrong thing.
 
 Rules are tables: key -> :class:`Number` or :class:`Choice`. What a rule refuses, no config that mmdet or
 mmseg ship has (tests/test_values.py looks at all of them).
@@ -589,7 +589,10 @@ class _Values:
         if 'milestones' in entry:
             self._milestones(f'{place}.milestones', entry['milestones'], total if same_unit else 0, begin)
         if not kind.startswith(DECAYING) or not proper:
-            if not kind.startswith('ConstantLR') and kind:
+            constant = (
+                kind.startswith('ConstantLR') and entry.get('factor') != 1
+            )  # by 1: no change at its end
+            if kind and not constant:
                 endless.add(by_epoch)
             elif proper and end < FOREVER:
                 _later(last, by_epoch, end, place)
@@ -663,8 +666,8 @@ class _Values:
             if isinstance(loader.get('prefetch_factor'), int):
                 self._error(
                     f'{key}.prefetch_factor',
-                    f'got {loader["prefetch_factor"]} with {key}.num_workers=0, needs None, or num_workers of '
-                    'at least 1',
+                    f'got {loader["prefetch_factor"]} with {key}.num_workers=0, needs None, or num_workers '
+                    'of at least 1',
                 )
         for place, node in _walk(loader.get('dataset'), f'{key}.dataset'):
             name = place.rpartition('.')[2]

@@ -103,7 +103,9 @@ def set_pretrained(
         raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
     kept = next((init for init in given if type_name(init) == PRETRAINED), {})
     chosen = {**kept, 'type': PRETRAINED, 'checkpoint': choice, 'weights': weights or 'final'}
-    chosen['prefix'] = prefix  # that of the config is for another file
+    chosen.pop('prefix', None)  # that of the config is for another file
+    if prefix:
+        chosen['prefix'] = prefix
     node.init_cfg = [*others, chosen]
     return []
 
