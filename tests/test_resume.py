@@ -32,6 +32,7 @@ from convnext_backbone.checkpoint.write import (
     why_damaged,
     write_checkpoint,
 )
+from convnext_backbone.cli import run
 from convnext_backbone.config import divide_model
 from convnext_backbone.engine import ResumableBatchSampler, checkpoint_hook, hooks, launch
 from convnext_backbone.engine.loops import fetch_seeded
@@ -146,6 +147,7 @@ def write_again_and_again(file: Path) -> None:
         write_checkpoint(dict(t=torch.full((300_000,), float(number % 50))), file, iter=1)
 
 
+@pytest.mark.xdist_group('distributed')
 def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     """The same name again and again, which is the hardest: there is no older one to fall back to."""
     draw = random.Random(0)
@@ -166,26 +168,29 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         assert len(tensor.unique()) == 1
 
 
+def write_small_and_large(file: Path) -> None:
+    """No file of this process may be larger than 100 kB."""
+    write_checkpoint(dict(t=torch.ones(10)), file, iter=1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        write_checkpoint(dict(t=torch.ones(100_000)), file, iter=1)
+    except OSError as error:
+        print('refused', error)
+
+
+@pytest.mark.xdist_group('distributed')
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
-    """A real refusal of the operating system: no file of this process may be larger than 100 kB."""
-    script = f"""
-import resource, signal, torch
-from pathlib import Path
-from convnext_backbone.checkpoint.write import why_damaged, write_checkpoint
-file = Path({str(tmp_path)!r}, 'iter_1.pth')
-write_checkpoint(dict(t=torch.ones(10)), file, iter=1)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    write_checkpoint(dict(t=torch.ones(100_000)), file, iter=1)
-except OSError as error:
-    print('refused', error)
-print(repr(why_damaged(file)), torch.load(file)['t'].sum())
-"""
-    result = command('-c', script)
-    assert 'refused' in result.stdout, result.stdout
-    assert "'' tensor(10.)" in result.stdout, result.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
+    """A real refusal of the operating system."""
+    folder = tmp_path / 'full'
+    folder.mkdir()
+    process = begin(write_small_and_large, folder / 'iter_1.pth', log=tmp_path / 'log')
+    process.join()
+    assert process.exitcode == 0
+    assert 'refused' in (tmp_path / 'log').read_text()
+    assert why_damaged(folder / 'iter_1.pth') == ''
+    assert torch.load(folder / 'iter_1.pth')['t'].sum() == 10
+    assert sorted(path.name for path in folder.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
 
 
 # Random numbers and samplers
@@ -400,15 +405,16 @@ def test_a_stop_within_a_validation_keeps_final_weights_and_average_apart(shapes
 @pytest.mark.matrix
 @pytest.mark.xdist_group('resume')
 def test_sigterm_gives_a_checkpoint_and_status_75(straight, shapes, tmp_path):
-    config = write_config(tmp_path)
-    line = [sys.executable, 'tools/train.py', *arguments(config, shapes, tmp_path / 'w', '--stop-at', 22)]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for row in process.stdout:
-        if 'Iter(train) [ 5/40]' in row:
-            process.send_signal(signal.SIGTERM)
-            break
-    output = process.stdout.read()
-    assert process.wait(60) == 75
+    config, log = write_config(tmp_path), tmp_path / 'log'
+    words = ['train', *arguments(config, shapes, tmp_path / 'w', '--stop-at', 22)]
+    process = begin(convnext, *words, log=log)
+    while not (log.is_file() and 'Iter(train) [ 5/40]' in log.read_text()):
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 75
+    output = log.read_text()
     assert 'SIGTERM came' in output
     (stopped,) = re.findall(r'stopped after step (\d+)', output)
     assert read_metadata(tmp_path / f'w/iter_{stopped}.pth')['iter'] == int(stopped) < 22
@@ -573,6 +579,7 @@ def test_the_layer_that_makes_infinity_is_named():
     assert found == 'the weight 0.bias itself is not finite'
 
 
+@pytest.mark.xdist_group('distributed')
 def test_a_bar_with_the_time_left_is_shown_on_a_terminal_and_not_in_a_file(shapes, tmp_path):
     config = write_config(tmp_path)
     line = [sys.executable, 'tools/train.py', *arguments(config, shapes, tmp_path / 'w', '--stop-at', 6)]
@@ -1017,10 +1024,22 @@ def test_sigterm_after_the_last_step_loses_nothing(torture, tmp_path, monkeypatc
     assert fates == {'done': 'survived', 'not done': 'lost (status -15)'}
 
 
-def test_a_short_campaign_of_faults(tmp_path):
-    """`make torture` for six faults."""
-    result = command('-m', 'tools.dev.torture', '--kills', '6', '--seed', '2', '--out', tmp_path / 't')
-    assert result.returncode == 0, result.stdout[-3000:]
-    rows = [line.split() for line in result.stdout.splitlines()]
-    assert rows[-1][:2] == ['6', 'faults']
+def campaign(*words: str) -> None:
+    """Be ``make torture``, in a process of its own."""
+    run(lambda: tool('torture').main(list(words)))
+
+
+@pytest.mark.xdist_group('distributed')
+@pytest.mark.parametrize(
+    ('kills', 'seed'), [('4', '5'), pytest.param('6', '3', marks=pytest.mark.slow)], ids=['four', 'six']
+)
+def test_a_short_campaign_of_faults(kills, seed, tmp_path):
+    """Two checkpoints damaged, an image that vanishes, a full disk; all but the latter, and others."""
+    log = tmp_path / 'log'
+    process = begin(campaign, '--kills', kills, '--seed', seed, '--out', str(tmp_path / 't'), log=log)
+    process.join(300)
+    said = log.read_text()
+    assert process.exitcode == 0, said[-3000:]
+    rows = [line.split() for line in said.splitlines()]
+    assert rows[-1][:2] == [kills, 'faults']
     assert sum(int(row[-3]) for row in rows[-10:-1] if row) >= 2
