@@ -92,20 +92,24 @@ def test_variables_that_are_used_are_no_error_and_a_dumped_config_neither(tmp_pa
 
 
 @pytest.mark.parametrize(
-    'base',
+    ('base', 'environment', 'place', 'experiment'),
     [
-        '{{$PARTS:.}}/base.py',
-        '{{ fileDirname }}/base.py',
-        '{{fileBasenameNoExtension}}_base{{ fileExtname }}',
+        ('{{$PARTS:.}}/base.py', {}, '.', 'none'),
+        ('{{$PARTS:.}}/base.py', {'PARTS': 'parts'}, 'parts', 'parts'),
+        ('{{ fileDirname }}/base.py', {}, '.', 'none'),
+        ('{{ fileDirname }}/base.py', {'PARTS': 'parts'}, '.', 'parts'),
+        ('{{fileBasenameNoExtension}}_base{{ fileExtname }}', {}, '.', 'none'),
+        ('{{fileBasenameNoExtension}}_base{{ fileExtname }}', {'PARTS': 'parts'}, '.', 'parts'),
     ],
 )
-@pytest.mark.parametrize('place', ['.', 'parts'])
-def test_keys_are_checked_in_the_files_that_mmengine_reads(tmp_path, monkeypatch, base, place):
+def test_keys_are_checked_in_the_files_that_mmengine_reads(
+    tmp_path, monkeypatch, base, environment, place, experiment
+):
     """A variable of the environment or one that mmengine knows by itself stands in the path of the base."""
-    folder = tmp_path / (place if 'PARTS' in base else '.')
+    folder = tmp_path / place
     folder.mkdir(exist_ok=True)
-    if place == 'parts':
-        monkeypatch.setenv('PARTS', place)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
     for name in ('base.py', 'main_base.py'):
         (folder / name).write_text(BASE)
     monkeypatch.chdir(tmp_path)  # named as on a command line
@@ -113,7 +117,7 @@ def test_keys_are_checked_in_the_files_that_mmengine_reads(tmp_path, monkeypatch
     cfg = Config.fromfile('main.py')
     check_keys(cfg)
     assert 'pipeline' not in cfg
-    assert cfg.experiment_name == ('parts' if place == 'parts' else 'none')
+    assert cfg.experiment_name == experiment
     for name in ('base.py', 'main_base.py'):
         (folder / name).write_text(BASE + 'resum = True\n')
     with pytest.raises(UserError, match=r"base.py sets 'resum', and nothing reads it; did you mean 'resume'"):
@@ -280,18 +284,24 @@ def test_sync_batch_norm_becomes_batch_norm_everywhere_and_once_in_the_notes():
 @pytest.mark.parametrize(
     'kind', ['EMAHook', 'mmengine.EMAHook', 'mmdet.EMAHook', 'mmengine.hooks.EMAHook', EMAHook]
 )
-@pytest.mark.parametrize('place', ['custom_hooks', 'default_hooks'])
-def test_a_moving_average_is_known_however_its_type_is_written(kind, place):
+@pytest.mark.parametrize(
+    ('write', 'read'),
+    [
+        (lambda *hooks: dict(custom_hooks=list(hooks)), lambda cfg: cfg.custom_hooks),
+        (
+            lambda *hooks: dict(default_hooks=dict(zip('ab', hooks))),
+            lambda cfg: list(cfg.default_hooks.values()),
+        ),
+    ],
+    ids=['custom_hooks', 'default_hooks'],
+)
+def test_a_moving_average_is_known_however_its_type_is_written(kind, write, read):
     hook, other = dict(type=kind), dict(type='mine.EMAHooks')
-    hooks = (
-        dict(custom_hooks=[hook, other])
-        if place == 'custom_hooks'
-        else dict(default_hooks=dict(a=hook, b=other))
-    )
+    hooks = write(hook, other)
     wrapper = dict(type='OptimWrapper', accumulative_counts=4)
     cfg = Config(dict(optim_wrapper=wrapper, train_dataloader=dict(batch_size=2), model=dict(), **hooks))
     set_batch(cfg)
-    given = cfg.custom_hooks if place == 'custom_hooks' else list(cfg.default_hooks.values())
+    given = read(cfg)
     assert given[0].interval == 4
     assert 'interval' not in given[1]
     with pytest.raises(UserError, match='keeps a moving average'):
