@@ -148,7 +148,7 @@ def labels_of_objects(found: dict) -> set[str]:
 
 
 def labels_of_pixels(found: dict) -> set[str]:
-    return set(*found.values())
+    return set(found['share_of_pixels'])
 
 
 @pytest.mark.parametrize(
