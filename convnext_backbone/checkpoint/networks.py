@@ -242,6 +242,6 @@ def prefixes(names: Iterable[str], stems: Iterable[str]) -> dict[str, list[str]]
         for stem in stems:
             if _ends(name, stem):
                 parts = name.removesuffix(stem).split('.')[:-1]
-                below = {''.join(f'{part}.' for part in parts[:n]) for n in range(len(parts) + 1)}
-                found.setdefault(name, set()).update(below)
-    return {name: sorted(below, key=len) for name, below in found.items()}
+                places = {''.join(f'{part}.' for part in parts[:n]) for n in range(len(parts) + 1)}
+                found.setdefault(name, set()).update(places)
+    return {name: sorted(places, key=len) for name, places in found.items()}
