@@ -53,6 +53,18 @@ def coco(categories=('cat', 'dog'), first_id: int = 1) -> dict:
     )
 
 
+def set_classes(cfg, *classes: str) -> None:
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=classes)
+    for head in [*cfg.model.get('roi_head', {}).values(), cfg.model.get('decode_head')]:
+        if isinstance(head, dict) and 'num_classes' in head:
+            head.num_classes = len(classes)
+    if 'auxiliary_head' in cfg.model:
+        cfg.model.auxiliary_head.num_classes = len(classes)
+        for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+            head.loss_decode.class_weight = None
+
+
 @pytest.fixture
 def drawn(tmp_path):
     """The demo's detector on three drawn images, and a function that writes its annotation files."""
@@ -64,8 +76,8 @@ def drawn(tmp_path):
         dataset = cfg[f'{split}_dataloader'].dataset
         dataset.update(data_root=str(tmp_path), data_prefix=dict(img='images'))
         dataset.update(ann_file='train.json' if split == 'train' else 'val.json')
-        dataset.metainfo = dict(classes=('cat', 'dog'))
         cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
+    set_classes(cfg, 'cat', 'dog')
     cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(tmp_path / 'val.json')
 
     def write(train=None, val=None):
@@ -103,8 +115,8 @@ def segmenter(tmp_path):
         dataset.update(
             img_suffix='.jpg', seg_map_suffix='.png', type='BaseSegDataset', reduce_zero_label=False
         )
-        dataset.metainfo = dict(classes=('background', 'cat', 'dog'))
         cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
+    set_classes(cfg, 'background', 'cat', 'dog')
     return cfg
 
 
@@ -297,8 +309,7 @@ ORDERS = [('cat', 'dog'), ('dog', 'cat')]
 @pytest.mark.parametrize('first_id', [0, 7])
 def test_labels_and_metric_follow_the_names(detector, write, train, val, classes, first_id):
     write(train=coco(train, first_id), val=coco(val, 3))
-    for split in ('train', 'val', 'test'):
-        detector[f'{split}_dataloader'].dataset.metainfo = dict(classes=classes)
+    set_classes(detector, *classes)
     cfg = copy.deepcopy(detector)
     use_stand_ins(cfg)
     dataset = Runner.build_dataloader(cfg.train_dataloader).dataset
@@ -538,14 +549,12 @@ def test_reduce_zero_label_that_eats_a_class_is_an_error(segmenter):
     for split in ('train', 'val'):
         segmenter[f'{split}_dataloader'].dataset.reduce_zero_label = True
     assert "the first class is 'background'" in found(segmenter)['reduce_zero_label']
-    segmenter.train_dataloader.dataset.metainfo = dict(classes=('cat', 'dog'))
-    segmenter.val_dataloader.dataset.metainfo = dict(classes=('cat', 'dog'))
+    set_classes(segmenter, 'cat', 'dog')
     assert found(segmenter) == {}  # 0 is ignored, 1 and 2 are cat and dog
 
 
 def test_a_background_that_the_classes_do_not_name_is_an_error(segmenter):
-    for split in ('train', 'val'):
-        segmenter[f'{split}_dataloader'].dataset.metainfo = dict(classes=('cat', 'dog'))
+    set_classes(segmenter, 'cat', 'dog')
     assert 'is 0 a background that the classes do not name?' in found(segmenter)['label_beyond']
 
 

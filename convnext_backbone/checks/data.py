@@ -8,13 +8,13 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from ..config import datasets
+from ..config import check_classes, datasets
 from ..datasets import improve, read_annotations
 from ..datasets.coco import LabelsByName
 from ..errors import UserError
 from ..findings import Findings
 from ..registry import type_name
-from .coco import CocoCheck, evaluators
+from .coco import CocoCheck, classes_of, evaluators
 from .masks import MaskCheck
 
 
@@ -40,6 +40,8 @@ def check_data(cfg: Config, splits, findings: Findings, amount: str = 'sample') 
             check_metainfo(dataset, kind, split, found)
             if found.of('error'):
                 continue
+            if cfg.get('model') and (classes := classes_of(dataset, kind)):
+                _check_heads(cfg, classes, found)
             _check_paths(dataset, split)
             if _inherits(kind, 'mmdet.datasets', 'CocoDataset') and issubclass(improve(kind), LabelsByName):
                 CocoCheck(cfg, dataset, kind, split, found, amount).check()
@@ -47,8 +49,9 @@ def check_data(cfg: Config, splits, findings: Findings, amount: str = 'sample') 
                 MaskCheck(cfg, dataset, kind, split, found, amount).check()
         except UserError as error:
             found.add('error', 'data', split, str(error))
-        finally:
-            findings += found
+        finally:  # what is the same for the data of training and validation is said once
+            known = {finding.text for finding in findings if finding.where in splits}
+            findings += [f for f in found if not (f.where in splits and f.text in known)]
     for split, key in (('val_dataloader', 'val_evaluator'), ('test_dataloader', 'test_evaluator')):
         if split in splits and cfg.get(split) and cfg.get(key):
             _check_evaluator(cfg, split, key, findings)
@@ -110,6 +113,14 @@ def check_metainfo(dataset: dict, kind: type | None, split: str, findings: Findi
         )
 
 
+def _check_heads(cfg: Config, classes, findings: Findings) -> None:
+    """Compare the number of classes of each head with that of the dataset."""
+    try:
+        check_classes(cfg, list(classes))
+    except UserError as error:
+        findings.add('error', 'num_classes', '', str(error))
+
+
 def _check_paths(dataset: dict, split: str) -> None:
     """Raise :class:`UserError` for a folder or file that is not there."""
     root = dataset.get('data_root') or ''
@@ -133,10 +144,10 @@ def _check_evaluator(cfg: Config, split: str, key: str, findings: Findings) -> N
         file = evaluator.get('ann_file')
         if not file or not read or 'Coco' not in type_name(evaluator) or '://' in file:
             continue
+        if not all(map(os.path.isfile, read)):
+            continue
         if not os.path.isfile(file):
             findings.add('error', 'evaluator', f'{key}.ann_file', f'{file} does not exist')
-            continue
-        if any(not os.path.isfile(other) for other in read):
             continue
         if len(read) == 1:
             same = os.path.samefile(file, read[0]) or _same_content(file, read[0])

@@ -310,6 +310,7 @@ class Runner(MMEngineRunner):
         self._resumed = checkpoint
         if self._sharded and 'optimizer' in checkpoint:
             state.shard_optimizer_state(self, checkpoint['optimizer'])
+        state.check_resumable(filename, checkpoint)
         settings = ResumedSettings(self, checkpoint, self.new_lr)
         settings.report()
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
