@@ -37,7 +37,7 @@ DROPPED = {
     ),
 }
 FOREIGN_KEYS = {'in_chans', 'pretrained', 'gap_before_final_norm', 'use_grn', 'linear_pw_conv', 'model_name'}
-MMPRETRAIN = [  # file names of mmpretrain, and the released names that its metafile.yml gives as their sources
+MMPRETRAIN = [  # file names of mmpretrain: the released names that its metafile.yml gives as their sources
     (r'convnext-(\w+)_3rdparty_\w+-noema_in1k_', 'convnext_{}_1k_224'),
     (r'convnext-(\w+)_3rdparty_in1k-384px_', 'convnext_{}_1k_384'),
     (r'convnext-(\w+)_3rdparty_(?:\d+xb\d+_)?in1k_', 'convnext_{}_1k_224_ema'),
