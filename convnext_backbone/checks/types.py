@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+from collections.abc import Iterable
 
 from mmengine import registry as root
 from mmengine.config import Config
@@ -100,8 +101,8 @@ class _Types:
 
     def check(self) -> None:
         """Look at every part of the config that something is built from."""
-        if self.scope and not _is_installed(self.scope):
-            text = f'{self.scope!r} is no package that is installed{suggest(self.scope, OTHERS, 0.6)}'
+        if self.scope is not None and not _is_installed(self.scope):
+            text = f'{self.scope!r} is no package that is installed{suggest(str(self.scope), OTHERS, 0.6)}'
             self.findings.add('error', 'type', 'default_scope', text)
             return
         for key, kinds in TOP.items():
@@ -112,17 +113,23 @@ class _Types:
             self._look_up('runner_type', name, (root.RUNNERS,), self.scope)
         self._report_scope()
 
-    def _walk(self, node, place: str, top: str, kinds: tuple | None, scope: str | None) -> None:
+    def _walk(self, node, place: str, top: str, kinds: tuple, scope: str | None) -> None:
         if isinstance(node, (list, tuple)):
             for index, child in enumerate(node):
                 self._walk(child, f'{place}.{index}', top, kinds, scope)
         if not isinstance(node, dict):
             return
-        scope = node.get('_scope_') or scope
-        kind = node.get('type')
-        if isinstance(kind, str) and kinds is not None:
+        scope, kind = node.get('_scope_') or scope, node.get('type')
+        if scope and not _is_installed(scope):
+            text = f'the package {scope} is not installed: install it, or choose another type'
+            self.findings.add('error', 'type', f'{place}._scope_', text)
+            return
+        if isinstance(kind, str):
             self._check(f'{place}.type', place.rpartition('.')[2], kind, kinds, scope)
-        if kind in ELSEWHERE:
+        elif 'type' in node and not callable(kind):
+            text = f'got {kind!r}, needs the name of a class, or a class'
+            self.findings.add('error', 'type', f'{place}.type', text)
+        if isinstance(kind, str) and kind in ELSEWHERE:
             return
         for key, child in node.items():
             if isinstance(child, str) and (named := NAMED.get((top, key))):
@@ -221,17 +228,21 @@ def _get(base: Registry, kind: str, scope: str | None) -> object:
             return None
 
 
-def _nearest(kind: str, names) -> str:
-    """Return the nearest name: the same in other case, the same in another scope, or one nearly the same."""
-    name = kind.rpartition('.')[2]
-    plain = {}
+def _nearest(kind: str, names: Iterable[str]) -> str:
+    """Return the nearest name: the same in other case, then one nearly the same; those of its scope first."""
+    scope, _, name = kind.rpartition('.')
+    own, others = {}, {}
     for full in names:
-        plain.setdefault(full.rpartition('.')[2], full)
-    same = [full for short, full in plain.items() if short.casefold() == name.casefold()]
-    if same:
-        return same[0]
-    near = difflib.get_close_matches(name, plain, 1, 0.6)
-    return plain[near[0]] if near else ''
+        package, _, short = full.rpartition('.')
+        (own if package == scope else others).setdefault(short, full)
+    for table in (own, others):
+        for short, full in table.items():
+            if short.casefold() == name.casefold():
+                return full
+    for table in (own, others):
+        if near := difflib.get_close_matches(name, table, 1, 0.6):
+            return table[near[0]]
+    return ''
 
 
 def _has(module: str, name: str) -> bool:
@@ -240,8 +251,8 @@ def _has(module: str, name: str) -> bool:
     )
 
 
-def _is_installed(package: str) -> bool:
+def _is_installed(package) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, AttributeError, TypeError):  # the last two of what is no text
         return False

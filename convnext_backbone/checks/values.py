@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+import torch
 from mmengine.config import Config
 
 from ..config.data import DATALOADERS
@@ -37,7 +38,7 @@ class Number:
         also: other values that are allowed.
         several: a list, tuple or list of lists of such numbers is allowed, too.
         infinite: infinity is allowed.
-        off: every negative number is allowed: it switches off.
+        off: what a negative number does, where each is allowed.
         advice: what to do about a value that is refused.
     """
 
@@ -50,7 +51,7 @@ class Number:
     also: tuple = ()
     several: bool = False
     infinite: bool = False
-    off: bool = False
+    off: str = ''
     advice: str = ''
 
     def __str__(self) -> str:
@@ -63,7 +64,7 @@ class Number:
         else:
             text = 'a finite number' if kind == 'a number' and not self.infinite else kind
         several = ' (or several)' if self.several else ''
-        several += ' or a negative one' * self.off
+        several += f' ({self.off})' if self.off else ''
         return text + several + ''.join(f' or {other!r}' for other in self.also)
 
     def refuses(self, value) -> bool:
@@ -104,11 +105,17 @@ class Number:
 
 @dataclass(frozen=True)
 class Choice:
-    """Is the rule of a setting that is one of a few values, or a list of them if ``several``."""
+    """Is the rule of a setting that is one of a few values, or a list of them if ``several``.
+
+    Attributes:
+        values: the choices.
+        several: a list or tuple of them is allowed, too.
+        types: of other values that are allowed.
+    """
 
     values: tuple
     several: bool = False
-    also_int: bool = False
+    types: tuple[type, ...] = ()
 
     def __str__(self) -> str:
         names = ', '.join(map(repr, self.values[:-1]))
@@ -116,27 +123,25 @@ class Choice:
 
     def refuses(self, value) -> bool:
         """Return whether the value is not allowed."""
+        return self._wrong(value) is not MISSING
+
+    def _wrong(self, value):
+        """Return the first value that is not allowed, ``MISSING`` if all are."""
         if self.several and isinstance(value, (list, tuple)):
-            return any(self.refuses(item) for item in value)
-        if self.also_int and isinstance(value, int) and not isinstance(value, bool):
-            return False
-        return not any(
-            value is other or (type(value) is type(other) and value == other) for other in self.values
-        )
+            return next((wrong for item in value if (wrong := self._wrong(item)) is not MISSING), MISSING)
+        if self.types and isinstance(value, self.types) and not isinstance(value, bool):
+            return MISSING
+        same = any(value is other or (type(value) is type(other) and value == other) for other in self.values)
+        return MISSING if same else value
 
     def remark(self, value) -> str:
         """Return the nearest choice, if one is near."""
-        given = (
-            value
-            if isinstance(value, str)
-            else next((v for v in value if self.refuses(v)), '')
-            if isinstance(value, (list, tuple))
-            else ''
-        )
+        wrong = self._wrong(value)
         texts = [other for other in self.values if isinstance(other, str)]
-        if same := [text for text in texts if isinstance(given, str) and text.casefold() == given.casefold()]:
-            return f'; did you mean {same[0]!r}?'
-        return suggest(str(given), texts, 0.5) if given else ''
+        if not isinstance(wrong, str):
+            return ''
+        same = [text for text in texts if text.casefold() == wrong.casefold()]
+        return f'; did you mean {same[0]!r}?' if same else suggest(wrong, texts, 0.5)
 
 
 def _same(value, other) -> bool:
@@ -183,7 +188,7 @@ OPTIMIZER = {
 }
 WRAPPER = {
     'accumulative_counts': Number(1, whole=True, also=('auto',)),
-    'dtype': Choice(('float16', 'bfloat16', 'float32', 'float64', None)),
+    'dtype': Choice(('float16', 'bfloat16', 'float32', 'float64', None), types=(torch.dtype,)),
 }
 CLIP = {
     'max_norm': Number(0, above=True),
@@ -229,8 +234,8 @@ SCHEDULER = {
     'patience': FROM_0,
 }
 CHECKPOINT = {
-    'interval': Number(1, whole=True, off=True, advice='-1 writes none'),
-    'max_keep_ckpts': Number(1, whole=True, off=True, advice='-1 keeps all'),
+    'interval': Number(1, whole=True, off='-1 writes none'),
+    'max_keep_ckpts': Number(1, whole=True, off='-1 keeps all'),
     'save_begin': FROM_0,
     'by_epoch': FLAG,
     'save_last': FLAG,
@@ -324,7 +329,7 @@ STEP = {  # any step of a pipeline that has the key
     'cat_max_ratio': Number(0, 1, above=True),
     'keep_ratio': FLAG,
     'reduce_zero_label': SWITCH,
-    'interpolation': Choice(('nearest', 'bilinear', 'bicubic', 'area', 'lanczos'), also_int=True),
+    'interpolation': Choice(('nearest', 'bilinear', 'bicubic', 'area', 'lanczos'), types=(int,)),
     'color_type': Choice(
         ('color', 'grayscale', 'unchanged', 'color_ignore_orientation', 'grayscale_ignore_orientation')
     ),
@@ -371,7 +376,7 @@ RANDOMNESS = {
     'diff_rank_seed': FLAG,
 }
 TOP = {
-    'log_level': Choice(tuple(logging.getLevelNamesMapping()), also_int=True),
+    'log_level': Choice(tuple(logging.getLevelNamesMapping()), types=(int,)),
     'resume': FLAG,
     'find_unused_parameters': FLAG,
     'launcher': Choice(('none', 'pytorch', 'slurm', 'mpi')),
@@ -383,7 +388,7 @@ ENV = {
     'opencv_num_threads': FROM_0,
     'backend': Choice(('nccl', 'gloo', 'mpi', 'ucc', 'hccl', 'cncl', 'mccl')),
 }
-DECAYING = ('CosineAnnealingLR', 'PolyLR', 'LinearLR', 'OneCycleLR', 'ExponentialLR')  # whose end matters
+SHAPED = ('CosineAnnealingLR', 'PolyLR', 'LinearLR', 'ConstantLR')  # whose end shapes them
 ITER_LOOPS = ('IterBasedTrainLoop', 'convnext_backbone.IterLoop')
 EPOCH_LOOPS = ('EpochBasedTrainLoop', 'convnext_backbone.EpochLoop')
 FOREVER = 10**9  # mmengine's end of a schedule that has none
@@ -521,7 +526,8 @@ class _Values:
         given = self.cfg.get('param_scheduler')
         listed = isinstance(given, (list, tuple))
         entries = given if listed else [given]
-        last, endless = {}, set()  # by unit: the last end of a schedule; units that have one without end
+        # by unit: the last end; units that have a schedule without end; those that have one that falls
+        last, endless, falling = {}, set(), set()
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 continue
@@ -529,9 +535,9 @@ class _Values:
                 continue
             place = f'param_scheduler.{index}' if listed else 'param_scheduler'
             self._table(entry, place, SCHEDULER)
-            self._entry(place, entry, last, endless)
+            self._entry(place, entry, last, endless, falling)
         total, by_epoch = self._total()
-        if not total or by_epoch in endless or by_epoch not in last:
+        if not total or by_epoch in endless or by_epoch not in falling:
             return
         end, place = last[by_epoch]
         unit = 'epochs' if by_epoch else 'iterations'
@@ -552,7 +558,7 @@ class _Values:
                 'a longer training',
             )
 
-    def _entry(self, place: str, entry: dict, last: dict, endless: set) -> None:
+    def _entry(self, place: str, entry: dict, last: dict, endless: set, falling: set) -> None:
         """Check one schedule: its span, its milestones, against the length of the training."""
         kind = type_name(entry)
         begin, end = entry.get('begin', 0), entry.get('end', FOREVER)
@@ -588,18 +594,17 @@ class _Values:
             )
         if 'milestones' in entry:
             self._milestones(f'{place}.milestones', entry['milestones'], total if same_unit else 0, begin)
-        if not kind.startswith(DECAYING) or not proper:
-            constant = (
-                kind.startswith('ConstantLR') and entry.get('factor') != 1
-            )  # by 1: no change at its end
-            if kind and not constant:
-                endless.add(by_epoch)
-            elif proper and end < FOREVER:
-                _later(last, by_epoch, end, place)
-        elif 'end' not in entry:
-            endless.add(by_epoch)
+        if not proper:
+            return
+        if kind in SHAPED and 'end' in entry:
+            if end > last.get(by_epoch, (0, ''))[0]:
+                last[by_epoch] = end, place
+            ends = entry.get('start_factor', 0), entry.get('end_factor', 1)
+            warms_up = kind == 'LinearLR' and (any(map(SHARE.refuses, ends)) or ends[0] <= ends[1])
+            if kind != 'ConstantLR' and not warms_up:
+                falling.add(by_epoch)
         else:
-            _later(last, by_epoch, end, place)
+            endless.add(by_epoch)
 
     def _milestones(self, where: str, value, total: float, begin: int) -> None:
         fine = isinstance(value, (list, tuple)) and value and not any(COUNT.refuses(step) for step in value)
@@ -837,11 +842,6 @@ class _Values:
             self._error(
                 f'{place}.stride', f'got {stride}, needs at most crop_size={crop}: pixels would be left out'
             )
-
-
-def _later(last: dict, unit: bool, end: int, place: str) -> None:
-    if end > last.get(unit, (0, ''))[0]:
-        last[unit] = end, place
 
 
 def _walk(value, place: str) -> Iterator[tuple[str, dict]]:
