@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import drop_pretrained, published, read_config, task_of, use_plain_batch_norm
+from .config import drop_pretrained, published, read_config, task_of, use_plain_batch_norm, use_preprocessors
 from .errors import UserError, message, report_build_errors
 
 PROPOSALS = 1000  # at each box head
@@ -44,6 +44,7 @@ def build_on_meta(cfg: Config) -> nn.Module:
     scope = cfg.get('default_scope') or 'mmengine'
     cfg = Config(dict(model=cfg.model.to_dict()))
     use_plain_batch_norm(cfg)
+    use_preprocessors(cfg)
     drop_pretrained(cfg)
     with (
         torch.device('meta'),

@@ -20,6 +20,7 @@ from .config import (
     read_config,
     task_of,
     use_plain_batch_norm,
+    use_preprocessors,
     use_stand_ins,
 )
 from .errors import UserError, report_build_errors
@@ -44,6 +45,7 @@ def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
     """
     cfg = cfg.copy()
     use_plain_batch_norm(cfg)
+    use_preprocessors(cfg)
     drop_pretrained(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     file = local_file(checkpoint)

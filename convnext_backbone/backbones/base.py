@@ -59,6 +59,7 @@ class DenseBackbone(BaseModule):
     Attributes:
         out_channels: channels of each emitted map.
         out_strides: input pixels per map pixel, for each emitted map.
+        least_size: pixels of the smallest image, high and wide, of which every map has a position.
         num_groups: depth groups of layer-wise learning-rate decay, see :meth:`layer_depth`.
         classifier_map: the map that a classifier pools.
         classifier_norm: whether a classifier norms what it has pooled.
@@ -71,6 +72,7 @@ class DenseBackbone(BaseModule):
 
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
+    least_size: int
     num_groups: int
     classifier_map: int = 3
     classifier_norm: bool = True
@@ -114,6 +116,22 @@ class DenseBackbone(BaseModule):
                 self.add_module(f'norm{index}', norm(channels))
         for module in self.frozen_modules():
             module.requires_grad_(False).eval()
+
+    def check_size(self, x: Tensor) -> None:
+        """Check that an image is large enough for every map.
+
+        Raises:
+            UserError: it is smaller than :attr:`least_size`.
+        """
+        height, width = x.shape[-2:]
+        if height < self.least_size or width < self.least_size:
+            least = self.least_size
+            raise UserError(
+                f'an image of {height} x {width} pixels is too small for {type(self).__name__}, which needs at '
+                f'least {least} x {least}: enlarge it (Resize), pad it (data_preprocessor: pad_size_divisor='
+                f'{least} of a detector, test_cfg=dict(size_divisor={least}) of a segmenter), or choose '
+                'out_indices without the last maps'
+            )
 
     def run_blocks(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
         """Apply ``blocks`` in turn to a map (N, C, H, W), with gradient checkpointing if ``with_cp``."""
@@ -186,6 +204,7 @@ class FourStageBackbone(DenseBackbone):
         self.num_built = self.out_indices[-1] + 1
         self.out_channels = tuple(channels[i] for i in self.out_indices)
         self.out_strides = tuple(min(STRIDES[i], output_stride) for i in self.out_indices)
+        self.least_size = self.out_strides[-1]
         self.num_groups = 3 + math.ceil(self.depths[2] / BLOCKS_PER_GROUP)
         # stages behind the last emitted one are not built: a checkpoint has them nevertheless
         self.may_skip += tuple(
@@ -203,6 +222,7 @@ class FourStageBackbone(DenseBackbone):
 
         (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride).
         """
+        self.check_size(x)
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):

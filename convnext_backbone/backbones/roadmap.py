@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import check_choice
 from ..registry import MODELS
-from .base import FourStageBackbone
+from .base import STRIDES, FourStageBackbone
 from .block import EXPANSION, LAYER_SCALE
 from .layers import DropPath, LayerNorm2d, init_layer
 
@@ -176,6 +176,8 @@ class Roadmap(FourStageBackbone):
             init_cfg=init_cfg,
         )
         self.arch = f'{start} {step}'
+        if not self.design.separate:  # its convolutions pad, but for the stem
+            self.least_size = STRIDES[0] if self.design.patchify else 1
         self.classifier_norm = self.design.separate
         dim = self.design.width
         for i, width in enumerate(widths[: self.num_built]):

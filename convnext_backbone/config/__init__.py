@@ -15,7 +15,7 @@ from .data import check_classes, datasets, num_classes, set_data_root
 from .files import CONFIGS, check_work_dir, config_names, find_config, published, sizes
 from .keys import apply_options, check_keys, dicts, hooks_of, nodes
 from .read import read_config
-from .stand_ins import add_default_hooks, use_stand_ins
+from .stand_ins import add_default_hooks, use_preprocessors, use_stand_ins
 from .task import image_format, task_of
 from .weights import PRETRAINED, drop_pretrained, set_pretrained, start_from
 
@@ -51,6 +51,7 @@ __all__ = [
     'start_from',
     'task_of',
     'use_plain_batch_norm',
+    'use_preprocessors',
     'use_stand_ins',
     'write_details',
 ]
