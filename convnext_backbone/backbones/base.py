@@ -127,10 +127,10 @@ class DenseBackbone(BaseModule):
         if height < self.least_size or width < self.least_size:
             least = self.least_size
             raise UserError(
-                f'an image of {height} x {width} pixels is too small for {type(self).__name__}, which needs at '
-                f'least {least} x {least}: enlarge it (Resize), pad it (data_preprocessor: pad_size_divisor='
-                f'{least} of a detector, test_cfg=dict(size_divisor={least}) of a segmenter), or choose '
-                'out_indices without the last maps'
+                f'an image of {height} x {width} pixels is too small for {type(self).__name__}, which needs '
+                f'at least {least} x {least}: enlarge it (Resize), pad it (data_preprocessor: '
+                f'pad_size_divisor={least} of a detector, test_cfg=dict(size_divisor={least}) of a '
+                'segmenter), or choose out_indices without the last maps'
             )
 
     def run_blocks(self, blocks: nn.Sequential, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ STAND_INS = {
     'CheckpointHook': 'CheckpointHook',
     'LoadImageFromFile': 'LoadImage',
 }
-# Preprocessors of mmdet and mmseg that take means of one or three channels: ours of the same name take any number.
+# Preprocessors of mmdet and mmseg take means of one or three channels, ours of the same name any number.
 PREPROCESSORS = ('DetDataPreprocessor', 'SegDataPreProcessor')
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 # Hooks of every training, beside those that mmengine adds by itself.
@@ -88,7 +88,7 @@ def use_stand_ins(cfg: Config) -> list[str]:
 
 
 def use_preprocessors(cfg: Config) -> dict[str, str]:
-    """Put ours in the place of :data:`PREPROCESSORS` where the means are not one or three, which others refuse.
+    """Put ours in the place of :data:`PREPROCESSORS` where the means are not one or three.
 
     Whatever builds a model from a config calls it first.
 

@@ -22,18 +22,16 @@ HOMES = {  # name of ours and of the class that it extends: module of the latter
 class AnyMeans:
     """Extends a preprocessor of mmdet or mmseg by means of any number of channels; the rest is as there.
 
-    ``mean`` and ``std`` have one value for each channel, or one for all, in the order of the channels after the
-    conversion. ``bgr_to_rgb`` and ``rgb_to_bgr`` turn images of three channels round, and leave others as they
-    are, as in mmseg (mmdet's would keep the first three channels).
+    ``mean`` and ``std`` have one value for each channel, or one for all, in the order of the channels after
+    the conversion. ``bgr_to_rgb`` and ``rgb_to_bgr`` turn images of three channels round, and leave others
+    as they are, as in mmseg (mmdet's would keep the first three channels).
 
     Raises:
         UserError: as many values of ``mean`` as of ``std``, all of them above zero in ``std``, and images of
             that many channels were expected.
     """
 
-    def __init__(
-        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **settings
-    ):
+    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **settings):
         super().__init__(**settings)
         if (mean is None) != (std is None):
             raise UserError(f'data_preprocessor: mean is {mean}, std is {std}: give both, or none')
@@ -64,9 +62,9 @@ class AnyMeans:
             if number not in (1, image.shape[0]):
                 file = getattr(sample, 'img_path', None) or 'an image'
                 raise UserError(
-                    f'{file} is read with {image.shape[0]} channels, data_preprocessor.mean has {number} values: '
-                    "LoadImageFromFile gives 3 with color_type='color', 1 with 'grayscale', and those of the file "
-                    "with 'unchanged'"
+                    f'{file} is read with {image.shape[0]} channels, data_preprocessor.mean has {number} '
+                    'values: LoadImageFromFile gives 3 with color_type="color", 1 with "grayscale", and those '
+                    'of the file with "unchanged"'
                 )
         conversion = self._channel_conversion
         self._channel_conversion = conversion and all(image.shape[0] == 3 for image in images)
