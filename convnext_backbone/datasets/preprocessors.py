@@ -63,8 +63,8 @@ class AnyMeans:
                 file = getattr(sample, 'img_path', None) or 'an image'
                 raise UserError(
                     f'{file} is read with {image.shape[0]} channels, data_preprocessor.mean has {number} '
-                    'values: LoadImageFromFile gives 3 with color_type="color", 1 with "grayscale", and those '
-                    'of the file with "unchanged"'
+                    'values: LoadImageFromFile gives 3 with color_type="color", 1 with "grayscale", those of '
+                    'the file with "unchanged"'
                 )
         conversion = self._channel_conversion
         self._channel_conversion = conversion and all(image.shape[0] == 3 for image in images)
