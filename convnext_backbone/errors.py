@@ -130,7 +130,8 @@ def _being_built(error: BaseException, args: tuple) -> str:
 def _key_of(node: dict, value, key: str) -> str:
     """Return the dotted key at which ``value`` holds a dict like ``node``; empty if it does not."""
     if isinstance(value, dict):
-        if key and value.get('type') == node['type'] and value.items() <= node.items():
+        same = all(name in node and node[name] == given for name, given in value.items())
+        if key and same and value.get('type') == node['type']:
             return key
         inner = value.items()
     elif isinstance(value, (list, tuple)):

@@ -159,7 +159,8 @@ def test_label_maps_are_the_argmax_and_bad_images_do_not_end_the_run(segmenter, 
     said = lines(capsys.readouterr().err)
     bad = ['cut.png', 'empty.jpg', 'one.png', 'text.jpg']
     assert [re.match(r'error: \S*/(\w+\.\w+) ', line)[1] for line in said] == bad
-    assert '(1 x 1 pixels) could not be predicted: RuntimeError: ' in said[2]
+    assert 'could not be predicted: an image of ' in said[2]
+    assert 'is too small for' in said[2]
 
     names = ['a.png', 'sub/z ü.png', 'turned.jpg']
     expected = [f'{name}.{suffix}' for name in names for suffix in ('json', 'png')]
@@ -282,7 +283,7 @@ def left(tmp_path) -> list[str]:
         (torch.OutOfMemoryError('CUDA out of memory. ' + 'x' * 900), 'OutOfMemoryError: CUDA out of memory'),
         (MemoryError('Unable to allocate 9 GiB'), 'the memory is too small for it'),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), 'the memory is too small for it'),
-        (UnreadableImage('IMAGE is no image'), 'error: IMAGE is no image'),
+        (UnreadableImage('IMAGE is no image'), 'could not be predicted: IMAGE is no image'),
         (AssertionError('no'), 'AssertionError: no'),
         (PermissionError(13, 'Permission denied'), 'Permission denied'),
     ],

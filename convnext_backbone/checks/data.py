@@ -50,8 +50,8 @@ def check_data(cfg: Config, splits, findings: Findings, amount: str = 'sample') 
         except UserError as error:
             found.add('error', 'data', split, str(error))
         finally:  # what is the same for the data of training and validation is said once
-            known = {finding.text for finding in findings if finding.where in splits}
-            findings += [f for f in found if not (f.where in splits and f.text in known)]
+            known, places = {finding.text for finding in findings}, (*splits, '')
+            findings += [f for f in found if not (f.where in places and f.text in known)]
     for split, key in (('val_dataloader', 'val_evaluator'), ('test_dataloader', 'test_evaluator')):
         if split in splits and cfg.get(split) and cfg.get(key):
             _check_evaluator(cfg, split, key, findings)

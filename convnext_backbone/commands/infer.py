@@ -178,7 +178,8 @@ def available_memory() -> int | None:
 def why_failed(file: Path, error: Exception) -> str:
     """Return one line that names the file and what went wrong."""
     if isinstance(error, UserError):
-        return ' '.join(message(error).splitlines())
+        text = ' '.join(message(error).splitlines())
+        return text if str(file) in text else f'{file} could not be predicted: {text}'
     text = ' '.join(f'{type(error).__name__}: {error}'.split()).removesuffix(':')
     advice = 'scale it, or leave it out'
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):

@@ -96,7 +96,7 @@ def use_preprocessors(cfg: Config) -> dict[str, str]:
         Name of ours, by name of what it stands in for.
     """
     replaced = {}
-    for node in dicts(cfg.model):
+    for node in dicts(cfg.get('model')):
         numbers = {len(node[key]) for key in ('mean', 'std') if isinstance(node.get(key), (list, tuple))}
         if (name := type_name(node)) in PREPROCESSORS and not numbers <= {1, 3}:
             replaced[name] = name
