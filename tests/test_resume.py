@@ -419,6 +419,7 @@ def test_sigterm_gives_a_checkpoint_and_status_75(straight, shapes, tmp_path):
     assert 'SIGTERM came' in output
     (stopped,) = re.findall(r'stopped after step (\d+)', output)
     assert read_metadata(tmp_path / f'w/iter_{stopped}.pth')['iter'] == int(stopped) < 22
+    time.sleep(1)  # another log
     tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume', '--stop-at', 22))
     equal_to_straight(straight, tmp_path / 'w')
 
@@ -429,11 +430,12 @@ def test_a_killed_data_loader_process_is_replaced(straight, shapes, tmp_path, mo
     """The results do not depend on the number of processes either: the untouched one had none."""
     config = write_config(tmp_path, 'train_dataloader.update(num_workers=2, persistent_workers=True)\n')
     killed, original = [], hooks.DataHook.after_train_iter
+    before = set(multiprocessing.active_children())  # of trainings of other tests
 
     def kill_one(self, runner, *args, **kwargs):
         original(self, runner, *args, **kwargs)
         if runner.iter == 6:
-            worker, *_ = multiprocessing.active_children()  # not the process that others are forked from
+            worker, *_ = set(multiprocessing.active_children()) - before
             worker.kill()
             killed.append(worker.pid)
 
@@ -1032,10 +1034,10 @@ def campaign(*words: str) -> None:
 
 @pytest.mark.xdist_group('distributed')
 @pytest.mark.parametrize(
-    ('kills', 'seed'), [('4', '5'), pytest.param('6', '3', marks=pytest.mark.slow)], ids=['four', 'six']
+    ('kills', 'seed'), [('4', '8'), pytest.param('6', '3', marks=pytest.mark.slow)], ids=['four', 'six']
 )
 def test_a_short_campaign_of_faults(kills, seed, tmp_path):
-    """Two checkpoints damaged, an image that vanishes, a full disk; all but the latter, and others."""
+    """Which kinds of faults come depends on the seed: in the longer one there are data loaders that hang."""
     log = tmp_path / 'log'
     process = begin(campaign, '--kills', kills, '--seed', seed, '--out', str(tmp_path / 't'), log=log)
     process.join(300)
