@@ -15,7 +15,8 @@ STOPPED = 75  # exit status of a training that was asked to end and can be resum
 COMMANDS = {  # each a module of convnext_backbone.commands
     'train': 'train a classifier, a detector or a segmenter',
     'test': 'evaluate a checkpoint',
-    'infer': 'predict on images: pictures and JSON',
+    'check': 'find what is wrong with a config and its data, all at once',
+    'infer': 'predict on images: pictures and JSON, COCO results, label maps',
     'configs': 'list the configs that come along, with size, FLOPs and published figure',
     'export': 'write a model as ONNX, TorchScript or torch.export',
     'convert': 'convert weights between libraries; list the released ones',
@@ -36,18 +37,28 @@ class Parser(argparse.ArgumentParser):
 
     def add_run_options(self) -> None:
         """Add the options of every command that builds a runner."""
-        from mmengine.config import DictAction
-
         self.add_argument('--work-dir', help='for logs and checkpoints; default work_dirs/NAME_OF_CONFIG')
-        self.add_argument(
-            '--data-root', metavar='DIR', help="folder of the dataset, in place of the config's"
-        )
         self.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
         self.add_argument(
             '--launcher',
             choices=('none', 'pytorch', 'slurm'),
             default='none',
             help='how several processes were started; dist_train.sh sets it',
+        )
+        self.add_data_options()
+
+    def add_data_options(self) -> None:
+        """Add the options of every command that looks at the data of a config."""
+        from mmengine.config import DictAction
+
+        self.add_argument(
+            '--data-root', metavar='DIR', help="folder of the dataset, in place of the config's"
+        )
+        self.add_argument(
+            '--check-data',
+            choices=('sample', 'all', 'none'),
+            default='sample',
+            help='how many images and masks are read before the run; default: some seconds for each dataset',
         )
         self.add_argument(
             '--cfg-options',

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import drop_pretrained, published, read_config, task_of, use_plain_batch_norm
+from .config import drop_pretrained, published, read_config, task_of, use_plain_batch_norm, use_preprocessors
 from .errors import UserError, message, report_build_errors
 
 PROPOSALS = 1000  # at each box head
@@ -34,6 +34,7 @@ class Complexity:
 
     @property
     def gflops(self) -> float:
+        """Return the multiply-adds of all parts, in 10^9: what the paper prints as FLOPs."""
         return sum(self.macs.values()) / 1e9
 
 
@@ -43,6 +44,7 @@ def build_on_meta(cfg: Config) -> nn.Module:
     scope = cfg.get('default_scope') or 'mmengine'
     cfg = Config(dict(model=cfg.model.to_dict()))
     use_plain_batch_norm(cfg)
+    use_preprocessors(cfg)
     drop_pretrained(cfg)
     with (
         torch.device('meta'),
@@ -151,6 +153,7 @@ class Row:
     printed: dict  # of configs/published.json
 
     def ratio(self) -> float | None:
+        """Return measured by printed FLOPs; ``None`` if none are printed."""
         return self.measured.gflops / float(self.printed['gflops']) if 'gflops' in self.printed else None
 
     def agrees(self) -> bool:

@@ -195,6 +195,7 @@ class SkippedImages:
 
     @property
     def count(self) -> int:
+        """Return how many images were left out so far, by all processes."""
         return self._count.value
 
     def add(self, file: str, reason: str) -> None:

@@ -81,6 +81,7 @@ class AdaptiveMean(nn.Module):
         self.size = (size, size) if isinstance(size, int) else tuple(size)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, *size)
+        """Average over the rows, then over the columns, of each output position's window."""
         rows, columns = (self._weights(x, side - 2, n) for side, n in zip((4, 5), self.size))
         return rows @ x @ columns.mT
 
@@ -100,6 +101,7 @@ class HalvingMaxPool(nn.Module):
     """Computes ``nn.MaxPool2d(2)`` by windows, which torch.export can express for images of any size."""
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H // 2, W // 2)
+        """Take the largest number of each 2 x 2 window; an odd last row or column is left out."""
         return x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1))
 
 

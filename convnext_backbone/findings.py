@@ -16,8 +16,8 @@ class Finding:
     """Holds one thing that was found.
 
     Attributes:
-        level: ``error``: the run would fail, or its numbers would be wrong. ``warning``: it runs, and is probably
-            not what is meant. ``note``: what is worth knowing.
+        level: ``error``: the run would fail, or its numbers would be wrong. ``warning``: it runs, and is
+            probably not what is meant. ``note``: what is worth knowing.
         kind: short name of what was found, the same for all of its kind, for programs.
         where: key of the config or file that is meant.
         text: one sentence: what was found, what was expected, what to do.

@@ -12,7 +12,7 @@ from .backbones.base import STRIDES, DenseBackbone
 from .backbones.convnext import ARCHITECTURES
 from .backbones.isotropic import ARCHITECTURES as ISOTROPIC
 from .checkpoint import load_checkpoint, read_checkpoint
-from .checkpoint.formats import tensors_of, to_released
+from .checkpoint.networks import recognise, tensors_of
 from .checkpoint.read import local_file
 from .checkpoint.zoo import RELEASED, Weights
 from .classification import Classifier
@@ -50,7 +50,7 @@ def _classes_of(weights: str | os.PathLike) -> int:
     if str(weights) in RELEASED:
         return RELEASED[str(weights)].num_classes
     file = local_file(weights)
-    _, tensors = to_released(tensors_of(read_checkpoint(file), str(file), None))
+    _, tensors = recognise(tensors_of(read_checkpoint(file), str(file), None))
     return len(tensors['head.weight']) if 'head.weight' in tensors else 0
 
 
@@ -135,6 +135,6 @@ def create_model(
     classes = next(number for number in (num_classes, known, 1000) if number is not None)
     model = Classifier(backbone, classes)
     if weights:
-        fresh = ('head.*',) if known is not None and known != classes else ()
+        fresh = ('head.*',) if known != classes else ()
         load_checkpoint(model, weights, skip=fresh, fresh=(*fresh, *('norm.*',) * (known == 0)), weights=None)
     return model

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import mmcv
 import numpy as np
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
@@ -20,10 +20,12 @@ from .config import (
     read_config,
     task_of,
     use_plain_batch_norm,
+    use_preprocessors,
     use_stand_ins,
 )
 from .errors import UserError, report_build_errors
-from .registry import type_name
+from .predictions import class_numbers, image_size, rle
+from .registry import SCOPE, type_name
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -43,6 +45,7 @@ def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
     """
     cfg = cfg.copy()
     use_plain_batch_norm(cfg)
+    use_preprocessors(cfg)
     drop_pretrained(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     file = local_file(checkpoint)
@@ -60,6 +63,8 @@ class Predictor:
             was trained with, or, if it does not hold them, those of the config's test data.
         device: ``cpu`` or ``cuda``; by default ``cuda`` where there is a GPU.
 
+    ``task`` is ``'detection'`` or ``'segmentation'``, ``meta`` has the names and colours of the classes.
+
     Raises:
         UserError: config or checkpoint cannot be read, do not fit each other, or do not name the classes.
     """
@@ -67,7 +72,8 @@ class Predictor:
     def __init__(self, config: str, checkpoint: str, device: str | None = None):
         self.device = choose_device(device)
         cfg = read_config(config)
-        dense = task_of(cfg.model) in ('detection', 'segmentation')
+        self.task = task_of(cfg.model)
+        dense = self.task in ('detection', 'segmentation')
         if not dense or cfg.get('test_dataloader') is None or not cfg.get('visualizer'):
             raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')
         self.model, content, _ = trained_model(cfg, checkpoint)
@@ -75,9 +81,13 @@ class Predictor:
         use_stand_ins(cfg)
         self.meta = _with_colours(_names_of(content, cfg, checkpoint))
         steps = [
-            step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in type_name(step)
+            step
+            for step in cfg.test_dataloader.dataset.pipeline
+            if 'LoadAnnotations' not in type_name(step) and type_name(step) != f'{SCOPE}.LoadMask'
         ]
         self.pipeline = Compose(steps)
+        readers = (step for step in self.pipeline.transforms if isinstance(step, LoadImageFromFile))
+        self._reader = next(readers, LoadImageFromFile())
         cfg.visualizer.pop('vis_backends', None)
         self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': f'predictor-{id(self)}'})
         self.visualizer.dataset_meta = self.meta
@@ -86,8 +96,11 @@ class Predictor:
     def predict(self, image: str | Path):
         """Return the data sample of mmdet or mmseg for an image file, on the CPU.
 
-        A detector's has ``pred_instances`` (boxes x1 y1 x2 y2 in pixels of the file, labels, scores,
-        masks), a segmenter's ``pred_sem_seg`` (class numbers, height x width of the file).
+        A detector's has ``pred_instances`` (boxes x1 y1 x2 y2 in pixels, labels, scores, masks), a
+        segmenter's ``pred_sem_seg`` (class numbers, height x width). The pixels are those of the picture as
+        viewers show it: a photo whose EXIF data say that it is turned has been turned upright, so that its
+        height and width (:func:`~convnext_backbone.predictions.image_size`) may be the file's width and
+        height.
 
         Raises:
             UnreadableImage: the file is no image.
@@ -98,16 +111,17 @@ class Predictor:
         return self.model.test_step(pseudo_collate([data]))[0].cpu()
 
     def to_json(self, sample, min_score: float = 0.3) -> dict:
-        """Return the prediction in plain types.
+        """Return the prediction in plain types, with width and height of the image as it was predicted.
 
         A detector's has objects with box, score and RLE mask; a segmenter's the share of each class.
         """
         classes = self.meta['classes']
+        height, width = image_size(sample)
+        size = dict(width=width, height=height)
         if 'pred_instances' not in sample:
-            labels = sample.pred_sem_seg.data.numpy()
-            numbers, counts = np.unique(labels, return_counts=True)
-            shares = (counts / labels.size).round(6).tolist()
-            return dict(share_of_pixels={classes[n]: share for n, share in zip(numbers, shares)})
+            numbers, counts = np.unique(class_numbers(sample), return_counts=True)
+            shares = (counts / counts.sum()).round(6).tolist()
+            return dict(**size, share_of_pixels={classes[n]: share for n, share in zip(numbers, shares)})
         found = sample.pred_instances
         found = found[found.scores >= min_score]
         objects = []
@@ -118,19 +132,28 @@ class Predictor:
                 bbox=[round(v, 2) for v in found.bboxes[i].tolist()],
             )
             if 'masks' in found:
-                from pycocotools import mask as rle
-
-                encoded = rle.encode(np.asfortranarray(found.masks[i].numpy().astype(np.uint8)))
-                entry['mask'] = dict(size=encoded['size'], counts=encoded['counts'].decode())
+                entry['mask'] = rle(found.masks[i])
             objects.append(entry)
-        return dict(objects=objects)
+        return dict(**size, objects=objects)
 
     def draw(self, image: str | Path, sample, min_score: float = 0.3) -> np.ndarray:
         """Draw the image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB."""
-        picture = mmcv.imread(str(image), channel_order='rgb')
+        picture = _shown(self._reader(dict(img_path=str(image)))['img'])
         options = dict(pred_score_thr=min_score) if 'pred_instances' in sample else dict(with_labels=False)
         self.visualizer.add_datasample('image', picture, sample, draw_gt=False, show=False, **options)
         return self.visualizer.get_image()
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """Return an image as it was loaded (BGR) in 8-bit RGB; of more channels the first three."""
+    image = image[..., None] if image.ndim == 2 else image
+    image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32)
+        if image.max() > 255 or image.max() <= 1:  # by its range
+            image = (image - image.min()) * (255 / max(np.ptp(image), 1e-12))
+        image = image.clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def _names_of(content: dict, cfg: Config, checkpoint: str) -> dict:
@@ -187,18 +210,26 @@ def _with_colours(meta: dict) -> dict:
     return {**meta, 'palette': [tuple(colour) for colour in palette]}
 
 
-def image_files(path: str | Path) -> list[Path]:
+def image_files(path: str | Path, recursive: bool = False) -> list[Path]:
     """Return the image file ``path``, or every image file in the folder ``path``, sorted.
+
+    Args:
+        recursive: those in its sub-folders, too.
 
     Raises:
         UserError: there is none.
     """
     path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f'no image and no folder at {path}')
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise UserError(f'no image and no folder at {path}')
+        found = path.rglob('*') if recursive else path.iterdir()
+        files = sorted(file for file in found if file.suffix.lower() in SUFFIXES and not file.is_dir())
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror})') from error
     if not files:
-        raise UserError(f'no images ({", ".join(SUFFIXES)}) in {path}')
+        where = '' if recursive else '; --recursive looks into its sub-folders'
+        raise UserError(f'no images ({", ".join(SUFFIXES)}) in {path}{where}')
     return files

@@ -14,7 +14,10 @@ LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch')
 REGISTERED = dict(SyncBatchNorm='SyncBN', PretrainedInit='Pretrained')  # classes under another name
 
 MODELS = Registry(
-    'model', scope=SCOPE, parent=root.MODELS, locations=[f'{SCOPE}.backbones', f'{SCOPE}.classification']
+    'model',
+    scope=SCOPE,
+    parent=root.MODELS,
+    locations=[f'{SCOPE}.backbones', f'{SCOPE}.classification', f'{SCOPE}.datasets.preprocessors'],
 )
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', scope=SCOPE, parent=root.WEIGHT_INITIALIZERS, locations=[f'{SCOPE}.checkpoint']

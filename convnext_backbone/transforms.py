@@ -1,4 +1,4 @@
-"""Reads images, naming a file that is not one."""
+"""Reads images and masks, naming a file that is not one, or that does not fit."""
 
 import os
 import zlib
@@ -8,42 +8,174 @@ import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 
 from .classification.robustness import corrupt
-from .errors import SKIPPED, UnreadableImage
+from .datasets.images import header
+from .datasets.masks import beyond, mask_bytes, read_mask, to_labels
+from .errors import SKIPPED, UnreadableImage, UserError
 from .registry import TRANSFORMS
+
+DIM = 2**14  # a 16-bit image that stays below has fewer bits, or is nearly black
+MOST_PIXELS = 2**30  # that OpenCV reads
 
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
     """Loads as mmcv's ``LoadImageFromFile``, but names an unreadable file, and skips it only on request.
 
-    The tools put it in the place of ``LoadImageFromFile`` in every pipeline.
+    The tools put it in the place of ``LoadImageFromFile`` in every pipeline. Gray, palette, CMYK and
+    transparent images become colour ones of 8 bits (transparency is dropped), photos are turned upright by
+    their EXIF orientation (``color_type='color_ignore_orientation'``: they are not). Images of 16 bits are
+    reduced to 8 by dropping the lower half, or by ``bits``; where that would leave next to nothing, and for
+    floating point, an error asks what is meant. ``color_type='unchanged'`` takes pixels as they are.
 
     Args:
+        bits: how many of the 16 bits count, 9 to 16; 12 for a camera whose values are 0 to 4095.
         skip_corrupt: return ``None`` for an unreadable file, on which mmengine's datasets take another
             sample in training; each is named in the log and counted.
 
     Raises:
         UnreadableImage: unless ``skip_corrupt``.
+        UserError: ``bits`` is out of range.
     """
 
-    def __init__(self, *, skip_corrupt: bool = False, **kwargs):
+    def __init__(self, *, bits: int | None = None, skip_corrupt: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.skip_corrupt = skip_corrupt
+        if bits is not None and bits not in range(9, 17):
+            raise UserError(f'LoadImageFromFile: bits must be 9 to 16, got {bits!r}')
+        self.bits, self.skip_corrupt = bits, skip_corrupt
         self._skipped = SKIPPED
 
     def transform(self, results: dict) -> dict | None:
         file = results['img_path']
         try:
+            if self.color_type != 'unchanged' and (deep := self._deep(file)) is not None:
+                results.update(img=deep, img_shape=deep.shape[:2], ori_shape=deep.shape[:2])
+                return results
             return super().transform(results)
-        except (OSError, AssertionError, ValueError, SyntaxError, cv2.error) as error:
-            reason = str(error) if isinstance(error, OSError) else 'it is no image, or cut off'
-        if not self.skip_corrupt:
-            raise UnreadableImage(
+        except UnreadableImage as error:
+            reason, text = str(error), str(error)
+        except (OSError, AssertionError, ValueError, SyntaxError, cv2.error, AttributeError) as error:
+            reason = str(error) if isinstance(error, OSError) else _why(file)
+            text = (
                 f'{file} cannot be read as an image ({reason}): replace it, remove it from the '
                 'annotations, or train without it by --skip-corrupt'
             )
+        if not self.skip_corrupt:
+            raise UnreadableImage(text)
         self._skipped.add(file, reason)
         return None
+
+    def _deep(self, file: str) -> np.ndarray | None:
+        """Return an image of more than 8 bits as one of 8 bits, ``None`` if mmcv reads the file truly."""
+        if self.backend_args or self.imdecode_backend != 'cv2' or not os.path.isfile(file):
+            return None
+        with open(file, 'rb') as stream:
+            if stream.read(2) == b'\xff\xd8':  # JPEG
+                return None
+        if (found := header(file)).bits <= 8:
+            return None
+        ignores = 'ignore_orientation' in self.color_type
+        flags = cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_IGNORE_ORIENTATION if ignores else 0)
+        flags |= 0 if self.color_type.startswith('gray') else cv2.IMREAD_COLOR
+        image = cv2.imdecode(np.fromfile(file, np.uint8), flags)
+        kind = image.dtype if image is not None else f'{found.bits} bits, {found.mode}'
+        if image is None or image.dtype != np.uint16:
+            raise UnreadableImage(
+                f'{file} holds pixels of {kind}, whose range is not known: save it with 8 or 16 bits, or '
+                'load it '
+                "with color_type='unchanged' and give mean and std of its values to the data_preprocessor"
+            )
+        largest, most = int(image.max()), 2 ** (self.bits or 16) - 1
+        if largest > most:
+            raise UnreadableImage(
+                f'{file} has values up to {largest}, more than bits={self.bits} holds ({most}): set more '
+                'bits in LoadImageFromFile'
+            )
+        if self.bits is None and largest < DIM:
+            raise UnreadableImage(
+                f'{file} has 16 bits, but no value above {largest}, which would be nearly black '
+                f'({largest // 256} of 255): set bits={max(9, largest.bit_length())} in LoadImageFromFile, '
+                'or as many as the camera has (bits=16: as it is)'
+            )
+        scaled = image * (255 / most) if self.bits else image // 256
+        image = (scaled + 0.5 * bool(self.bits)).astype(np.uint8)
+        return image.astype(np.float32) if self.to_float32 else image
+
+
+def _why(file: str) -> str:
+    """Return why a file that is there could not be read."""
+    try:
+        found = header(file)
+    except OSError:
+        return 'it is no image, or cut off'
+    if found.width * found.height >= MOST_PIXELS:
+        size = f'{found.width} x {found.height}'
+        return f'{size} pixels are more than OpenCV reads; see OPENCV_IO_MAX_IMAGE_PIXELS'
+    return 'it is no image, or cut off'
+
+
+@TRANSFORMS.register_module()
+class LoadMask(BaseTransform):
+    """Loads masks as mmseg's ``LoadAnnotations``, but compares them with image and classes.
+
+    The tools put it in its place in every pipeline of a segmenter.
+
+    Args:
+        reduce_zero_label: 0 is no class but ignored, 1 is the first class; by default what the dataset says.
+        backend_args: of the storage.
+        imdecode_backend: taken for mmseg's sake; Pillow reads.
+        skip_corrupt: return ``None`` for an unreadable mask, on which another sample is taken in training.
+
+    Raises:
+        UserError: the mask is missing, unreadable, of another size than the image, or has a label beyond the
+            classes.
+    """
+
+    def __init__(
+        self,
+        reduce_zero_label: bool | None = None,
+        backend_args: dict | None = None,
+        imdecode_backend: str = 'pillow',
+        skip_corrupt: bool = False,
+    ):
+        self.reduce_zero_label, self.backend_args = reduce_zero_label, backend_args
+        self.imdecode_backend, self.skip_corrupt = imdecode_backend, skip_corrupt
+        self.num_classes, self.ignore_index = None, 255
+        self._skipped = SKIPPED
+
+    def set_classes(self, num_classes: int, ignore_index: int) -> None:
+        """Set how many classes there are, and which label is none; the dataset calls this."""
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+
+    def transform(self, results: dict) -> dict | None:
+        file = results['seg_map_path']
+        reduce = results.get('reduce_zero_label', False)
+        if self.reduce_zero_label not in (None, reduce):
+            raise UserError(
+                f'reduce_zero_label is {reduce} in the dataset, but {self.reduce_zero_label} in '
+                'LoadAnnotations of its pipeline: set it in the dataset, and leave it out of the pipeline'
+            )
+        try:
+            mask = read_mask(file, mask_bytes(file, self.backend_args))
+        except UserError as error:
+            if not self.skip_corrupt:
+                raise
+            self._skipped.add(file, str(error))
+            return None
+        size = results.get('ori_shape')
+        if size is not None and tuple(size[:2]) != mask.shape:
+            raise UserError(
+                f'the mask {file} is {mask.shape[1]} x {mask.shape[0]} pixels, its image '
+                f'{results["img_path"]} {size[1]} x {size[0]} (width x height): they must be equal'
+            )
+        labels = to_labels(mask, reduce, results.get('label_map'), self.ignore_index)
+        if self.num_classes and (wrong := beyond(labels, self.num_classes, self.ignore_index)).size:
+            raise UserError(
+                f'the mask {file} has the label {wrong[0]}, with {self.num_classes} classes the largest is '
+                f'{self.num_classes - 1} ({self.ignore_index} is ignored)'
+            )
+        results['gt_seg_map'] = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+        results.setdefault('seg_fields', []).append('gt_seg_map')
+        return results
 
 
 @TRANSFORMS.register_module()

@@ -2,15 +2,21 @@
 
 import importlib
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from yapf.yapflib import yapf_api
 
+from convnext_backbone import cli
 from convnext_backbone.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +24,25 @@ DATA = ROOT / 'tests' / 'data'  # reference outputs, published tables and recipe
 REAL_DATA = ROOT.parent / 'shared' / 'data'  # small real datasets, too large for the repository
 
 torch.set_num_threads(1)
+
+
+def remember_formatted_text() -> None:
+    """Let yapf format no text twice: a training prints its config at the start and at every checkpoint.
+
+    That took most of the time of short ones.
+    """
+    original, formatted = yapf_api.FormatCode, {}
+
+    def remembered(text: str, style_config=None, **options):
+        key = text, repr((style_config, options))
+        if key not in formatted:
+            formatted[key] = original(text, style_config=style_config, **options)
+        return formatted[key]
+
+    yapf_api.FormatCode = remembered
+
+
+remember_formatted_text()
 
 
 def kernels_are_built() -> bool:
@@ -28,6 +53,20 @@ def kernels_are_built() -> bool:
         return os.environ.get(native.SWITCH) != '0' and bool(native._library())
     except (OSError, subprocess.SubprocessError):
         return False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items: list) -> None:
+    """Begin with long tests, so that no worker is left alone with one at the end (groups come before).
+
+    Groups are part of a test's id for pytest-xdist; 3.8.0 puts them where pytest 9.2 does not look.
+    """
+    items.sort(key=lambda item: item.get_closest_marker('long') is None)
+    if getattr(config.option, 'loadgroup', False):
+        for item in items:
+            suffix = ''.join(f'@{mark.args[0]}' for mark in item.iter_markers('xdist_group'))
+            if not item.nodeid.endswith(suffix):
+                item._id = type(item._id).parse(item.nodeid + suffix)
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -105,6 +144,71 @@ def command(*arguments, timeout: float = 300, **environment) -> subprocess.Compl
         text=True,
         timeout=timeout,
     )
+
+
+FORKS = multiprocessing.get_context('forkserver')
+FORKS.set_forkserver_preload(
+    ['convnext_backbone.commands.train', 'convnext_backbone.classification', 'mmcv', 'tensorboard', 'timm']
+)
+
+
+def begin(function: Callable, *arguments, log: str | os.PathLike = os.devnull, **environment):
+    """Start a process that calls a function of a module, what it prints goes to ``log``.
+
+    It is forked from one that has imported everything and done nothing else: a new interpreter takes seconds.
+    """
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
+    process = FORKS.Process(target=_begun, args=(function, arguments, str(log), environment))
+    process.start()
+    return process
+
+
+def _begun(function: Callable, arguments: tuple, log: str, environment: dict) -> None:
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = environment.get('PYTHONPATH', '').split(os.pathsep)
+    torch.set_num_threads(1)
+    stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    function(*arguments)
+
+
+def convnext(*words: str) -> None:
+    """Be ``convnext WORDS``, in a process of its own."""
+    sys.argv = ['convnext', *words]
+    cli.main(list(words))
+
+
+def train_in_processes(
+    arguments: list[str], log: Path, processes: int = 2, timeout: float = 300, **environment
+) -> subprocess.CompletedProcess:
+    """Train as torchrun would, on one machine; if one fails, the others have a minute to end.
+
+    Returns:
+        The status of the first that failed, and the output of all.
+    """
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        port = found.getsockname()[1]
+    common = dict(WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    words = ['train', *arguments, '--launcher', 'pytorch']
+    ranks = []
+    for rank in range(processes):
+        own = {name: str(value) for name, value in dict(common, RANK=rank, LOCAL_RANK=rank).items()}
+        ranks.append(begin(convnext, *words, log=log, **own, **environment))
+    deadline, failed = time.monotonic() + timeout, 0
+    while any(process.exitcode is None for process in ranks) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if not failed and (failed := next((p.exitcode for p in ranks if p.exitcode), 0)):
+            deadline = min(deadline, time.monotonic() + 60)
+    late = [process for process in ranks if process.exitcode is None]
+    for process in late:
+        process.kill()
+        process.join()
+    failed = failed or next((process.exitcode for process in ranks if process.exitcode), 0)
+    return subprocess.CompletedProcess(words, failed, log.read_text())
 
 
 def last_line(result: subprocess.CompletedProcess) -> str:

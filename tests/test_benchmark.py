@@ -26,6 +26,7 @@ def cell(**changes):
     return benchmark.Cell(**{**values, **changes})
 
 
+@pytest.mark.long
 def test_it_runs_all_contestants_and_writes_its_results(tmp_path, capsys):
     results = benchmark.main([*QUICK, '--precisions', 'float32', '--out', str(tmp_path)])
     assert [r['mode'] for r in results] == ['inference', 'training']

@@ -220,31 +220,39 @@ def run_in(environment: dict, *line: str) -> str:
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize('how', ['requeue', 'time limit'])
-def test_a_slurm_job_that_is_requeued_goes_on(how, slurm, shapes, tmp_path):
-    """By an operator (SIGTERM), or as before the time limit (SIGUSR1), when the job queues itself again."""
+def test_a_slurm_job_that_an_operator_requeues_goes_on(slurm, shapes, tmp_path):
+    """It gets SIGTERM, and may be gone before it says where it stopped."""
+    _, stopped, resumed = job_after(['scontrol', 'requeue'], slurm, shapes, tmp_path)
+    assert len(resumed) == 1
+    assert stopped in ([], resumed)
+
+
+@pytest.mark.slurm
+def test_a_slurm_job_whose_time_is_over_queues_itself_again(slurm, shapes, tmp_path):
+    """It gets SIGUSR1 before the time limit."""
+    said, stopped, resumed = job_after(['scancel', '--signal', 'USR1'], slurm, shapes, tmp_path)
+    assert 'is queued again' in said
+    assert len(resumed) == 1
+    assert stopped == resumed
+
+
+def job_after(line: list[str], slurm, shapes, tmp_path) -> tuple[str, list[str], list[str]]:
+    """Train in a job to which ``line`` happens; its log, the steps at which it stopped and was resumed."""
     log, work_dir = tmp_path / 'log', tmp_path / 'w'
     submitted = ['--nodes', '2', '--ntasks-per-node', '1', '--output', str(log), '--', CONFIG]
     said = run_in(slurm, 'tools/slurm_train.sh', *submitted, *options(shapes, work_dir))
     (job,) = re.findall(r'Submitted batch job (\d+)', said)
     wait_for('Iter(train) [  13', log)
-    if how == 'requeue':
-        run_in(slurm, 'scontrol', 'requeue', job)
-    else:
-        run_in(slurm, 'scancel', '--signal', 'USR1', job)
+    run_in(slurm, *line, job)
     deadline = time.monotonic() + 300  # Slurm waits two minutes before it starts a job again
     while job in run_in(slurm, 'squeue', '-h', '-o', '%i'):
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(1)
     said = log.read_text()
-    (stopped,) = re.findall(r'stopped after step (\d+) \(SIG(?:TERM|USR1) came\)', said) or ['']
-    if how == 'time limit':
-        assert stopped
-        assert 'is queued again' in said
-    resumed = re.findall(r'resumed epoch: 0, iter: (\d+)', said)
-    assert resumed == [stopped] if stopped else len(resumed) == 1
     assert compared_with_one_host(shapes, work_dir, tmp_path) == []
     assert 'Restarts=1' in run_in(slurm, 'scontrol', 'show', 'job', job)
+    stopped = re.findall(r'stopped after step (\d+) \(SIG(?:TERM|USR1) came\)', said)
+    return said, stopped, re.findall(r'resumed epoch: 0, iter: (\d+)', said)
 
 
 @pytest.mark.slurm

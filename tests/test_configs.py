@@ -379,25 +379,30 @@ def test_recipes_of_classification_are_the_published_ones():
             assert cfg.test_dataloader.dataset.transform.crop_pct == crop
 
 
-def a_batch(task: str, classes: int) -> dict:
-    """Two images with labels, as the data loader of the task gives them."""
-    torch.manual_seed(0)
-    if task == 'classification':
-        return dict(inputs=torch.randn(2, 3, 64, 64), labels=torch.tensor([1, 2]))
-    if task == 'detection':
-        from mmdet.testing import demo_mm_inputs
+# Two images with labels, as the data loader of each task gives them.
 
-        data = demo_mm_inputs(2, [[3, 128, 160]] * 2, num_classes=classes, num_items=[3, 2], with_mask=True)
-        boxes = torch.tensor([[10.0, 10, 60, 70], [40, 30, 120, 100], [70, 60, 150, 120]])
-        for sample, number in zip(data['data_samples'], (3, 2)):
-            sample.gt_instances.bboxes = boxes[:number]
-        return data
+
+def images_with_a_class() -> dict:
+    return dict(inputs=torch.randn(2, 3, 64, 64), labels=torch.tensor([1, 2]))
+
+
+def images_with_objects() -> dict:
+    from mmdet.testing import demo_mm_inputs
+
+    data = demo_mm_inputs(2, [[3, 128, 160]] * 2, num_classes=80, num_items=[3, 2], with_mask=True)
+    boxes = torch.tensor([[10.0, 10, 60, 70], [40, 30, 120, 100], [70, 60, 150, 120]])
+    for sample, number in zip(data['data_samples'], (3, 2)):
+        sample.gt_instances.bboxes = boxes[:number]
+    return data
+
+
+def images_with_a_map() -> dict:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
     samples = []
     for _ in range(2):
-        labels = PixelData(data=torch.randint(0, classes, (1, 128, 128)))
+        labels = PixelData(data=torch.randint(0, 150, (1, 128, 128)))
         samples.append(SegDataSample(gt_sem_seg=labels, metainfo=dict(img_shape=(128, 128))))
     images = [torch.randint(0, 255, (3, 128, 128), dtype=torch.uint8) for _ in range(2)]
     return dict(inputs=images, data_samples=samples)
@@ -406,20 +411,30 @@ def a_batch(task: str, classes: int) -> dict:
 ISOTROPIC = dict(_delete_=True, type='convnext_backbone.IsotropicConvNeXt', depth=2, dim=64)
 DILATED = dict(arch='atto', output_stride=8, out_indices=(2, 3))
 V2 = dict(arch='v2_atto', layer_scale_init_value=None)
-KINDS = {
-    'classifier': ('classification/convnext_t_in1k', {}),
-    'classifier, fine-tuned': ('classification/convnext_t_in22k_in1k', {}),
-    'classifier, V2': ('classification/convnext_t_in1k', dict(backbone=V2)),
-    'isotropic classifier': ('classification/isotropic_s_in1k', {}),
-    'roadmap, first step': ('classification/roadmap/resnet50_00_resnet', {}),
-    'roadmap, in between': ('classification/roadmap/resnet50_13_fewer_activations', {}),
-    'Mask R-CNN': ('detection/mask_rcnn_convnext_t', {}),
-    'Cascade Mask R-CNN': ('detection/cascade_convnext_t', {}),
+TASKS = {  # a batch, and what makes the task's configs smaller
+    'classification': (images_with_a_class, {}),
+    'detection': (
+        images_with_objects,
+        dict(model=dict(train_cfg=dict(rpn_proposal=dict(nms_pre=200, max_per_img=100)))),
+    ),
+    'segmentation': (images_with_a_map, dict(model=dict(data_preprocessor=dict(size=(128, 128))))),
+}
+NO_STAGES = dict(paramwise_cfg=dict(decay_type='layer_wise'))
+KINDS = {  # config, changes of its model, of its optimizer
+    'classifier': ('classification/convnext_t_in1k', {}, {}),
+    'classifier, fine-tuned': ('classification/convnext_t_in22k_in1k', {}, {}),
+    'classifier, V2': ('classification/convnext_t_in1k', dict(backbone=V2), {}),
+    'isotropic classifier': ('classification/isotropic_s_in1k', {}, {}),
+    'roadmap, first step': ('classification/roadmap/resnet50_00_resnet', {}, {}),
+    'roadmap, in between': ('classification/roadmap/resnet50_13_fewer_activations', {}, {}),
+    'Mask R-CNN': ('detection/mask_rcnn_convnext_t', {}, {}),
+    'Cascade Mask R-CNN': ('detection/cascade_convnext_t', {}, {}),
     'Mask R-CNN, isotropic': (
         'detection/mask_rcnn_convnext_t',
         dict(backbone=ISOTROPIC, neck=dict(in_channels=[16, 32, 64, 64])),
+        {},
     ),
-    'UPerNet': ('segmentation/upernet_convnext_t', {}),
+    'UPerNet': ('segmentation/upernet_convnext_t', {}, {}),
     'UPerNet, isotropic': (
         'segmentation/upernet_convnext_t',
         dict(
@@ -427,14 +442,24 @@ KINDS = {
             decode_head=dict(in_channels=[16, 32, 64, 64]),
             auxiliary_head=dict(in_channels=64),
         ),
+        NO_STAGES,
     ),
     'PSPNet at stride 8': (
         'segmentation/upernet_convnext_t',
         dict(
             backbone=DILATED,
-            decode_head=dict(type='PSPHead', in_channels=320, in_index=1, channels=32),
+            decode_head=dict(
+                _delete_=True,
+                type='PSPHead',
+                in_channels=320,
+                in_index=1,
+                channels=32,
+                num_classes=150,
+                loss_decode=dict(type='CrossEntropyLoss'),
+            ),
             auxiliary_head=dict(in_channels=160, in_index=0),
         ),
+        {},
     ),
     'DeepLabV3 at stride 8, V2': (
         'segmentation/upernet_convnext_t',
@@ -451,28 +476,23 @@ KINDS = {
             ),
             auxiliary_head=dict(in_channels=160, in_index=0),
         ),
+        {},
     ),
 }
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_a_training_step_gives_every_parameter_a_gradient(kind):
-    name, changes = KINDS[kind]
+@pytest.mark.parametrize(('name', 'changes', 'optimizer'), KINDS.values(), ids=KINDS)
+def test_a_training_step_gives_every_parameter_a_gradient(name, changes, optimizer):
     cfg = read(name)
-    if 'PSPNet' in kind:
-        cfg.model.decode_head.pop('pool_scales')
-    cfg.merge_from_dict(dict(model=copy.deepcopy(changes)))  # it takes _delete_ out
-    if 'roi_head' in cfg.model:
-        cfg.model.train_cfg.rpn_proposal.update(nms_pre=200, max_per_img=100)
+    batch, smaller = TASKS[name.split('/')[0]]
+    cfg.merge_from_dict(smaller)
+    cfg.merge_from_dict(dict(model=copy.deepcopy(changes), optim_wrapper=optimizer))  # takes _delete_ out
     model = build(cfg).train()
     for part in model.modules():
         if isinstance(part, DropPath):  # the gradients of a dropped block are zero
             part.rate = 0.0
-    task = name.split('/')[0]
-    data = a_batch(task, {'detection': 80, 'segmentation': 150}.get(task, 1000))
-    if task == 'segmentation':
-        model.data_preprocessor.size = (128, 128)
-    losses = model(**model.data_preprocessor(data, True), mode='loss')
+    torch.manual_seed(0)
+    losses = model(**model.data_preprocessor(batch(), True), mode='loss')
     total, _ = model.parse_losses(losses)
     total.backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -483,8 +503,6 @@ def test_a_training_step_gives_every_parameter_a_gradient(kind):
     assert any(n.startswith('backbone.') for n in moved)
     set_batch(cfg)
     optim_wrapper = ConfigDict(cfg.optim_wrapper, type='OptimWrapper')
-    if 'isotropic' in kind:
-        optim_wrapper.paramwise_cfg.decay_type = 'layer_wise'  # it has no stages
     groups = build_optim_wrapper(model, optim_wrapper).optimizer.param_groups
     assert sum(len(group['params']) for group in groups) == len(trained)
 
@@ -534,25 +552,25 @@ def test_segmentation_schedule_falls_linearly_from_the_first_step_and_warms_up_o
 
 
 @pytest.mark.parametrize(
-    ('name', 'epochs', 'warm_up', 'last'),
+    ('name', 'epochs', 'rises', 'last'),
     [
-        ('convnext_t_in1k', 300, 20, 1e-6 / 4e-3),
-        ('convnext_t_in22k', 90, 5, 1e-6 / 4e-3),
-        ('isotropic_s_in1k', 300, 50, 1e-6 / 4e-3),
-        ('convnext_t_in22k_in1k', 30, 0, 1e-6 / 5e-5),
+        ('convnext_t_in1k', 300, {0: 1e-6, 10: 0.5, 20: 1.0}, 1e-6 / 4e-3),
+        ('convnext_t_in22k', 90, {0: 1e-6, 2.5: 0.5, 5: 1.0}, 1e-6 / 4e-3),
+        ('isotropic_s_in1k', 300, {0: 1e-6, 25: 0.5, 50: 1.0}, 1e-6 / 4e-3),
+        ('convnext_t_in22k_in1k', 30, {0: 1.0}, 1e-6 / 5e-5),
     ],
 )
-def test_classification_schedules_warm_up_linearly_then_follow_the_cosine(name, epochs, warm_up, last):
-    """Tables 5 and 6; half a cosine from 1 to ``last`` after the warm-up."""
+def test_classification_schedules_warm_up_linearly_then_follow_the_cosine(name, epochs, rises, last):
+    """Tables 5 and 6: rates by epoch in the warm-up, after it half a cosine from 1 to ``last``."""
+    warm_up = max(rises)
     epoch, span = 40, epochs - warm_up
 
     def cosine(share: float) -> float:
         return last + (1 - last) * (1 + math.cos(math.pi * share)) / 2
 
     expected = {(warm_up + span // 4) * epoch: cosine((span // 4) / span), epochs * epoch - 1: last}
-    expected |= {(warm_up + span // 2) * epoch: cosine((span // 2) / span), warm_up * epoch: 1.0}
-    if warm_up:
-        expected |= {0: 1e-6, warm_up * epoch // 2: 0.5}
+    expected |= {(warm_up + span // 2) * epoch: cosine((span // 2) / span)}
+    expected |= {round(when * epoch): rate for when, rate in rises.items()}
     found = learning_rates(f'classification/{name}', epoch, list(expected))
     assert found == pytest.approx(list(expected.values()), rel=0.02, abs=1e-5)
 

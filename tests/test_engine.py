@@ -12,13 +12,13 @@ from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 
+from convnext_backbone import checks
 from convnext_backbone.checkpoint import Pretrained
 from convnext_backbone.classification import Classifier
 from convnext_backbone.config import (
     PRETRAINED,
     apply_options,
     check_classes,
-    check_data,
     check_keys,
     choose_device,
     choose_precision,
@@ -36,6 +36,7 @@ from convnext_backbone.config import (
     use_stand_ins,
 )
 from convnext_backbone.errors import UserError
+from convnext_backbone.findings import Findings
 from convnext_backbone.inference import trained_model
 from convnext_backbone.registry import type_name
 
@@ -91,20 +92,24 @@ def test_variables_that_are_used_are_no_error_and_a_dumped_config_neither(tmp_pa
 
 
 @pytest.mark.parametrize(
-    'base',
+    ('base', 'environment', 'place', 'experiment'),
     [
-        '{{$PARTS:.}}/base.py',
-        '{{ fileDirname }}/base.py',
-        '{{fileBasenameNoExtension}}_base{{ fileExtname }}',
+        ('{{$PARTS:.}}/base.py', {}, '.', 'none'),
+        ('{{$PARTS:.}}/base.py', {'PARTS': 'parts'}, 'parts', 'parts'),
+        ('{{ fileDirname }}/base.py', {}, '.', 'none'),
+        ('{{ fileDirname }}/base.py', {'PARTS': 'parts'}, '.', 'parts'),
+        ('{{fileBasenameNoExtension}}_base{{ fileExtname }}', {}, '.', 'none'),
+        ('{{fileBasenameNoExtension}}_base{{ fileExtname }}', {'PARTS': 'parts'}, '.', 'parts'),
     ],
 )
-@pytest.mark.parametrize('place', ['.', 'parts'])
-def test_keys_are_checked_in_the_files_that_mmengine_reads(tmp_path, monkeypatch, base, place):
+def test_keys_are_checked_in_the_files_that_mmengine_reads(
+    tmp_path, monkeypatch, base, environment, place, experiment
+):
     """A variable of the environment or one that mmengine knows by itself stands in the path of the base."""
-    folder = tmp_path / (place if 'PARTS' in base else '.')
+    folder = tmp_path / place
     folder.mkdir(exist_ok=True)
-    if place == 'parts':
-        monkeypatch.setenv('PARTS', place)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
     for name in ('base.py', 'main_base.py'):
         (folder / name).write_text(BASE)
     monkeypatch.chdir(tmp_path)  # named as on a command line
@@ -112,7 +117,7 @@ def test_keys_are_checked_in_the_files_that_mmengine_reads(tmp_path, monkeypatch
     cfg = Config.fromfile('main.py')
     check_keys(cfg)
     assert 'pipeline' not in cfg
-    assert cfg.experiment_name == ('parts' if place == 'parts' else 'none')
+    assert cfg.experiment_name == experiment
     for name in ('base.py', 'main_base.py'):
         (folder / name).write_text(BASE + 'resum = True\n')
     with pytest.raises(UserError, match=r"base.py sets 'resum', and nothing reads it; did you mean 'resume'"):
@@ -170,12 +175,21 @@ def test_options_may_add_arguments_to_a_type_and_top_level_keys_of_the_runner():
 def coco_config(tmp_path, content, **dataset) -> Config:
     (tmp_path / 'a.json').write_text(content if isinstance(content, str) else json.dumps(content))
     dataset = dict(type='CocoDataset', data_root=str(tmp_path), ann_file='a.json', **dataset)
-    return Config(dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset))))
+    loader = dict(dataset=dict(type='RepeatDataset', dataset=dataset))
+    return Config(dict(default_scope='mmdet', train_dataloader=loader))
 
 
 def coco(names, category_id=1) -> dict:
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
-    return dict(images=[], categories=categories, annotations=[dict(category_id=category_id)])
+    annotation = dict(id=1, image_id=1, category_id=category_id, bbox=[0, 0, 40, 40])
+    images = [dict(id=1, file_name='a.png', width=64, height=64)]
+    return dict(images=images, categories=categories, annotations=[annotation])
+
+
+def check_data(cfg: Config) -> None:
+    findings = Findings()
+    checks.check_data(cfg, ('train_dataloader',), findings, 'none')
+    findings.raise_errors()
 
 
 @pytest.mark.parametrize(
@@ -185,12 +199,12 @@ def coco(names, category_id=1) -> dict:
         (coco(['a', 'b']), dict(metainfo=dict(classes=('a', 'bb'))), "no category 'bb'"),
         (coco(['a', 'b']), dict(), "no category 'person'"),
         ('{"images": [', dict(), 'is no COCO annotation file'),
-        ({'images': []}, dict(), 'is no COCO annotation file'),
+        ({'images': []}, dict(), 'lists no images'),
     ],
 )
 def test_annotations_with_other_categories_are_an_error(tmp_path, content, dataset, words):
     with pytest.raises(UserError) as error:
-        check_data(coco_config(tmp_path, content, **dataset), ('train_dataloader',))
+        check_data(coco_config(tmp_path, content, **dataset))
     assert words in str(error.value)
     assert 'a.json' in str(error.value)
 
@@ -200,11 +214,16 @@ def test_unknown_category_of_a_full_coco_file_is_an_error_but_a_named_subset_is_
 
     names = [*CocoDataset.METAINFO['classes'], 'unicorn']
     with pytest.raises(UserError, match='does not name: unicorn'):
-        check_data(coco_config(tmp_path, coco(names, 81)), ('train_dataloader',))
-    subset = coco_config(tmp_path, coco(['a', 'b'], 2), metainfo=dict(classes=('a',)))
-    assert check_data(subset, ('train_dataloader',)) == [
+        check_data(coco_config(tmp_path, coco(names, 81)))
+    content = coco(['a', 'b'])
+    content['annotations'].append(dict(content['annotations'][0], id=2, category_id=2))
+    findings = Findings()
+    subset = coco_config(tmp_path, content, metainfo=dict(classes=('a',)))
+    checks.check_data(subset, ('train_dataloader',), findings, 'none')
+    assert (
         f'{tmp_path}/a.json: left out, since metainfo.classes does not name them: b (1 annotations)'
-    ]
+        in findings.lines()
+    )
 
 
 def test_wrong_number_of_classes_in_one_head_is_named():
@@ -265,18 +284,24 @@ def test_sync_batch_norm_becomes_batch_norm_everywhere_and_once_in_the_notes():
 @pytest.mark.parametrize(
     'kind', ['EMAHook', 'mmengine.EMAHook', 'mmdet.EMAHook', 'mmengine.hooks.EMAHook', EMAHook]
 )
-@pytest.mark.parametrize('place', ['custom_hooks', 'default_hooks'])
-def test_a_moving_average_is_known_however_its_type_is_written(kind, place):
+@pytest.mark.parametrize(
+    ('write', 'read'),
+    [
+        (lambda *hooks: dict(custom_hooks=list(hooks)), lambda cfg: cfg.custom_hooks),
+        (
+            lambda *hooks: dict(default_hooks=dict(zip('ab', hooks))),
+            lambda cfg: list(cfg.default_hooks.values()),
+        ),
+    ],
+    ids=['custom_hooks', 'default_hooks'],
+)
+def test_a_moving_average_is_known_however_its_type_is_written(kind, write, read):
     hook, other = dict(type=kind), dict(type='mine.EMAHooks')
-    hooks = (
-        dict(custom_hooks=[hook, other])
-        if place == 'custom_hooks'
-        else dict(default_hooks=dict(a=hook, b=other))
-    )
+    hooks = write(hook, other)
     wrapper = dict(type='OptimWrapper', accumulative_counts=4)
     cfg = Config(dict(optim_wrapper=wrapper, train_dataloader=dict(batch_size=2), model=dict(), **hooks))
     set_batch(cfg)
-    given = cfg.custom_hooks if place == 'custom_hooks' else list(cfg.default_hooks.values())
+    given = read(cfg)
     assert given[0].interval == 4
     assert 'interval' not in given[1]
     with pytest.raises(UserError, match='keeps a moving average'):
@@ -313,7 +338,7 @@ def test_types_are_known_however_they_are_written(tmp_path):
         cfg = coco_config(tmp_path, coco(['a']))
         cfg.train_dataloader.dataset.dataset.type = kind
         with pytest.raises(UserError, match="no category 'person'"):
-            check_data(cfg, ('train_dataloader',))
+            check_data(cfg)
     for kind in ('IoUMetric', 'mmseg.IoUMetric', 'mmseg.evaluation.metrics.IoUMetric', IoUMetric):
         cfg = Config(dict(model=dict(), test_evaluator=[dict(type=kind)]))
         assert choose_views(cfg, False)

@@ -98,16 +98,18 @@ def test_every_parameter_of_v2_too_and_its_response_norm_is_not_decayed(arch, bl
 
 
 @pytest.mark.parametrize(
-    ('arch', 'blocks', 'num_groups'), [('small', 18, 6), ('base', 18, 6), ('large', 36, 12)]
+    ('arch', 'blocks', 'num_groups', 'block'),
+    [('small', 18, 6, BLOCK), ('base', 18, 6, BLOCK), ('large', 36, 12, {**BLOCK, 'gamma': False})],
+    ids=['small', 'base', 'large'],
 )
-def test_every_parameter_of_an_isotropic_network_three_blocks_a_group(arch, blocks, num_groups):
+def test_every_parameter_of_an_isotropic_network_three_blocks_a_group(arch, blocks, num_groups, block):
     with torch.device('meta'):
         model = torch.nn.Module()
         model.backbone = IsotropicConvNeXt(arch)
         found = groups(model, decay_rate=0.7)
     rates = {'stem.weight': (0, 0.05), 'stem.bias': (0, 0.0)}
     for b in range(blocks):
-        for name, decayed in ({**BLOCK, 'gamma': False} if arch == 'large' else BLOCK).items():
+        for name, decayed in block.items():
             rates[f'blocks.{b}.{name}'] = (1 + b // 3, 0.05 * decayed)
     for i in range(4):
         rates |= {f'norm{i}.{name}': (num_groups + 1, 0.0) for name in ('weight', 'bias')}

@@ -317,14 +317,11 @@ def test_point_sample_takes_shares_of_the_map():
 
 
 @pytest.mark.parametrize(
-    ('mode', 'axis', 'backwards'),
-    [('bottom', 2, False), ('right', 3, False), ('top', 2, True), ('left', 3, True)],
+    ('mode', 'axis', 'flipped'), [('bottom', 2, ()), ('right', 3, ()), ('top', 2, 2), ('left', 3, 3)]
 )
-def test_corner_pool_is_a_running_maximum(mode, axis, backwards):
+def test_corner_pool_is_a_running_maximum(mode, axis, flipped):
     maps = draw(*MAPS)
-    ordered = np.flip(maps.numpy(), axis) if backwards else maps.numpy()
-    expected = np.maximum.accumulate(ordered, axis)
-    expected = np.flip(expected, axis) if backwards else expected
+    expected = np.flip(np.maximum.accumulate(np.flip(maps.numpy(), flipped), axis), flipped)
     assert np.array_equal(ops.CornerPool(mode)(maps).numpy(), expected)
     assert torch.autograd.gradcheck(ops.CornerPool(mode), draw(1, 2, 3, 4).requires_grad_())
 
@@ -482,8 +479,15 @@ def test_nms_match_names_whom_each_box_suppresses(threshold):
 
 
 @pytest.mark.parametrize('offset', [0, 1])
-@pytest.mark.parametrize('mode', ['iou', 'iof'])
-def test_bbox_overlaps_are_intersections_over_unions_or_the_first_area(mode, offset):
+@pytest.mark.parametrize(
+    ('mode', 'divisor'),
+    [
+        ('iou', lambda first, second, common: first + second - common),
+        ('iof', lambda first, second, common: first),
+    ],
+    ids=['iou', 'iof'],
+)
+def test_bbox_overlaps_are_intersections_over_unions_or_the_first_area(mode, divisor, offset):
     first, second = boxes_and_scores(6)[0].double(), boxes_and_scores(6, 10)[0].double()
     second[0] = first[0]
     expected = torch.zeros(6, 6, dtype=torch.float64)
@@ -491,8 +495,8 @@ def test_bbox_overlaps_are_intersections_over_unions_or_the_first_area(mode, off
         for j, b in enumerate(second.tolist()):
             width = max(min(a[2], b[2]) - max(a[0], b[0]) + offset, 0)
             height = max(min(a[3], b[3]) - max(a[1], b[1]) + offset, 0)
-            area, other = ((c[2] - c[0] + offset) * (c[3] - c[1] + offset) for c in (a, b))
-            expected[i, j] = width * height / (area + other - width * height if mode == 'iou' else area)
+            areas = [(c[2] - c[0] + offset) * (c[3] - c[1] + offset) for c in (a, b)]
+            expected[i, j] = width * height / divisor(*areas, width * height)
     same([ops.bbox_overlaps(first, second, mode, offset=offset)], [expected])
     same([ops.bbox_overlaps(first, second[:4], mode, offset=offset)], [expected[:, :4]])
     same([ops.bbox_overlaps(first, second, mode, aligned=True, offset=offset)], [expected.diagonal()])
@@ -538,18 +542,26 @@ def test_weights_of_the_sigmoid_focal_loss_go_by_the_target():
     )
 
 
-@pytest.mark.parametrize('with_weight', [False, True])
+@pytest.mark.parametrize(
+    ('weight', 'factors'),
+    [
+        (None, [1.0, 1.0, 1.0, 1.0]),
+        (torch.tensor([2, 0.5, 3, 0.1], dtype=torch.float64), [2.0, 0.5, 3.0, 0.1]),
+    ],
+    ids=['no weight', 'weight'],
+)
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
-@pytest.mark.parametrize('reduction', ['mean', 'sum'])
-def test_the_softmax_focal_loss_is_that_of_the_targets_probability(reduction, gamma, with_weight):
+@pytest.mark.parametrize(('reduction', 'divisor'), [('mean', 5), ('sum', 1)])
+def test_the_softmax_focal_loss_is_that_of_the_targets_probability(
+    reduction, divisor, gamma, weight, factors
+):
     logits, target = 2 * draw(5, 4), torch.tensor([0, 1, 2, 3, 2])
-    weight = torch.tensor([2.0, 0.5, 3.0, 0.1], dtype=torch.float64) if with_weight else None
+    factors = torch.tensor(factors, dtype=torch.float64)[target]
 
     def by_definition(logits):
         logarithm = F.log_softmax(logits, 1)[torch.arange(5), target]
         loss = -0.3 * (1 - logarithm.exp()) ** gamma * logarithm
-        loss = loss * weight[target] if with_weight else loss
-        return loss.sum() / (5 if reduction == 'mean' else 1)
+        return (loss * factors).sum() / divisor
 
     agree(
         lambda logits: ops.softmax_focal_loss(logits, target, gamma, 0.3, weight, reduction),
@@ -653,9 +665,9 @@ def test_deformable_convolution_reads_shifted_places(name):
     )
 
 
-@pytest.mark.parametrize('with_bias', [True, False])
+@pytest.mark.parametrize('inputs', [5, 4], ids=['bias', 'no bias'])
 @pytest.mark.parametrize('name', GEOMETRIES)
-def test_modulated_deformable_convolution_weighs_its_taps(name, with_bias):
+def test_modulated_deformable_convolution_weighs_its_taps(name, inputs):
     x, offset, mask, weight, bias, geometry = deform_inputs(name)
     agree(
         lambda x, offset, mask, weight, *bias: ops.modulated_deform_conv2d(
@@ -664,7 +676,7 @@ def test_modulated_deformable_convolution_weighs_its_taps(name, with_bias):
         lambda x, offset, mask, weight, *bias: deform_conv_by_definition(
             x, offset, mask, weight, *(bias or [None]), *geometry
         ),
-        *(x, offset, mask, weight, bias)[: 5 if with_bias else 4],
+        *(x, offset, mask, weight, bias)[:inputs],
     )
 
 
@@ -853,8 +865,12 @@ def test_columns_of_a_masked_convolution_are_the_windows_at_the_places():
 
 
 @pytest.mark.parametrize('size', [(3, 5), (7, 7), (4, 2)])
-@pytest.mark.parametrize('kind', ['collect', 'distribute'])
-def test_a_psa_mask_spreads_the_attention_of_each_pixel_over_the_map(kind, size):
+@pytest.mark.parametrize(
+    ('kind', 'order'),
+    [('collect', lambda here, there: (there, here)), ('distribute', lambda here, there: (here, there))],
+    ids=['collect', 'distribute'],
+)
+def test_a_psa_mask_spreads_the_attention_of_each_pixel_over_the_map(kind, order, size):
     height, width = 3, 4
     half = [(s - 1) // 2 for s in size]
 
@@ -867,11 +883,8 @@ def test_a_psa_mask_spreads_the_attention_of_each_pixel_over_the_map(kind, size)
                         v, u = h + i - half[0], w + j - half[1]
                         if not (0 <= v < height and 0 <= u < width):
                             continue
-                        value = x[:, i * size[1] + j, h, w]
-                        if kind == 'collect':
-                            output[:, v * width + u, h, w] = value
-                        else:
-                            output[:, h * width + w, v, u] = value
+                        channel, place = order((h, w), (v, u))
+                        output[:, channel[0] * width + channel[1], *place] = x[:, i * size[1] + j, h, w]
         return output
 
     agree(ops.PSAMask(kind, size), by_definition, draw(2, size[0] * size[1], height, width))
@@ -1053,13 +1066,19 @@ CASES = cases()
 MAP_CASES = [name for name, (_, inputs) in CASES.items() if any(t.ndim == 4 for t in inputs)]
 
 
+def noise_like(output: Tensor) -> Tensor:
+    return small(*output.shape, seed=9).to(output.dtype)
+
+
 @pytest.mark.parametrize('dtype', HALVES)
-@pytest.mark.parametrize('name', CASES)
-def test_half_precision_gives_what_float32_gives_rounded(name, dtype):
+@pytest.mark.parametrize(
+    ('name', 'gradient'), [(name, torch.ones_like if 'focal' in name else noise_like) for name in CASES]
+)
+def test_half_precision_gives_what_float32_gives_rounded(name, gradient, dtype):
     function, inputs = CASES[name]
     kind = HALVES[dtype]
     output = function(*(t.to(kind) for t in inputs))
-    grad = torch.ones_like(output) if 'focal' in name else small(*output.shape, seed=9).to(kind)
+    grad = gradient(output)
 
     def run(dtype):
         leaves = [t.to(dtype).requires_grad_() for t in inputs]
@@ -1450,8 +1469,12 @@ def test_the_finder_is_installed_once():
     assert sum(isinstance(finder, mmcv_ops.OperatorFinder) for finder in sys.meta_path) == 1
 
 
-@pytest.mark.parametrize('make', [make_broken, make_working])
-def test_a_fresh_process_imports_what_the_finder_decides(tmp_path, make):
+@pytest.mark.parametrize(
+    ('make', 'works', 'reason'),
+    [(make_broken, False, 'cannot be loaded'), (make_working, True, 'compiled (')],
+    ids=['broken', 'working'],
+)
+def test_a_fresh_process_imports_what_the_finder_decides(tmp_path, make, works, reason):
     package = tmp_path / 'mmcv'
     package.mkdir()
     (package / '__init__.py').touch()
@@ -1466,8 +1489,7 @@ def test_a_fresh_process_imports_what_the_finder_decides(tmp_path, make):
         [sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert f'{make is make_working} mmcv._ext' in result.stdout
-    reason = 'compiled (' if make is make_working else 'cannot be loaded'
+    assert f'{works} mmcv._ext' in result.stdout
     assert reason in result.stdout + result.stderr
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import kernels_are_built
+from conftest import begin, kernels_are_built
 
 from convnext_backbone.ops import native
 
@@ -161,10 +161,10 @@ def test_the_gradient_of_gelu_and_its_sum_over_rows(c, dtype):
 
 @needed
 @both_dtypes
-@pytest.mark.parametrize('wide', [False, True], ids=['same', 'float32'])
-def test_the_sum_with_the_branch_and_its_gradient(wide, dtype):
+@pytest.mark.parametrize('outer', [None, torch.float32], ids=['same', 'float32'])
+def test_the_sum_with_the_branch_and_its_gradient(outer, dtype):
     """Rows 5 to 15 of four samples of four rows; with and without gain and scale."""
-    outer = torch.float32 if wide else dtype
+    outer = outer or dtype
     x, residual, grad = (draw(11, 24, dtype=t, seed=i) for i, t in enumerate((dtype, outer, outer)))
     gain, scale = draw(24, seed=5), torch.tensor([0.5, 0.0, 2.0, 1.25])
     for g in (gain, None):
@@ -185,9 +185,9 @@ def test_the_sum_with_the_branch_and_its_gradient(wide, dtype):
 
 @needed
 @both_dtypes
-@pytest.mark.parametrize('wide', [False, True], ids=['same', 'float32'])
+@pytest.mark.parametrize('wide', [None, torch.float32], ids=['same', 'float32'])
 def test_the_gradient_of_the_gain(wide, dtype):
-    outer, weight = draw(20, 84, dtype=torch.float32 if wide else dtype), draw(20, 84, dtype=dtype, seed=1)
+    outer, weight = draw(20, 84, dtype=wide or dtype), draw(20, 84, dtype=dtype, seed=1)
     gain = draw(20, seed=2)
     dgain, dweight = native.gain_gradient(outer, weight, gain)
     close(dgain, (outer.double() * weight.double()).sum(1), torch.float32)
@@ -211,29 +211,32 @@ print('kernels:', native.supports(torch.zeros(1)))
 """
 
 
-def fresh(home, **environment) -> str:
-    """What a new process prints that has its cache in ``home``."""
-    environment = {**os.environ, 'HOME': str(home), native.SWITCH: '1', **environment}
-    done = subprocess.run([sys.executable, '-c', SCRIPT], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+def fresh(home, script: str = SCRIPT, processes: int = 1, **environment) -> list[str]:
+    """What new processes print that have their cache in ``home``."""
+    logs = [home / f'{number}.log' for number in range(processes)]
+    environment = {'HOME': str(home), native.SWITCH: '1', **environment}
+    for log in logs:
+        log.unlink(missing_ok=True)
+    started = [begin(exec, script, {}, log=log, **environment) for log in logs]
+    for process in started:
+        process.join()
+    said = [log.read_text() for log in logs]
+    assert [process.exitcode for process in started] == [0] * processes, said
+    return said
 
 
 @needed
 def test_built_once_for_all_processes_and_not_when_switched_off(tmp_path):
-    line = [sys.executable, '-c', SCRIPT]
-    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    both = [subprocess.Popen(line, env={**os.environ, 'HOME': str(tmp_path)}, **options) for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
+    said = fresh(tmp_path, processes=2)
     assert all('kernels: True' in text for text in said)
     assert sum('compiling kernels for this CPU' in text for text in said) == 1
     assert len(list((tmp_path / '.cache/convnext_backbone').glob('native-*.so'))) == 1
-    assert fresh(tmp_path).strip() == 'kernels: True'
-    assert fresh(tmp_path, CONVNEXT_NATIVE='0').strip() == 'kernels: False'
+    assert fresh(tmp_path) == ['kernels: True\n']
+    assert fresh(tmp_path, CONVNEXT_NATIVE='0') == ['kernels: False\n']
 
 
 def test_without_a_compiler_one_line_says_so_and_pytorch_computes(tmp_path):
-    said = fresh(tmp_path, CXX='', PATH=str(tmp_path))
+    (said,) = fresh(tmp_path, CXX='', PATH=str(tmp_path))
     assert re.search('no kernels of our own on this CPU, PyTorch instead: no C.. compiler found', said)
     assert 'kernels: False' in said
     assert len(said.strip().splitlines()) == 2
@@ -245,7 +248,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
         '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cpp: error: no such thing" >&2\nexit 1\n'
     )
     compiler.chmod(0o755)
-    said = fresh(tmp_path, CXX=str(compiler))
+    (said,) = fresh(tmp_path, CXX=str(compiler))
     assert 'PyTorch instead: x.cpp: error: no such thing' in said
     assert 'kernels: False' in said
     assert not list((tmp_path / '.cache/convnext_backbone').glob('*.so'))
@@ -260,7 +263,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
         'torch.set_default_dtype(torch.float64); block(x)',
     ],
 )
-def test_the_first_use_may_be_anywhere(first):
+def test_the_first_use_may_be_anywhere(first, tmp_path):
     """What is tried out then has data types of its own."""
     script = f"""
 import torch
@@ -270,8 +273,7 @@ block, x = Block(32), torch.randn(1, 32, 8, 8)
 {first}
 assert native._built_right()
 """
-    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    fresh(tmp_path, script, HOME=os.environ['HOME'])
 
 
 @needed
@@ -291,18 +293,18 @@ def test_a_parameter_of_another_size_is_refused():
 
 @needed
 def test_a_file_that_was_cut_off_is_built_again(tmp_path):
-    fresh(tmp_path)
-    (file,) = (tmp_path / '.cache/convnext_backbone').glob('native-*.so')
-    whole = file.stat().st_size
-    file.write_bytes(b'')
-    assert 'kernels: True' in fresh(tmp_path)
-    assert file.stat().st_size == whole
+    whole = native._built()
+    cut_off = tmp_path / '.cache/convnext_backbone' / whole.name
+    cut_off.parent.mkdir(parents=True)
+    cut_off.touch()
+    assert 'kernels: True' in fresh(tmp_path)[0]
+    assert cut_off.stat().st_size == whole.stat().st_size
 
 
 @needed
 def test_options_of_the_compiler_and_a_compiler_that_is_not_there(tmp_path):
-    assert 'kernels: True' in fresh(tmp_path, CXX='env g++')
-    assert 'no C++ compiler found (/no/such)' in fresh(tmp_path, CXX='/no/such')
+    assert 'kernels: True' in fresh(tmp_path, CXX='env g++')[0]
+    assert 'no C++ compiler found (/no/such)' in fresh(tmp_path, CXX='/no/such')[0]
 
 
 @pytest.mark.slow

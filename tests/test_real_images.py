@@ -41,7 +41,7 @@ def run_and_draw(config: str, folder, image, *options) -> tuple[float, str]:
     tool('train').main([config, '--work-dir', str(work_dir), '--device', 'cpu', '--seed', '0', *options])
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     arguments = [config, checkpoint, str(image), '--out', str(folder / 'out'), '--device', 'cpu']
-    tool('infer').main(arguments)
+    tool('infer').main([*arguments, '--score', '0.1'])
     picture = cv2.imread(str(folder / 'out' / f'{image.name}.png'))
     original = cv2.imread(str(image))
     assert picture.shape == original.shape
@@ -60,6 +60,7 @@ log_processor = dict(by_epoch=False, window_size=1)
 """
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group('real detection')
 def test_mask_rcnn_learns_a_handful_of_coco_images(real_data, tmp_path):
     """The loss of the first step, over that of the last five: at least 2.5."""
@@ -78,11 +79,15 @@ def test_mask_rcnn_learns_a_handful_of_coco_images(real_data, tmp_path):
         f"""
 model = dict(
     backbone=dict(arch='atto', drop_path_rate=0.0),
-    neck=dict(in_channels=[40, 80, 160, 320]),
+    neck=dict(in_channels=[40, 80, 160, 320], out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64),
     train_cfg=dict(rpn_proposal=dict(max_per_img=100), rcnn=dict(sampler=dict(num=32))),
+    test_cfg=dict(rpn=dict(max_per_img=100), rcnn=dict(max_per_img=20)),
     roi_head=dict(
-        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=1)),
-        mask_roi_extractor=dict(roi_layer=dict(sampling_ratio=1)),
+        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=1), out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256),
+        mask_roi_extractor=dict(roi_layer=dict(sampling_ratio=1), out_channels=64),
+        mask_head=dict(in_channels=64, conv_out_channels=64),
     ),
 )
 train_dataloader = dict(
@@ -162,26 +167,32 @@ train_cfg = dict(max_iters={steps}, val_interval={steps})
 """
 
 
+def camvid(root) -> dict:
+    meta = json.loads((root / 'classes.json').read_text())
+    metainfo = f'dict(classes={meta["classes"]}, palette={meta["palette"]})'
+    dataset = f"type='BaseSegDataset', metainfo={metainfo}, img_suffix='.jpg', seg_map_suffix='.png'"
+    return dict(classes=len(meta['classes']), reduce=False, few=4, dataset=dataset)
+
+
+def ade20k(root) -> dict:
+    return dict(classes=150, reduce=True, few=3, dataset='')
+
+
+@pytest.mark.long
 @pytest.mark.xdist_group('real segmentation')
 @pytest.mark.parametrize(
-    ('name', 'least'), [('camvid', 3), pytest.param('ade20k_mini', 2, marks=pytest.mark.slow)]
+    ('folder', 'settings', 'least'),
+    [
+        ('camvid', camvid, 3),
+        pytest.param('ade20k_mini/ADEChallengeData2016', ade20k, 2, marks=pytest.mark.slow),
+    ],
+    ids=['camvid', 'ade20k'],
 )
-def test_upernet_learns_a_handful_of_images(real_data, tmp_path, name, least):
+def test_upernet_learns_a_handful_of_images(real_data, tmp_path, folder, settings, least):
     """The loss of the first step, over that of the last five: at least 3 (11 classes), 2 (150)."""
     steps = 60
-    if name == 'camvid':
-        root = folder_or_skip(real_data / 'camvid')
-        meta = json.loads((root / 'classes.json').read_text())
-        names = meta['classes']
-        dataset = (
-            f"type='BaseSegDataset', metainfo=dict(classes={names}, palette={meta['palette']}), "
-            "img_suffix='.jpg', seg_map_suffix='.png'"
-        )
-        text = SEGMENTATION.format(classes=len(names), reduce=False, few=4, dataset=dataset, steps=steps)
-    else:
-        root = folder_or_skip(real_data / 'ade20k_mini/ADEChallengeData2016')
-        text = SEGMENTATION.format(classes=150, reduce=True, few=3, dataset='', steps=steps)
-    text += RECIPE.format(lr=1e-3, steps=steps)
+    root = folder_or_skip(real_data / folder)
+    text = SEGMENTATION.format(**settings(root), steps=steps) + RECIPE.format(lr=1e-3, steps=steps)
     config = write_config(tmp_path, 'segmentation/upernet_convnext_t', text)
     image = sorted((root / 'images/validation').iterdir())[0]
     factor, log = run_and_draw(config, tmp_path, image, '--data-root', str(root), '--pretrained', 'none')

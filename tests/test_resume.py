@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT, command, last_line, log_of, tool
+from conftest import ROOT, begin, command, convnext, last_line, log_of, tool, train_in_processes
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +33,7 @@ from convnext_backbone.checkpoint.write import (
     why_damaged,
     write_checkpoint,
 )
+from convnext_backbone.cli import run
 from convnext_backbone.config import divide_model
 from convnext_backbone.engine import ResumableBatchSampler, checkpoint_hook, hooks, launch
 from convnext_backbone.engine.loops import fetch_seeded
@@ -81,59 +84,84 @@ def test_a_written_checkpoint_has_the_size_and_hash_that_other_programs_find(tmp
     assert why_damaged(file) == ''
 
 
-@pytest.mark.parametrize('with_side_file', [True, False])
-@pytest.mark.parametrize('fault', ['truncated', 'bit flipped', 'emptied'])
-def test_every_damage_is_found_and_the_checkpoint_before_is_taken(tmp_path, fault, with_side_file):
-    draw = random.Random(fault)
+def truncated(whole: bytes, draw: random.Random) -> bytes:
+    return whole[: draw.randrange(len(whole))]
+
+
+def emptied(whole: bytes, draw: random.Random) -> bytes:
+    return b''
+
+
+def bit_flipped(whole: bytes, draw: random.Random, first: int = 0, number: int | None = None) -> bytes:
+    """Flip a bit anywhere, or in ``number`` bytes from ``first`` on."""
+    broken = bytearray(whole)
+    broken[first + draw.randrange(number or len(whole))] ^= 1 << draw.randrange(8)
+    return bytes(broken)
+
+
+def bit_of_the_data_flipped(whole: bytes, draw: random.Random) -> bytes:
+    data = content()['state_dict']['weight'].numpy().tobytes()
+    return bit_flipped(whole, draw, whole.index(data), len(data))
+
+
+def two_checkpoints(folder: Path) -> tuple[Path, Path]:
+    """An older and a newer one."""
     for step in (1, 2):
-        write_checkpoint(content(), tmp_path / f'iter_{step}.pth', iter=step)
+        write_checkpoint(content(), folder / f'iter_{step}.pth', iter=step)
         time.sleep(0.01)
-    old, new = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth'
-    whole = new.read_bytes()
-    if not with_side_file:
-        side_file(new).unlink()
-        os.utime(new)
-    assert newest_checkpoint(tmp_path) == (new, [])
-    data_begins = whole.index(content()['state_dict']['weight'].numpy().tobytes())
+    return folder / 'iter_1.pth', folder / 'iter_2.pth'
+
+
+def words_about_damage(damage, old: Path, new: Path) -> list[str]:
+    """Damage the newer one in 20 ways; what is said of it, while the older one is taken."""
+    draw, whole, words = random.Random(damage.__name__), new.read_bytes(), []
+    assert newest_checkpoint(new.parent) == (new, [])
     for _ in range(20):
-        broken = bytearray(whole)
-        if fault == 'bit flipped':  # without a side file only what the checksums cover: the data
-            place = draw.randrange(len(whole)) if with_side_file else data_begins + draw.randrange(4000)
-            broken[place] ^= 1 << draw.randrange(8)
-        else:
-            del broken[0 if fault == 'emptied' else draw.randrange(len(whole)) :]
-        new.write_bytes(broken)
-        found, passed_over = newest_checkpoint(tmp_path)
+        new.write_bytes(damage(whole, draw))
+        found, passed_over = newest_checkpoint(new.parent)
         assert found == old
         assert len(passed_over) == 1
         assert str(new) in passed_over[0]
-        if with_side_file:
-            break_words = 'bytes' if fault != 'bit flipped' else 'SHA-256'
-            assert break_words in passed_over[0]
+        words += passed_over
+    return words
 
 
-WRITER = """
-import sys, torch
-from pathlib import Path
-from convnext_backbone.checkpoint.write import write_checkpoint
-file = Path(sys.argv[1], 'iter_1.pth')
-print('ready', flush=True)
-for number in range(10**6):
-    write_checkpoint(dict(t=torch.full((300_000,), float(number % 50))), file, iter=1)
-"""
+@pytest.mark.parametrize(
+    ('damage', 'word'), [(truncated, 'bytes'), (emptied, 'bytes'), (bit_flipped, 'SHA-256')]
+)
+def test_every_damage_is_found_and_the_checkpoint_before_is_taken(tmp_path, damage, word):
+    found = words_about_damage(damage, *two_checkpoints(tmp_path))
+    assert [words for words in found if word not in words] == []
 
 
+@pytest.mark.parametrize('damage', [truncated, emptied, bit_of_the_data_flipped])
+def test_without_its_side_file_damage_is_found_in_what_the_checksums_cover(tmp_path, damage):
+    old, new = two_checkpoints(tmp_path)
+    side_file(new).unlink()
+    os.utime(new)
+    words_about_damage(damage, old, new)
+
+
+def write_again_and_again(file: Path) -> None:
+    print('ready', flush=True)
+    for number in range(10**6):
+        write_checkpoint(dict(t=torch.full((300_000,), float(number % 50))), file, iter=1)
+
+
+@pytest.mark.xdist_group('distributed')
 def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     """The same name again and again, which is the hardest: there is no older one to fall back to."""
     draw = random.Random(0)
-    for _ in range(6):
-        writer = subprocess.Popen(
-            [sys.executable, '-c', WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
-        )
-        writer.stdout.readline()
+    for number in range(6):
+        log = tmp_path / f'{number}.log'
+        writer = begin(write_again_and_again, tmp_path / 'iter_1.pth', log=log)
+        while not (log.is_file() and log.read_text()):
+            assert writer.is_alive()
+            time.sleep(0.01)
         time.sleep(0.2 + draw.uniform(0, 0.1))
         writer.kill()
-        writer.wait()
+        writer.join()
+        assert log.read_text() == 'ready\n'
         file, passed_over = newest_checkpoint(tmp_path)
         assert file is not None
         assert passed_over == []
@@ -141,26 +169,29 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         assert len(tensor.unique()) == 1
 
 
+def write_small_and_large(file: Path) -> None:
+    """No file of this process may be larger than 100 kB."""
+    write_checkpoint(dict(t=torch.ones(10)), file, iter=1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        write_checkpoint(dict(t=torch.ones(100_000)), file, iter=1)
+    except OSError as error:
+        print('refused', error)
+
+
+@pytest.mark.xdist_group('distributed')
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
-    """A real refusal of the operating system: no file of this process may be larger than 100 kB."""
-    script = f"""
-import resource, signal, torch
-from pathlib import Path
-from convnext_backbone.checkpoint.write import why_damaged, write_checkpoint
-file = Path({str(tmp_path)!r}, 'iter_1.pth')
-write_checkpoint(dict(t=torch.ones(10)), file, iter=1)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    write_checkpoint(dict(t=torch.ones(100_000)), file, iter=1)
-except OSError as error:
-    print('refused', error)
-print(repr(why_damaged(file)), torch.load(file)['t'].sum())
-"""
-    result = command('-c', script)
-    assert 'refused' in result.stdout, result.stdout
-    assert "'' tensor(10.)" in result.stdout, result.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
+    """A real refusal of the operating system."""
+    folder = tmp_path / 'full'
+    folder.mkdir()
+    process = begin(write_small_and_large, folder / 'iter_1.pth', log=tmp_path / 'log')
+    process.join()
+    assert process.exitcode == 0
+    assert 'refused' in (tmp_path / 'log').read_text()
+    assert why_damaged(folder / 'iter_1.pth') == ''
+    assert torch.load(folder / 'iter_1.pth')['t'].sum() == 10
+    assert sorted(path.name for path in folder.iterdir()) == ['iter_1.pth', 'iter_1.pth.json']
 
 
 # Random numbers and samplers
@@ -234,14 +265,13 @@ def test_augmentations_do_not_depend_on_the_number_of_processes_or_on_a_resume()
     assert len(set(numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize('drop_last', [True, False])
-def test_a_sampler_with_an_end_is_taken_up_in_the_right_pass(drop_last):
+@pytest.mark.parametrize(('drop_last', 'per_pass', 'images'), [(True, 2, 8), (False, 3, 10)])
+def test_a_sampler_with_an_end_is_taken_up_in_the_right_pass(drop_last, per_pass, images):
     """Ten images in batches of four: three or two batches a pass, each pass in another order."""
     options = dict(sampler=lambda data, seed: DefaultSampler(data, seed=seed), drop_last=drop_last)
     straight = [[item[0] for item in batch] for batch in batches(12, **options)]
-    per_pass = 2 if drop_last else 3
     one, other = straight[:per_pass], straight[per_pass : 2 * per_pass]
-    assert len({index for batch in one for index in batch}) == (8 if drop_last else 10)
+    assert len({index for batch in one for index in batch}) == images
     assert one != other
     for start in range(12):
         rest = [[item[0] for item in batch] for batch in batches(12 - start, start, **options)]
@@ -266,13 +296,13 @@ class Shapes(Numbers):
         return dict(width=1, height=2) if index % 3 == 0 else dict(width=2, height=1)
 
 
-@pytest.mark.parametrize('endless', [True, False])
-def test_batches_by_aspect_ratio_start_anew_whatever_was_left_unfinished(endless):
+@pytest.mark.parametrize(('kind', 'endless'), [(InfiniteSampler, True), (DefaultSampler, False)])
+def test_batches_by_aspect_ratio_start_anew_whatever_was_left_unfinished(kind, endless):
     """mmdet's sampler keeps half-filled batches of a pass that was broken off."""
     import mmdet.datasets  # noqa: F401
 
     data = Shapes(16)
-    sampler = (InfiniteSampler if endless else DefaultSampler)(data, seed=3)
+    sampler = kind(data, seed=3)
     inner = dict(type='mmdet.AspectRatioBatchSampler')
     batches = ResumableBatchSampler(sampler, 4, inner=inner, endless=endless)
     straight = [list(batch) for batch in itertools.islice(batches, 4)]
@@ -376,15 +406,16 @@ def test_a_stop_within_a_validation_keeps_final_weights_and_average_apart(shapes
 @pytest.mark.matrix
 @pytest.mark.xdist_group('resume')
 def test_sigterm_gives_a_checkpoint_and_status_75(straight, shapes, tmp_path):
-    config = write_config(tmp_path)
-    line = [sys.executable, 'tools/train.py', *arguments(config, shapes, tmp_path / 'w', '--stop-at', 22)]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for row in process.stdout:
-        if 'Iter(train) [ 5/40]' in row:
-            process.send_signal(signal.SIGTERM)
-            break
-    output = process.stdout.read()
-    assert process.wait(60) == 75
+    config, log = write_config(tmp_path), tmp_path / 'log'
+    words = ['train', *arguments(config, shapes, tmp_path / 'w', '--stop-at', 22)]
+    process = begin(convnext, *words, log=log)
+    while not (log.is_file() and 'Iter(train) [ 5/40]' in log.read_text()):
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 75
+    output = log.read_text()
     assert 'SIGTERM came' in output
     (stopped,) = re.findall(r'stopped after step (\d+)', output)
     assert read_metadata(tmp_path / f'w/iter_{stopped}.pth')['iter'] == int(stopped) < 22
@@ -402,7 +433,7 @@ def test_a_killed_data_loader_process_is_replaced(straight, shapes, tmp_path, mo
     def kill_one(self, runner, *args, **kwargs):
         original(self, runner, *args, **kwargs)
         if runner.iter == 6:
-            (worker, *_) = psutil.Process().children()
+            worker, *_ = multiprocessing.active_children()  # not the process that others are forked from
             worker.kill()
             killed.append(worker.pid)
 
@@ -448,8 +479,14 @@ def test_a_folder_with_a_training_is_not_overwritten_and_not_shared(straight, sh
 
 
 @pytest.mark.xdist_group('resume')
-@pytest.mark.parametrize('on_error', ['continue', 'stop'])
-def test_a_checkpoint_that_cannot_be_written(straight, shapes, tmp_path, monkeypatch, on_error):
+@pytest.mark.parametrize(
+    ('on_error', 'last', 'newest', 'first_is_kept'),
+    [('continue', 'iter_22.pth', 'iter_20.pth', False), ('stop', 'iter_8.pth', 'iter_4.pth', True)],
+    ids=['continue', 'stop'],
+)
+def test_a_checkpoint_that_cannot_be_written(
+    straight, shapes, tmp_path, monkeypatch, on_error, last, newest, first_is_kept
+):
     """The second and the last one: the training goes on, keeps the first, and does not end as a success."""
     original, calls = write_checkpoint, []
 
@@ -464,12 +501,11 @@ def test_a_checkpoint_that_cannot_be_written(straight, shapes, tmp_path, monkeyp
     config = write_config(tmp_path, more)
     with pytest.raises(UserError, match=r'could not be written to .*No space left.*make room there'):
         tool('train').main(arguments(config, shapes, tmp_path / 'w', '--stop-at', 22))
-    last = dict(stop='iter_8.pth', **{'continue': 'iter_22.pth'})[on_error]
     assert calls[-1] == last
-    assert (tmp_path / 'w/iter_4.pth').is_file() == (on_error == 'stop')
+    assert (tmp_path / 'w/iter_4.pth').is_file() == first_is_kept
     assert 'iter_8.pth could not be written' in log_of(tmp_path / 'w')
     file, _ = newest_checkpoint(tmp_path / 'w')
-    assert file.name == dict(stop='iter_4.pth', **{'continue': 'iter_20.pth'})[on_error]
+    assert file.name == newest
 
 
 @pytest.mark.xdist_group('resume')
@@ -544,6 +580,7 @@ def test_the_layer_that_makes_infinity_is_named():
     assert found == 'the weight 0.bias itself is not finite'
 
 
+@pytest.mark.xdist_group('distributed')
 def test_a_bar_with_the_time_left_is_shown_on_a_terminal_and_not_in_a_file(shapes, tmp_path):
     config = write_config(tmp_path)
     line = [sys.executable, 'tools/train.py', *arguments(config, shapes, tmp_path / 'w', '--stop-at', 6)]
@@ -558,20 +595,30 @@ sys.exit(os.waitstatus_to_exitcode(status))
     log = log_of(tmp_path / 'w')
     assert '%|' not in log
     assert 'Iter(train) [ 6/40]' in log
-    line += ['--work-dir', str(tmp_path / 'x'), '--stop-at', '2']
-    other = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 0
-    assert '%|' not in other.stdout + other.stderr
+    other = begin(
+        convnext,
+        *('train', *arguments(config, shapes, tmp_path / 'x', '--stop-at', 2)),
+        log=tmp_path / 'log',
+    )
+    other.join()
+    assert other.exitcode == 0
+    assert 'Iter(train) [ 2/40]' in (tmp_path / 'log').read_text()
+    assert '%|' not in (tmp_path / 'log').read_text()
 
 
 # Several processes
 
 
-def distributed(config: str, shapes: Path, work_dir: Path, *options, processes: int = 2, **environment):
+def distributed(config: str, shapes: Path, work_dir: Path, *options, **environment):
+    log = work_dir.with_name(f'{work_dir.name}.{len(options)}.log')
+    return train_in_processes(arguments(config, shapes, work_dir, *options), log, **environment)
+
+
+def by_torchrun(config: str, shapes: Path, work_dir: Path, *options, **environment):
     given = arguments(config, shapes, work_dir, *options)
     port = 20000 + os.getpid() % 9000 + (zlib_of(str(work_dir)) % 1000)
     return subprocess.run(
-        ['tools/dist_train.sh', given[0], str(processes), *given[1:]],
+        ['tools/dist_train.sh', given[0], '2', *given[1:]],
         env={
             **os.environ,
             'MASTER_PORT': str(port),
@@ -673,33 +720,50 @@ def test_torchrun_starts_a_killed_process_again_and_the_result_is_the_same(shape
         tmp_path, "custom_imports = dict(imports=['killing'])\ncustom_hooks = [dict(type='KillHook')]\n"
     )
     path = dict(PYTHONPATH=f'{tmp_path}:{ROOT}')
-    result = distributed(killed, shapes, tmp_path / 'w', '--stop-at', '22', '--max-restarts', '1', **path)
+    result = by_torchrun(killed, shapes, tmp_path / 'w', '--stop-at', '22', '--max-restarts', '1', **path)
     assert result.returncode == 0, result.stdout[-3000:]
     assert 'resumed epoch: 0, iter: 8' in result.stdout
     equal_to_straight(tmp_path / 'straight', tmp_path / 'w')
 
 
-@pytest.mark.xdist_group('distributed')
-@pytest.mark.parametrize('resumed', [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_model_divided_among_processes_trains_as_a_whole_one(shapes, tmp_path, resumed):
-    """FSDP against DDP: the same losses, and one's checkpoint is resumed by the other."""
-    config = write_config(tmp_path)
-    runs = dict(ddp=[], fsdp=['--fsdp'])
-    for name, options in runs.items():
-        result = distributed(config, shapes, tmp_path / name, '--stop-at', '9', *options)
+@pytest.fixture(scope='module')
+def whole_and_divided(shapes, tmp_path_factory) -> tuple[Path, Path]:
+    """Folders of nine steps of the same training, by DDP and by FSDP."""
+    folder = tmp_path_factory.mktemp('divided')
+    config = write_config(folder)
+    for name, options in dict(ddp=[], fsdp=['--fsdp']).items():
+        result = distributed(config, shapes, folder / name, '--stop-at', '9', *options)
         assert result.returncode == 0, result.stdout[-3000:]
-    one, other = (torch.load(tmp_path / name / 'iter_9.pth', weights_only=False) for name in runs)
+    return folder / 'ddp', folder / 'fsdp'
+
+
+def contents_at(step: int, *folders: Path) -> list[dict]:
+    return [torch.load(folder / f'iter_{step}.pth', weights_only=False) for folder in folders]
+
+
+@pytest.mark.xdist_group('distributed')
+def test_a_model_divided_among_processes_trains_as_a_whole_one(whole_and_divided):
+    """FSDP against DDP: the same weights, the same state of the optimizer."""
+    one, other = contents_at(9, *whole_and_divided)
     for key, value in one['state_dict'].items():
         torch.testing.assert_close(other['state_dict'][key], value, rtol=1e-4, atol=1e-5)
     for number, state in one['optimizer']['state'].items():
         for key, value in state.items():
             torch.testing.assert_close(other['optimizer']['state'][number][key], value, rtol=1e-3, atol=1e-6)
-    if not resumed:
-        return
-    for name, options in (('ddp', ['--fsdp']), ('fsdp', [])):
-        result = distributed(config, shapes, tmp_path / name, '--stop-at', '20', '--resume', *options)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('distributed')
+def test_a_divided_training_is_resumed_by_a_whole_one_and_the_other_way_round(
+    whole_and_divided, shapes, tmp_path
+):
+    config = write_config(tmp_path)
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in whole_and_divided]
+    for folder, options in zip(folders, (['--fsdp'], [])):
+        result = distributed(config, shapes, folder, '--stop-at', '20', '--resume', *options)
         assert result.returncode == 0, result.stdout[-3000:]
-    one, other = (torch.load(tmp_path / name / 'iter_20.pth', weights_only=False) for name in runs)
+        assert 'resumed epoch: 0, iter: 9' in result.stdout
+    one, other = contents_at(20, *folders)
     for key, value in one['state_dict'].items():
         torch.testing.assert_close(other['state_dict'][key], value, rtol=1e-3, atol=1e-4)
 
@@ -813,15 +877,14 @@ def test_dist_train_says_what_is_wrong_with_its_own_options(options, words):
 
 
 @pytest.mark.parametrize(
-    ('config', 'options'),
+    ('config', 'data', 'options'),
     [
-        pytest.param('classifier', ['--workers', '2'], marks=pytest.mark.slow),
-        pytest.param('upernet', ['--processes', '2'], marks=pytest.mark.slow),
-        pytest.param('mask_rcnn', ['--signal', 'TERM'], marks=pytest.mark.slow),
+        pytest.param('classifier', 'classification', ['--workers', '2'], marks=pytest.mark.slow),
+        pytest.param('upernet', '.', ['--processes', '2'], marks=pytest.mark.slow),
+        pytest.param('mask_rcnn', '.', ['--signal', 'TERM'], marks=pytest.mark.slow),
     ],
 )
-def test_verify_resume(config, options, shapes, tmp_path):
-    root = shapes / 'classification' if config == 'classifier' else shapes
+def test_verify_resume(config, data, options, shapes, tmp_path):
     small = ['train_dataloader.batch_size=2', 'train_cfg.val_interval=4']
     result = command(
         *(
@@ -834,7 +897,17 @@ def test_verify_resume(config, options, shapes, tmp_path):
             '2',
             *options,
         ),
-        *('--out', tmp_path, '--', '--data-root', root, '--pretrained', 'none', '--cfg-options', *small),
+        *(
+            '--out',
+            tmp_path,
+            '--',
+            '--data-root',
+            shapes / data,
+            '--pretrained',
+            'none',
+            '--cfg-options',
+            *small,
+        ),
         PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
     )
     assert result.returncode == 0, result.stdout[-3000:]
@@ -952,10 +1025,22 @@ def test_sigterm_after_the_last_step_loses_nothing(torture, tmp_path, monkeypatc
     assert fates == {'done': 'survived', 'not done': 'lost (status -15)'}
 
 
-def test_a_short_campaign_of_faults(tmp_path):
-    """`make torture` for six faults."""
-    result = command('-m', 'tools.dev.torture', '--kills', '6', '--seed', '2', '--out', tmp_path / 't')
-    assert result.returncode == 0, result.stdout[-3000:]
-    rows = [line.split() for line in result.stdout.splitlines()]
-    assert rows[-1][:2] == ['6', 'faults']
+def campaign(*words: str) -> None:
+    """Be ``make torture``, in a process of its own."""
+    run(lambda: tool('torture').main(list(words)))
+
+
+@pytest.mark.xdist_group('distributed')
+@pytest.mark.parametrize(
+    ('kills', 'seed'), [('4', '5'), pytest.param('6', '3', marks=pytest.mark.slow)], ids=['four', 'six']
+)
+def test_a_short_campaign_of_faults(kills, seed, tmp_path):
+    """Two checkpoints damaged, an image that vanishes, a full disk; all but the latter, and others."""
+    log = tmp_path / 'log'
+    process = begin(campaign, '--kills', kills, '--seed', seed, '--out', str(tmp_path / 't'), log=log)
+    process.join(300)
+    said = log.read_text()
+    assert process.exitcode == 0, said[-3000:]
+    rows = [line.split() for line in said.splitlines()]
+    assert rows[-1][:2] == [kills, 'faults']
     assert sum(int(row[-3]) for row in rows[-10:-1] if row) >= 2

@@ -16,28 +16,33 @@ from conftest import ROOT
 
 import convnext_backbone.engine.runner  # noqa: F401  what it replaces is replaced before we look
 from convnext_backbone.engine import CheckpointHook, EpochLoop, IterLoop, Runner
+from convnext_backbone.ops.block import EXPORTING
 
+# Beside each private name: why there is no public way. What is public is here for its signature or its place.
 FUNCTIONS = {  # dotted name: parameters
+    # which files a config is read from, and what stands in them before it is evaluated
     'mmengine.config.Config._get_base_files': 'filename',
     'mmengine.config.Config._get_cfg_path': 'cfg_path filename',
     'mmengine.config.Config._is_lazy_import': 'filename',
     'mmengine.config.Config._substitute_predefined_vars': 'filename temp_config_name',
     'mmengine.config.Config._substitute_env_variables': 'filename temp_config_name',
+    # the classes that a dataset would have, without its files
     'mmengine.dataset.BaseDataset._load_metainfo': 'metainfo',
     'mmengine.runner.checkpoint.CheckpointLoader.register_scheme': 'prefixes loader force',
+    # hands the preprocessor's output to the model as a training step does, whatever its type
     'mmengine.model.BaseModel._run_forward': 'self data mode',
     'mmengine.hooks.EMAHook.after_val_epoch': 'self runner metrics',
-    'mmengine.hooks.CheckpointHook._init_rule': 'self rules key_indicators',
     'mmengine.optim.OptimWrapper.initialize_count_status': 'self model init_counts max_counts',
     'mmengine.dataset.InfiniteSampler.__init__': 'self dataset shuffle seed',
     'mmengine.runner.BaseLoop.__init__': 'self runner dataloader',
-    'mmengine.runner.EpochBasedTrainLoop._decide_current_val_interval': 'self',
-    'mmengine.runner.IterBasedTrainLoop._decide_current_val_interval': 'self',
+    # weights are set before a model is divided among processes, and not again
     'mmengine.runner.Runner._init_model_weights': 'self',
+    # the store through which all processes met, whichever launcher made it: another would need a port
     'torch.distributed.distributed_c10d._get_default_store': '',
     'mmcv.utils.ext_loader.load_ext': 'name funcs',
 }
 OPERATORS = {  # of torch.ops: arguments
+    # gradients without the forward pass, which autograd would compute again
     'torchvision._roi_align_backward': (
         'grad rois spatial_scale pooled_height pooled_width batch_size channels height width sampling_ratio '
         'aligned'
@@ -51,43 +56,44 @@ OPERATORS = {  # of torch.ops: arguments
         'grad input weight offset mask bias stride_h stride_w pad_h pad_w dilation_h dilation_w groups '
         'offset_groups use_mask'
     ),
+    # products of oneDNN with a weight that is packed once; tried before use, else F.linear
     'mkldnn._linear_pointwise': 'X W B attr scalars algorithm',
     'mkldnn._reorder_linear_weight': 'self batch_size',
 }
 VALUES = [  # dotted names that are read, or set
     'mmengine.device.utils.DEVICE',
+    'mmengine.model.BaseModule.is_init',
     'mmengine.runner.checkpoint.load_url',
-    'torch._foreach_copy_',
-    'torch.compiler._is_exporting_flag',
-    'torch.autograd.forward_ad._current_level',
-    'numpy._core.multiarray._reconstruct',
-    'timm.data.readers.reader_wds._decode',
+    f'torch.compiler.{EXPORTING}',  # see there
+    'torch.autograd.forward_ad._current_level',  # a level may be active without a tangent at the input
+    'timm.data.readers.reader_wds._decode',  # timm logs an image that cannot be read without its name
+    'timm.data.readers.reader_wds.ReaderWds._lazy_init',  # where timm binds _decode
     'timm.data.IterableImageDataset',
 ]
 ATTRIBUTES = {  # class: what its objects have, found in the text of its constructor
+    # resuming: mmengine decides about it in its constructor, and keeps what it was given to itself
     'mmengine.runner.Runner': (
         '_train_dataloader _train_loop _resume _load_from _randomness_cfg _has_loaded'
     ),
-    'mmengine.optim.OptimWrapper': '_accumulative_counts _inner_count _max_counts _remainder_counts',
-    'mmengine.runner.EpochBasedTrainLoop': '_iter _epoch _max_epochs _max_iters',
-    'mmengine.runner.IterBasedTrainLoop': '_iter _epoch _max_iters',
-    'mmengine.model.BaseModule': '_is_init _params_init_info',
+    # set by our loops, and by mmengine when it resumes
+    'mmengine.runner.EpochBasedTrainLoop': '_iter _epoch dynamic_milestones dynamic_intervals',
+    'mmengine.runner.IterBasedTrainLoop': '_iter _epoch dynamic_milestones dynamic_intervals',
+    'mmengine.model.BaseModule': '_params_init_info',  # who initialised what, for mmengine's log
     'mmengine.hooks.CheckpointHook': (
-        'key_indicators rules is_better_than init_value_map filename_tmpl save_last'
+        'key_indicators rules is_better_than greater_keys less_keys init_value_map filename_tmpl save_last'
     ),
     'mmengine.hooks.EarlyStoppingHook': 'wait_count best_score',
-    'torch.utils.data.DataLoader': '_iterator',
-    'torch.nn.Module': '_forward_hooks _forward_pre_hooks',
+    'torch.utils.data.DataLoader': '_iterator',  # persistent_workers: the loader keeps dead processes
+    'torch.nn.Module': '_forward_hooks _forward_pre_hooks',  # whether somebody watches a layer
     'mmengine.dataset.InfiniteSampler': 'indices size shuffle seed',
-    'mmengine.config.Config': '_imported_names _cfg_dict',
+    'mmengine.config.Config': '_imported_names _cfg_dict',  # which names are imports; what was set
+    'mmengine.logging.MMLogger': '_instance_dict',  # whether there is a log; asking for it makes one
 }
 # Listed by what they belong to, above; and those that a test cannot look up.
 ELSEWHERE = {
     '_exit': 'os._exit, documented',
     '_replace': 'of a NamedTuple, documented',
-    '_metadata': "of torch's state_dict, looked for before use",
     '_safe_torch_load': 'of the maintained builds, looked for before use',
-    '_core': "NumPy 2's, looked for before use",
 }
 
 

@@ -33,6 +33,7 @@ def close(found: torch.Tensor, exact: torch.Tensor, bound: float) -> None:
     assert (found.double() - exact).abs().max() <= bound * exact.abs().max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('tests', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
 def test_all_kernels_in_the_interpreter(tests):
     """The tests below, in a process where Triton interprets."""
@@ -111,7 +112,7 @@ def test_linear_layers_with_what_follows(rows, dim, dtype):
 
 @direct
 @every_dtype
-@pytest.mark.parametrize('affine', [True, False])
+@pytest.mark.parametrize('affine', [2, 0], ids=['affine', 'plain'])
 @pytest.mark.parametrize(('rows', 'dim'), [(50, 32), (1, 96), (17, 160)])
 def test_linear_layer_that_norms_what_it_reads(rows, dim, affine, dtype):
     """From the statistics of each 32 channels, whose means lie far apart; float16 beyond its squares."""
@@ -120,7 +121,7 @@ def test_linear_layer_that_norms_what_it_reads(rows, dim, affine, dtype):
     x = (x * (500 if dtype == torch.float16 else 1)).to(dtype)
     weight, bias = (torch.randn(4 * dim, dim) / dim**0.5).to(DEVICE, dtype), torch.randn(4 * dim)
     bias = bias.to(DEVICE, dtype)
-    norm = [torch.randn(dim, device=DEVICE).to(dtype) if affine else None for _ in range(2)]
+    norm = [torch.randn(dim, device=DEVICE).to(dtype) for _ in range(affine)] or [None, None]
     groups = x.float().unflatten(-1, (-1, 32))
     statistics = groups.mean(-1), groups.var(-1, correction=0) * 32
     found = kernels.linear_gelu(x, weight, bias, None, (*statistics, *norm, 1e-6))
@@ -144,8 +145,11 @@ def test_gelu_of_every_bfloat16_number_is_within_a_rounding():
 
 
 @direct
-@pytest.mark.parametrize('autocast', [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast):
+@pytest.mark.parametrize(
+    ('autocast', 'bound'),
+    [pytest.param(False, {'cpu': 1e-4, 'cuda': 0.05}[DEVICE], marks=pytest.mark.slow), (True, 0.05)],
+)
+def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast, bound):
     """Float32 in the interpreter, or under autocast: maps and gradients, and folded inference."""
     torch.manual_seed(0)
     sizes = dict(depths=(1, 1, 1, 1), dims=(32,) * 4, layer_scale_init_value=0.5)
@@ -158,7 +162,6 @@ def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast):
         maps = model(x)
     torch.autograd.backward(maps, [g.to(m.dtype) for g, m in zip(grads, maps)])
     torch.autograd.backward(exact(x.double()), grads)
-    bound = 0.05 if autocast or DEVICE == 'cuda' else 1e-4
     for ours, reference in zip(model.parameters(), exact.parameters()):
         assert (ours.grad.double() - reference.grad).norm() <= bound * reference.grad.norm()
     fuse_for_inference(model.eval())

@@ -1,1 +1,1 @@
-"""What users type; each file is one command of `convnext`."""
+"""Holds what users type; each file is one command of `convnext`."""

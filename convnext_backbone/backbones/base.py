@@ -59,15 +59,20 @@ class DenseBackbone(BaseModule):
     Attributes:
         out_channels: channels of each emitted map.
         out_strides: input pixels per map pixel, for each emitted map.
+        least_size: pixels of the smallest image, high and wide, of which every map has a position.
         num_groups: depth groups of layer-wise learning-rate decay, see :meth:`layer_depth`.
         classifier_map: the map that a classifier pools.
         classifier_norm: whether a classifier norms what it has pooled.
         may_skip: patterns of tensors that a checkpoint may hold and this network leaves out.
         may_be_fresh: patterns of tensors of this network that a checkpoint may lack.
+
+    Raises:
+        UserError: ``in_channels``, ``out_indices`` or ``frozen_stages`` out of its range.
     """
 
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
+    least_size: int
     num_groups: int
     classifier_map: int = 3
     classifier_norm: bool = True
@@ -112,8 +117,24 @@ class DenseBackbone(BaseModule):
         for module in self.frozen_modules():
             module.requires_grad_(False).eval()
 
+    def check_size(self, x: Tensor) -> None:
+        """Check that an image is large enough for every map.
+
+        Raises:
+            UserError: it is smaller than :attr:`least_size`.
+        """
+        height, width = x.shape[-2:]
+        if height < self.least_size or width < self.least_size:
+            least = self.least_size
+            raise UserError(
+                f'an image of {height} x {width} pixels is too small for {type(self).__name__}, which needs '
+                f'at least {least} x {least}: enlarge it (Resize), pad it (data_preprocessor: '
+                f'pad_size_divisor={least} of a detector, test_cfg=dict(size_divisor={least}) of a '
+                'segmenter), or choose out_indices without the last maps'
+            )
+
     def run_blocks(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
-        """Apply ``blocks`` in turn, with gradient checkpointing if ``with_cp``."""
+        """Apply ``blocks`` in turn to a map (N, C, H, W), with gradient checkpointing if ``with_cp``."""
         if not (self.with_cp and torch.is_grad_enabled()):
             return blocks(x)
         for block in blocks:
@@ -121,7 +142,7 @@ class DenseBackbone(BaseModule):
         return x
 
     def output(self, index: int, x: Tensor) -> Tensor:
-        """Return map number ``index`` as it is emitted, from the last activation ``x`` of its stage.
+        """Return map number ``index`` as it is emitted, in the shape of ``x``: the output of its stage.
 
         What goes to a neck or a head lies in NCHW memory: mmcv's RoIAlign (and other operators of it)
         reads memory in that order whatever the strides say, and gives wrong numbers, without an
@@ -183,6 +204,7 @@ class FourStageBackbone(DenseBackbone):
         self.num_built = self.out_indices[-1] + 1
         self.out_channels = tuple(channels[i] for i in self.out_indices)
         self.out_strides = tuple(min(STRIDES[i], output_stride) for i in self.out_indices)
+        self.least_size = self.out_strides[-1]
         self.num_groups = 3 + math.ceil(self.depths[2] / BLOCKS_PER_GROUP)
         # stages behind the last emitted one are not built: a checkpoint has them nevertheless
         self.may_skip += tuple(
@@ -200,6 +222,7 @@ class FourStageBackbone(DenseBackbone):
 
         (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride).
         """
+        self.check_size(x)
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
@@ -209,12 +232,14 @@ class FourStageBackbone(DenseBackbone):
         return tuple(maps)
 
     def frozen_modules(self) -> list[nn.Module]:
+        """Return stem, downsampling layers and stages up to ``frozen_stages``; none if it is -1."""
         if self.frozen_stages < 0:
             return []
         stem_and_downsampling = self.downsample_layers[: max(1, self.frozen_stages)]
         return [*stem_and_downsampling, *self.stages[: self.frozen_stages]]
 
     def all_blocks(self) -> list[nn.Module]:
+        """Return the blocks of all stages that are built, in the order of ``forward``."""
         return [block for stage in self.stages for block in stage]
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:

@@ -52,6 +52,7 @@ class Block(FoldableBlock):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
+        """Compute the block, by the fused operators where they support ``x``."""
         if compute := ops.block_implementation(self, x):
             return compute(self, x)  # the same, faster
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, H, W, C); a view of channels_last memory

@@ -49,6 +49,7 @@ class Downsample(nn.Conv2d):
         super().__init__(dim_in, dim_out, 2, stride=stride, dilation=dilation)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, D, H / stride, W / stride)
+        """Convolve; without a stride, zeros at the right and lower border keep the size."""
         if self.stride == (1, 1):
             x = F.pad(x, (0, self.dilation[0], 0, self.dilation[0]))
         return super().forward(x)

@@ -18,6 +18,7 @@ class FoldableBlock(nn.Module):
     def __init__(self):
         super().__init__()
         self.unfold()
+        self.register_load_state_dict_pre_hook(_unfold_before_loading)
 
     @property
     def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
@@ -60,13 +61,14 @@ class FoldableBlock(nn.Module):
             self.register_buffer(f'folded_{name}', None, persistent=False)
 
     def train(self, mode: bool = True) -> 'FoldableBlock':
+        """Set the mode as in torch; training drops the folded weights."""
         if mode:  # the parameters are about to change
             self.unfold()
         return super().train(mode)
 
-    def _load_from_state_dict(self, *args) -> None:
-        self.unfold()
-        super()._load_from_state_dict(*args)
+
+def _unfold_before_loading(block: FoldableBlock, *args) -> None:
+    block.unfold()
 
 
 def fuse_for_inference(module: nn.Module) -> int:

@@ -98,6 +98,7 @@ class IsotropicConvNeXt(DenseBackbone):
         self.out_strides = tuple(STRIDES[i] for i in self.out_indices)
         others = [i for i in range(len(STRIDES)) if i not in self.out_indices]
         self.may_skip += tuple(f'pyramid.{i}.*' for i in others)  # a dense checkpoint may have them
+        self.least_size = max(PATCH, *self.out_strides)
         self.num_groups = math.ceil(depth / BLOCKS_PER_GROUP)
 
         self.stem = nn.Conv2d(in_channels, dim, PATCH, stride=PATCH)
@@ -125,14 +126,17 @@ class IsotropicConvNeXt(DenseBackbone):
 
         (N, in_channels, H, W) -> for each of ``out_indices`` (N, channels, H / stride, W / stride).
         """
+        self.check_size(x)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (N, dim, H / 16, W / 16)
         x = self.run_blocks(self.blocks, x)
         return tuple(self.output(i, self.pyramid[str(i)](x)) for i in self.out_indices)
 
     def frozen_modules(self) -> list[nn.Module]:
+        """Return the stem and the first ``frozen_stages`` blocks; none if it is -1."""
         return [self.stem, *self.blocks[: self.frozen_stages]] if self.frozen_stages >= 0 else []
 
     def all_blocks(self) -> list[nn.Module]:
+        """Return the blocks in the order of ``forward``."""
         return list(self.blocks)
 
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:

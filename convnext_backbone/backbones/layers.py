@@ -15,6 +15,7 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
+        """Normalise each position over its channels."""
         x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
@@ -33,9 +34,13 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C) -> same
+        """Compute ``x + gamma * x * share + beta`` (arXiv:2301.00808, Alg. 1).
+
+        The share of a channel is its norm over the map, divided by the mean of these over the channels.
+        """
         return torch.addcmul(self.beta + x, self.gamma, x * self._share(x))
 
-    def without_shift(self, x: Tensor) -> Tensor:
+    def without_shift(self, x: Tensor) -> Tensor:  # (N, H, W, C) -> same
         """Compute :meth:`forward` without ``beta``, which the next layer can add to its bias."""
         return x * (1 + self.gamma * self._share(x))
 
@@ -59,6 +64,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:  # (N, ...) -> same
+        """Multiply each sample by its factor of :meth:`scale`; in evaluation mode return ``x`` itself."""
         if self.rate == 0.0 or not self.training:
             return x
         return x * self.scale(x)
@@ -69,6 +75,7 @@ class DropPath(nn.Module):
         return x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
+        """Return what torch prints within the layer's parentheses."""
         return f'rate={self.rate:g}'
 
 

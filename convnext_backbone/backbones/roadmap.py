@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import check_choice
 from ..registry import MODELS
-from .base import FourStageBackbone
+from .base import STRIDES, FourStageBackbone
 from .block import EXPANSION, LAYER_SCALE
 from .layers import DropPath, LayerNorm2d, init_layer
 
@@ -120,6 +120,7 @@ class RoadmapBlock(nn.Module):
         self.activation = nn.Identity() if design.fewer_activations else design.activation()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, dim_in, H, W) -> (N, dim_out, H / stride, W / stride)
+        """Compute the convolutions, layer scale if there is one, sum with the shortcut and activation."""
         y = self.branch(x)
         if hasattr(self, 'gamma'):
             y = self.gamma * y
@@ -175,6 +176,8 @@ class Roadmap(FourStageBackbone):
             init_cfg=init_cfg,
         )
         self.arch = f'{start} {step}'
+        if not self.design.separate:  # its convolutions pad, but for the stem
+            self.least_size = STRIDES[0] if self.design.patchify else 1
         self.classifier_norm = self.design.separate
         dim = self.design.width
         for i, width in enumerate(widths[: self.num_built]):

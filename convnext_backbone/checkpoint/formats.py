@@ -17,14 +17,6 @@ from ..backbones.convnext import ARCHITECTURES
 from ..backbones.isotropic import ARCHITECTURES as ISOTROPIC
 from ..errors import UserError
 
-# Where a checkpoint keeps its tensors: the first that is there counts, and again inside it. ``module.``,
-# which torch's wrapper for several GPUs puts in front of every name, is taken off afterwards.
-WRAPPERS = ('state_dict', 'model', 'teacher', 'model_ema')
-# Where one that holds both keeps the last weights of the training and their moving average. mmengine puts
-# the average into state_dict, and the last weights into what it calls ema_state_dict.
-BOTH = {'ema_state_dict': dict(final='ema_state_dict', ema='state_dict')}
-BOTH['model_ema'] = dict(final='model', ema='model_ema')  # the official training script
-
 MOST_BLOCKS = 36  # in a stage, of any network that is read
 
 
@@ -118,6 +110,7 @@ FAMILIES = {
         ('block.0.{p}', 'block.2.{p}', 'block.3.{p}', 'block.5.{p}', 'layer_scale', '', ''),
         'classifier.0',
         'classifier.2',
+        optional='features.',  # torchvision's detectors have the features alone
         shapes={'gamma': (-1, 1, 1)},
     ),
     'hf': _hugging_face('convnext.', 'layer_scale_parameter', ('', '')),
@@ -153,35 +146,6 @@ ISOTROPIC_NAMES = r'stem\.|blocks\.\d+\.(dwconv|norm|pwconv[12])\.|norm\.|head\.
 PREFIXES = ('visual.trunk.', 'backbone.')
 
 
-def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str, Tensor]:
-    """Return the named tensors in a checkpoint, out of their wrappers and without ``module.``.
-
-    Args:
-        weights: ``'final'`` or ``'ema'``, of a training with a moving average; without one, final is what
-            there is. ``None`` takes what the training evaluated, in the order of :data:`WRAPPERS`.
-
-    Raises:
-        UserError: there are none, or ``'ema'`` where there is no average.
-    """
-    choices = next((BOTH[key] for key in BOTH if isinstance(content.get(key), dict)), {})
-    if not all(isinstance(content.get(key), dict) for key in choices.values()):
-        choices = {}
-    if weights == 'ema' and not choices:
-        raise UserError(f'{file} holds no moving average (EMA): take its final weights')
-    found = content[choices[weights]] if choices and weights else content
-    while key := next((key for key in WRAPPERS if isinstance(found.get(key), dict)), None):
-        found = found[key]
-    tensors = {name.removeprefix('module.'): t for name, t in found.items() if isinstance(t, Tensor)}
-    if choices:
-        tensors.pop('steps', None)  # mmengine's counter
-    if not tensors:
-        raise UserError(
-            f'{file} holds no tensors under {", ".join(map(repr, WRAPPERS))} or at the top; '
-            f'its keys are {", ".join(map(str, list(content)[:8]))}'
-        )
-    return tensors
-
-
 def dataset_meta(content: dict) -> dict:
     """Return what a checkpoint records about its training's data: ``classes``, ``palette``, ...
 
@@ -212,6 +176,8 @@ def to_released(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         return 'official FCMAE', _dense_fcmae(tensors)
     prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), '')
     stripped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if any(name.startswith('stem_0.') for name in stripped):  # timm, with features_only
+        stripped = {re.sub(r'^(stem|stages)_(?=\d)', r'\1.', name): t for name, t in stripped.items()}
 
     def known(family: Family) -> int:
         return sum(name in family.ours for name in stripped)

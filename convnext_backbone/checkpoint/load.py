@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import WEIGHT_INITIALIZERS
-from .formats import PREFIXES, infer_arch, released_names, tensors_of, to_released
+from .formats import PREFIXES, infer_arch, released_names, to_released
+from .networks import AVERAGE, Tensors, below, find_tensors, no_average, prefixes
+from .networks import STEMS as FIRST
 from .read import file_hash, local_file, read_checkpoint
 from .sharding import shard_like
 
@@ -42,6 +44,7 @@ class LoadReport:
     wrong_shape: list[str] = field(default_factory=list)  # name: file (shape), module (shape)
     skip: tuple[str, ...] = ()  # the patterns that were asked
     may_be_fresh: tuple[str, ...] = ()
+    left_out: list[str] = field(default_factory=list)  # other networks of the file, and what takes them
     hint: str = ''
 
     @property
@@ -60,6 +63,7 @@ class LoadReport:
             _row('inflated', self.inflated),
             _row('skipped', self.skipped, self.skip),
             _row('fresh', self.fresh, self.may_be_fresh),
+            _row('left_out', self.left_out),
             '  missing     0   unexpected 0   wrong shape 0',
         ]
         return '\n'.join(filter(None, rows))
@@ -80,10 +84,12 @@ def load_checkpoint(
     skip: Sequence[str] = (),
     fresh: Sequence[str] = (),
     weights: str | None = 'final',
+    prefix: str | None = None,
 ) -> LoadReport:
     """Load a classification, detection or segmentation checkpoint into a backbone or a classifier.
 
-    Of a file that holds a whole detector or segmenter, the part below ``backbone.`` is taken.
+    Of a file that holds a larger network, the part that fits is taken: what lies below ``backbone.``,
+    ``model.``, ``student.backbone.`` or any other prefix, if one alone fits.
 
     Args:
         module: a backbone or a classifier of this package; its own ``may_skip`` and ``may_be_fresh``
@@ -95,38 +101,52 @@ def load_checkpoint(
             ``skip`` and ``fresh`` cover may also differ in shape (a head for other classes).
         weights: ``'final'``, or ``'ema'`` for the moving average of a training that kept one. The published
             detectors and segmenters start from final weights. ``None``: what the training evaluated.
+        prefix: what is in front of the names of the network to take, such as ``'teacher.backbone.'``, where
+            a file holds several that fit.
 
     Raises:
         CheckpointMismatch: anything else is left over on either side; the module is unchanged.
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or several networks in it fit.
     """
     file = local_file(path)
     if weights not in ('final', 'ema', None):
         raise UserError(f"weights must be 'final' or 'ema', got {weights!r}")
-    tensors = tensors_of(read_checkpoint(file), str(file), weights)
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), '')
-    outside = [name for name in tensors if not name.startswith((prefix, 'norm.', 'head.'))]
-    family, tensors = to_released({name: t for name, t in tensors.items() if name not in outside})
-    if family == 'official FCMAE':
-        skip = (*skip, 'decoder.*', 'proj.*', 'pred.*', 'mask_token')  # only the pretraining has these
+    found = find_tensors(read_checkpoint(file), str(file), weights, prefix)
     arch = getattr(module, 'arch', None) or getattr(getattr(module, 'backbone', None), 'arch', '')
-    report = load_tensors(
-        module,
-        tensors,
-        file=f'{file} (sha256 {file_hash(file)}, {family}){weights and f", {weights} weights" or ""}',
+    asked = dict(
         target=f'{type(module).__name__} {arch}'.strip(),
         skip=(*getattr(module, 'may_skip', ()), *skip),
         fresh=(*getattr(module, 'may_be_fresh', ()), *fresh),
         rename=released_names,
     )
-    if outside:
-        report.skipped += outside
-        report.skip += (f'outside {prefix}',)
-    return report
+    hashed = file_hash(file)
+
+    def compare(tensors: dict[str, Tensor]) -> _Trial:
+        inner = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), '')
+        outside = [name for name in tensors if not name.startswith((inner, 'norm.', 'head.'))]
+        family, released = to_released({name: t for name, t in tensors.items() if name not in outside})
+        options = dict(asked)
+        if family == 'official FCMAE':
+            options['skip'] += (
+                'decoder.*',
+                'proj.*',
+                'pred.*',
+                'mask_token',
+            )  # only the pretraining has these
+        report, chosen = _compare(module, released, file=f'{file} (sha256 {hashed}, {family})', **options)
+        return _Trial(inner, outside, released, report, chosen)
+
+    return _fill(module, _choose(found, FIRST, compare, weights, str(file)))
 
 
 def load_trained(
-    model: nn.Module, content: dict, file: str | os.PathLike, *, weights: str | None = None, **asked
+    model: nn.Module,
+    content: dict,
+    file: str | os.PathLike,
+    *,
+    weights: str | None = None,
+    prefix: str | None = None,
+    **asked,
 ) -> LoadReport:
     """Fill a whole classifier, detector or segmenter from what :func:`read_checkpoint` gave.
 
@@ -135,19 +155,120 @@ def load_trained(
     Args:
         file: where ``content`` was read from.
         weights: ``'final'`` or ``'ema'`` of a training with a moving average; ``None``: what it evaluated.
+        prefix: see :func:`load_checkpoint`.
         asked: ``skip`` and ``fresh`` of :func:`load_tensors`.
 
     Raises:
         CheckpointMismatch: something is left over on either side; the model is unchanged.
-        UserError: there are no such tensors.
+        UserError: there are no such tensors, or several networks fit.
     """
-    tensors = tensors_of(content, str(file), weights)
+    found = find_tensors(content, str(file), weights, prefix)
+    names = getattr(model, 'checkpoint_names', None)
     said = f'sha256 {file_hash(file)}'
-    if names := getattr(model, 'checkpoint_names', None):
-        family, tensors = to_released(tensors)
-        said, asked['rename'] = f'{said}, {family}', names
-    said += f', {weights} weights' if weights else ''
-    return load_tensors(model, tensors, file=f'{file} ({said})', target=type(model).__name__, **asked)
+
+    def compare(tensors: dict[str, Tensor]) -> _Trial:
+        family, options = '', dict(asked)
+        if names:
+            family, tensors = to_released(tensors)
+            family, options['rename'] = f', {family}', names
+        label = f'{file} ({said}{family})'
+        report, chosen = _compare(model, tensors, file=label, target=type(model).__name__, **options)
+        return _Trial('', [], tensors, report, chosen)
+
+    first = FIRST if names else list(model.state_dict())[:1]
+    return _fill(model, _choose(found, first, compare, weights, str(file)))
+
+
+@dataclass
+class _Trial:
+    """Records how the tensors below one prefix fit a module.
+
+    Attributes:
+        inner: the part of the prefix that every larger network has, such as ``backbone.``.
+        outside: names that do not lie below it.
+        tensors: under the released names.
+    """
+
+    inner: str
+    outside: list[str]
+    tensors: dict[str, Tensor]
+    report: LoadReport
+    chosen: dict[str, Tensor]
+
+    @property
+    def fits(self) -> bool:
+        return self.report.fits and bool(self.report.loaded)
+
+    @property
+    def distance(self) -> tuple[bool, int]:
+        """Return by what the nearest of several that do not fit is found: a known size, then mistakes."""
+        report = self.report
+        mistakes = len(report.missing) + len(report.unexpected) + len(report.wrong_shape)
+        return infer_arch(self.tensors) is None, mistakes
+
+
+def _choose(found: Tensors, first, compare, weights: str | None, file: str) -> _Trial:
+    """Find the prefix below which the tensors fit, if it is one alone.
+
+    Args:
+        first: ends of the names by which a network is found.
+        compare: gives the :class:`_Trial` of tensors without the prefix.
+
+    Raises:
+        UserError: several networks of the file fit, or the average that was asked for is not there.
+    """
+    tried, fitting = {'': compare(found.named)}, {}
+    if not tried[''].fits or tried[''].outside:
+        for name, places in prefixes(found.named, first).items():
+            for prefix in places:
+                if prefix not in tried:
+                    tried[prefix] = compare(below(found.named, prefix))
+                trial = tried[prefix]
+                if trial.fits and name.removeprefix(prefix) not in trial.outside:
+                    fitting[prefix + trial.inner] = prefix
+                    break
+    elif tried[''].fits:
+        fitting[''] = ''
+    wanted = {place: prefix for place, prefix in fitting.items() if _is_average(place) == (weights == 'ema')}
+    if found.average or not wanted:
+        wanted = fitting
+    if len(wanted) > 1:
+        places = [f'{found.prefix}{place}' for place in wanted]
+        raise UserError(
+            f'{file} holds {len(wanted)} networks that fit {tried[""].report.target}, below '
+            f'{", ".join(map(repr, places))}: name one, by prefix={places[0]!r} of load_checkpoint, init_cfg '
+            f'or load_from, or by --pretrained-prefix {places[0]}'
+        )
+    if wanted:
+        place, prefix = next(iter(wanted.items()))
+    else:
+        prefix = min(tried, key=lambda each: tried[each].distance)
+        place = prefix + tried[prefix].inner
+    trial, average = tried[prefix], found.average or _is_average(place)
+    if weights == 'ema' and not average and (wanted or not any(map(_is_average, tried))):
+        raise UserError(no_average(file))
+    report = trial.report
+    if weights or average:
+        report.file += f', {"ema" if average else weights} weights'
+    report.left_out = list(found.left_out)
+    for other in fitting.keys() - wanted.keys():
+        kind, option = ('moving average', 'ema') if _is_average(other) else ('final weights', 'final')
+        report.left_out.append(f'{kind} below {found.prefix + other!r} (weights={option!r})')
+    outside = [name for name in found.named if not name.startswith(prefix)]
+    outside += [prefix + name for name in trial.outside]
+    if place and not trial.fits:
+        report.hint = f'  Compared was what lies below {found.prefix + place!r}.'
+    if outside:
+        report.skipped += [found.prefix + name for name in outside]
+        report.skip += (f'outside {found.prefix + place}',)
+    if found.outside:
+        report.skipped += found.outside
+        report.skip += (f'outside {found.prefix}',) * (not outside)
+    return trial
+
+
+def _is_average(place: str) -> bool:
+    return bool(place and AVERAGE.search(place))
 
 
 def load_tensors(
@@ -169,6 +290,23 @@ def load_tensors(
     Raises:
         CheckpointMismatch: something is left over on either side; the module is unchanged.
     """
+    report, chosen = _compare(
+        module, tensors, file=file, target=target, skip=skip, fresh=fresh, rename=rename
+    )
+    return _fill(module, _Trial('', [], tensors, report, chosen))
+
+
+def _compare(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    *,
+    file: str,
+    target: str,
+    skip: Sequence[str] = (),
+    fresh: Sequence[str] = (),
+    rename=lambda names: {name: name for name in names},
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """Return what would become of every tensor, and those that ``module`` would take, by its own names."""
     own = {new: (old, t) for (old, new), t in _zip_names(module.state_dict(), rename)}
     report = LoadReport(file, target, skip=tuple(skip), may_be_fresh=tuple(fresh))
     chosen = {}
@@ -195,12 +333,25 @@ def load_tensors(
         (report.skipped if _matches(name, skip) else report.unexpected).append(name)
     report.skipped.sort()
     report.unexpected.sort()
-    if not report.fits or not report.loaded:
-        if arch := infer_arch(tensors):
-            report.hint = f'  The shapes in the file are those of {arch}.'
+    if not report.loaded:
+        report.missing = report.missing or list(own)
+    return report, chosen
+
+
+def _fill(module: nn.Module, trial: _Trial) -> LoadReport:
+    """Copy into ``module`` what was found to fit.
+
+    Raises:
+        CheckpointMismatch: it does not fit, or holds NaN or infinity.
+    """
+    report, chosen, file = trial.report, trial.chosen, trial.report.file
+    if not trial.fits:
+        hints = [report.hint]
+        if arch := infer_arch(trial.tensors):
+            hints.append(f'  The shapes in the file are those of {arch}.')
         if not report.loaded:
-            report.hint += '\n  No tensor of the file has a name of the model.'
-            report.missing = report.missing or list(own)
+            hints.append('  No tensor of the file has a name of the model.')
+        report.hint = '\n'.join(filter(None, hints))
         raise CheckpointMismatch(str(report))
     infinite = [name for name, t in chosen.items() if t.is_floating_point() and not t.isfinite().all()]
     if infinite:
@@ -251,13 +402,19 @@ class Pretrained:
 
     Args:
         checkpoint: file or URL.
-        skip, fresh, weights: see :func:`load_checkpoint`.
+        skip, fresh, weights, prefix: see :func:`load_checkpoint`.
     """
 
     def __init__(
-        self, checkpoint: str, skip: Sequence[str] = (), fresh: Sequence[str] = (), weights: str = 'final'
+        self,
+        checkpoint: str,
+        skip: Sequence[str] = (),
+        fresh: Sequence[str] = (),
+        weights: str = 'final',
+        prefix: str | None = None,
     ):
-        self.checkpoint, self.options = checkpoint, dict(skip=skip, fresh=fresh, weights=weights)
+        self.checkpoint = checkpoint
+        self.options = dict(skip=skip, fresh=fresh, weights=weights, prefix=prefix)
 
     def __call__(self, module: nn.Module) -> None:
         report = load_checkpoint(module, self.checkpoint, **self.options)

@@ -26,9 +26,10 @@ from safetensors.torch import load_file as load_safetensors
 from tqdm import tqdm
 
 from ..errors import UserError
-from . import zoo
+from . import kinds, zoo
 
 WEIGHTS_FOLDER = 'CONVNEXT_WEIGHTS'  # environment variable; where weights are looked up and kept
+SUFFIXES = ('.pth', '.safetensors', '.pt', '.bin', '.ckpt', '.tar')  # of files of weights
 TIMEOUT = 30  # seconds without an answer from a server of weights
 
 
@@ -39,16 +40,17 @@ def _statistics_method(owner, name):
     raise UnpicklingError(f'Unsupported global: GLOBAL getattr({owner}, {name}) was not allowed')
 
 
-_multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+# What NumPy's own pickles call: its functions for an array and for a scalar.
+_NEW_ARRAY, _NEW_SCALAR = (value.__reduce__()[0] for value in (np.empty(0), np.float64()))
 # Written down whole: what our files may hold beside tensors, numbers, strings and containers.
 ALLOWED = [
     HistoryBuffer,  # mmengine's log of scalars
     (_statistics_method, 'builtins.getattr'),
     (_statistics_method, '__builtin__.getattr'),
-    _multiarray._reconstruct,  # NumPy arrays and scalars: logged values, palettes, box scales
-    (_multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),  # as NumPy 1 wrote it
-    _multiarray.scalar,
-    (_multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    _NEW_ARRAY,  # NumPy arrays and scalars: logged values, palettes, box scales
+    (_NEW_ARRAY, 'numpy.core.multiarray._reconstruct'),  # as NumPy 1 wrote it
+    _NEW_SCALAR,
+    (_NEW_SCALAR, 'numpy.core.multiarray.scalar'),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in '?bBhHiIlLqQefd'},
@@ -69,13 +71,13 @@ def read_checkpoint(path: str | os.PathLike, map_location='cpu') -> dict:
     file = local_file(path)
     try:
         with file.open('rb') as stream:
-            start = stream.read(64)
+            start = stream.read(kinds.ENOUGH)
     except OSError as error:
         raise UnreadableCheckpoint(f'{file} cannot be opened: {error.strerror}') from error
     if not start:
         raise UnreadableCheckpoint(f'{file} is empty (0 bytes): copy or download it again')
-    if start.lstrip()[:1] == b'<':
-        raise UnreadableCheckpoint(f'{file} is a web page, not weights: download it again')
+    if other := kinds.what_else(file, start):
+        raise UnreadableCheckpoint(f'{file} {other}')
     if file.suffix == '.safetensors' or start[8:9] == b'{':
         try:
             content = load_safetensors(file, device=str(map_location))
@@ -96,6 +98,12 @@ def _torch_load(file, map_location=None, weights_only=True):
         with torch.serialization.safe_globals(ALLOWED):
             return torch.load(file, map_location=map_location, weights_only=True)
     except UnpicklingError as error:
+        if network := kinds.pickled_network(Path(file)):
+            raise UnreadableCheckpoint(
+                f'{file} holds a network pickled as a whole ({network}), which is a program; nothing of it '
+                'was run: take its weights, or, if you trust it, write them where its code is by '
+                "torch.save(model.state_dict(), 'weights.pth')"
+            ) from error
         if found := re.search(r'(?:GLOBAL|but got|function) (\S+)', str(error)):
             raise UnreadableCheckpoint(
                 f'{file} holds {found[1]}, which is not data; nothing of it was run. A file of weights '
@@ -110,6 +118,11 @@ def _torch_load(file, map_location=None, weights_only=True):
 
 
 def _damaged(file, error: Exception) -> str:
+    if kinds.is_plain_pickle(Path(file)):
+        return (
+            f'{file} is a pickle that torch.save did not write (pickle.dump), which is not opened: get the '
+            'weights as .safetensors or .pth'
+        )
     reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
     return f'{file} is truncated, damaged or no file of weights ({reason}): copy or download it again'
 
@@ -154,6 +167,12 @@ def local_file(path: str | os.PathLike) -> Path:
     url = released.url if released else str(path)
     if not url.startswith(('http://', 'https://')):
         file = Path(path).expanduser()
+        if file.is_dir():
+            inside = sorted(f.name for f in file.iterdir() if f.suffix in SUFFIXES)
+            raise UnreadableCheckpoint(
+                f'{file} is a folder: give a file of weights in it, '
+                + (', '.join(inside[:4]) if inside else f'which has no {", ".join(SUFFIXES)}')
+            )
         if not file.is_file():
             raise UnreadableCheckpoint(f'no file of weights at {file}{zoo.nearest(url)}')
         return file

@@ -1,5 +1,6 @@
 """Converts tensors of which each process holds a shard (FSDP): full ones for a file, and back."""
 
+import copy
 from collections import OrderedDict
 
 from torch import Tensor
@@ -21,9 +22,8 @@ def full_state(value, keep: bool):
         value = value.full_tensor() if is_sharded(value) else value
         return value.cpu() if keep else None
     if type(value) in (dict, OrderedDict):
-        full = type(value)((key, full_state(child, keep)) for key, child in value.items())
-        if hasattr(value, '_metadata'):  # of a state_dict: the versions of its layers
-            full._metadata = value._metadata
+        full = copy.copy(value)  # with what a state_dict has beside its tensors: the versions of the layers
+        full.update((key, full_state(child, keep)) for key, child in value.items())
         return full
     if type(value) in (list, tuple):
         return type(value)(full_state(child, keep) for child in value)

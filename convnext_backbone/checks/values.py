@@ -1,4 +1,4 @@
-"""Checks ranges and choices of a config's settings: one out of its range trains for days on the wrong thing.
+"""Checks ranges and choices of settings: one out of its range trains, for days, on the wrong thing.
 
 Rules are tables: key -> :class:`Number` or :class:`Choice`. What a rule refuses, no config that mmdet or
 mmseg ship has (tests/test_values.py looks at all of them).

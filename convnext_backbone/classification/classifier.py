@@ -26,6 +26,9 @@ class Classifier(BaseModel):
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
         mixup: arguments of ``timm.data.Mixup`` (``mixup_alpha``, ``cutmix_alpha``, ...), which mixes the
             images and labels of every training batch; the batch must be even.
+
+    Raises:
+        UserError: the backbone is none of this package.
     """
 
     checkpoint_names = staticmethod(released_names)  # under which a checkpoint has its parameters

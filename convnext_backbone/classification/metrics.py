@@ -28,6 +28,12 @@ class Accuracy(BaseMetric):
         self.out_dir = out_dir
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keep, of each image, the rank of its label (0: the highest logit), and label and predicted class.
+
+        Args:
+            data_batch: not needed.
+            data_samples: of each image ``logits`` (classes,) and ``label``, its number.
+        """
         for sample in data_samples:
             logits, label = sample['logits'], int(sample['label'])
             before = (logits > logits[label]).sum() + (logits[:label] == logits[label]).sum()
@@ -36,6 +42,7 @@ class Accuracy(BaseMetric):
             self.results.append((rank, len(logits), label, int(logits.argmax())))
 
     def compute_metrics(self, results: list[tuple[int, int, int, int]]) -> dict[str, float]:
+        """Return ``top1``, ``top5``, ... in percent of the images; write the files of ``out_dir``, if set."""
         classes = results[0][1]
         if self.out_dir:
             self._write(classes, [result[2:] for result in results])

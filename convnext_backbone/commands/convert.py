@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..checkpoint import read_checkpoint
-from ..checkpoint.formats import from_released, infer_arch, tensors_of, to_released
+from ..checkpoint.formats import from_released, infer_arch
+from ..checkpoint.networks import recognise, tensors_of
 from ..checkpoint.read import file_hash, local_file
 from ..checkpoint.zoo import RELEASED
 from ..cli import Parser
@@ -50,7 +51,7 @@ def main(argv=None) -> Path | None:
             print(f'{name:34s} {mebibytes(released):6.0f} MiB  {released}')
         return None
     file = local_file(args.file)
-    source, tensors = to_released(tensors_of(read_checkpoint(file), str(file), args.weights))
+    source, tensors = recognise(tensors_of(read_checkpoint(file), str(file), args.weights))
     v2 = any('.grn.' in name for name in tensors)
     target = {'safetensors': 'official', 'hf': 'hf_v2' if v2 else 'hf'}.get(args.to, args.to)
     converted = from_released(tensors, target)

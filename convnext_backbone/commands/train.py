@@ -23,6 +23,11 @@ def parse_args(argv=None):
         choices=('final', 'ema'),
         help='which, of a training that kept a moving average; default: final, as the published recipes',
     )
+    parser.add_argument(
+        '--pretrained-prefix',
+        metavar='PREFIX',
+        help='what is in front of the names of the network to take (such as teacher.backbone.)',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
     parser.add_argument(
         '--resume',
@@ -30,6 +35,11 @@ def parse_args(argv=None):
         const='auto',
         metavar='PATH',
         help='go on from a checkpoint; without PATH from the newest whole one in the work dir',
+    )
+    parser.add_argument(
+        '--new-lr',
+        action='store_true',
+        help="with --resume: the config's learning rate in place of the checkpoint's, schedule in proportion",
     )
     parser.add_argument(
         '--stop-at',

@@ -11,11 +11,11 @@ from .adapt import (
     use_plain_batch_norm,
     write_details,
 )
-from .data import check_classes, check_data, datasets, num_classes, set_data_root
+from .data import check_classes, datasets, num_classes, set_data_root
 from .files import CONFIGS, check_work_dir, config_names, find_config, published, sizes
 from .keys import apply_options, check_keys, dicts, hooks_of, nodes
 from .read import read_config
-from .stand_ins import add_default_hooks, use_stand_ins
+from .stand_ins import add_default_hooks, use_preprocessors, use_stand_ins
 from .task import image_format, task_of
 from .weights import PRETRAINED, drop_pretrained, set_pretrained, start_from
 
@@ -25,7 +25,6 @@ __all__ = [
     'add_default_hooks',
     'apply_options',
     'check_classes',
-    'check_data',
     'check_keys',
     'check_work_dir',
     'choose_device',
@@ -52,6 +51,7 @@ __all__ = [
     'start_from',
     'task_of',
     'use_plain_batch_norm',
+    'use_preprocessors',
     'use_stand_ins',
     'write_details',
 ]

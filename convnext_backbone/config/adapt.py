@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..registry import type_name
 from .data import datasets
 from .keys import dicts, hooks_of
+from .stand_ins import loads_mask
 from .weights import drop_pretrained
 
 
@@ -73,16 +74,20 @@ def set_batch(cfg: Config, scale_lr: bool = False) -> list[str]:
         if type_name(hook) == 'EMAHook':
             hook.setdefault('interval', counts)
     batch, notes = step * counts, []
+    resumed = ', not of a training that is resumed without --new-lr' if cfg.get('resume') else ''
     if recipe and batch != recipe and 'lr' in optimizer:
         fitting = optimizer['lr'] * batch / recipe
         if scale_lr:
-            notes = [f'learning rate {optimizer["lr"]:g}, for {recipe} images, scaled to {fitting:g}']
+            notes = [
+                f'learning rate {optimizer["lr"]:g}, for {recipe} images, scaled to {fitting:g}{resumed}'
+            ]
             optimizer['lr'] = fitting
         else:
-            notes = [_batch_warning(cfg, batch, recipe, processes, fitting)]
+            notes = [_batch_warning(cfg, batch, recipe, processes, fitting) + resumed]
     if scaling:
         cfg.auto_scale_lr = None  # mmengine's own scaling knows nothing of accumulated steps
-    rate = f', learning rate {optimizer["lr"]:g}' if 'lr' in optimizer else ''
+    # That of a training that is resumed is the checkpoint's; engine/resume_settings.py logs it.
+    rate = f', learning rate {optimizer["lr"]:g}' if 'lr' in optimizer and not resumed else ''
     how = f'{processes} x {cfg.train_dataloader.get("batch_size", 1)}' + f' x {counts} accumulated' * (
         counts > 1
     )
@@ -220,9 +225,9 @@ def for_testing(cfg: Config, checkpoint: str) -> None:
 
 
 def skip_corrupt_images(cfg: Config) -> None:
-    """Let the training data leave out unreadable images, naming and counting them, instead of stopping."""
-    ours = ('LoadImage', 'ImageDataset', 'ImageStream')
+    """Let the training data leave out unreadable images and masks, naming and counting them."""
+    ours = ('LoadImage', 'LoadMask', 'ImageDataset', 'ImageStream')
     readers = ('LoadImageFromFile', *(f'convnext_backbone.{name}' for name in ours))
     for node in dicts(cfg.train_dataloader):
-        if type_name(node) in readers:
+        if type_name(node) in readers or loads_mask(cfg, node):
             node['skip_corrupt'] = True

@@ -1,9 +1,7 @@
-"""Reads what a config says about its data: where it lies, whether it is there, which classes it has."""
+"""Reads what a config says about its data: where it lies, which classes its heads predict."""
 
-import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from mmengine.config import Config
 
@@ -52,67 +50,6 @@ def _replace_prefix(value, old: str, new: str):
     if isinstance(value, str) and value.startswith(old):
         return new + value[len(old) :].lstrip('/')
     return value
-
-
-def check_data(cfg: Config, splits) -> list[str]:
-    """Check that folders and annotation files exist, and that annotations and config have the same classes.
-
-    Raises:
-        UserError: naming the path or the category.
-    """
-    notes = []
-    for split, dataset in datasets(cfg, splits):
-        root = dataset.get('data_root') or ''
-        if root and '://' not in root and not os.path.isdir(root):
-            raise UserError(
-                f'no data at {root} ({split}): give the folder with --data-root DIR, '
-                'or put a link to it there'
-            )
-        paths = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
-        for path in filter(None, paths):
-            if isinstance(path, str) and not os.path.exists(os.path.join(root, path)):
-                raise UserError(f'{os.path.join(root, path)} does not exist ({split}, data root {root!r})')
-        if type_name(dataset) == 'CocoDataset':
-            notes += _check_coco(os.path.join(root, dataset['ann_file']), dataset)
-    return notes
-
-
-def _check_coco(file: str, dataset: dict) -> list[str]:
-    from mmdet.datasets import CocoDataset
-
-    try:
-        content = json.loads(Path(file).read_text())
-        names = {category['id']: category['name'] for category in content['categories']}
-        counts = dict.fromkeys(names, 0)
-        for annotation in content['annotations']:
-            counts[annotation['category_id']] = counts.get(annotation['category_id'], 0) + 1
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{file} is no COCO annotation file: {type(error).__name__} {error}') from error
-    if unknown := sorted(set(counts) - set(names)):
-        raise UserError(
-            f'{file}: {counts[unknown[0]]} annotations have category_id {unknown[0]}, which its '
-            f'"categories" do not list (they list {_some(names)})'
-        )
-    chosen = (dataset.get('metainfo') or {}).get('classes')
-    classes = chosen or CocoDataset.METAINFO['classes']
-    if isinstance(classes, str):  # the name of a file of names, as mmengine reads it
-        classes = Path(classes).read_text().splitlines() if Path(classes).is_file() else [classes]
-    if absent := [name for name in classes if name not in names.values()]:
-        raise UserError(
-            f'{file} has no category {absent[0]!r}, a class of the config '
-            f'({len(absent)} of {len(classes)} classes are not in the file, which lists '
-            f'{_some(names.values())}): set metainfo=dict(classes=...) in every dataset of the config'
-        )
-    if other := {name: counts[i] for i, name in names.items() if name not in classes}:
-        text = ', '.join(f'{name} ({n} annotations)' for name, n in other.items())
-        if not chosen:
-            raise UserError(
-                f'{file} has categories that the config does not name: {text}; set '
-                'metainfo=dict(classes=...) in every dataset of the config, without them if they are to '
-                'be left out'
-            )
-        return [f'{file}: left out, since metainfo.classes does not name them: {text}']
-    return []
 
 
 def _some(values) -> str:

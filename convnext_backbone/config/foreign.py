@@ -37,7 +37,7 @@ DROPPED = {
     ),
 }
 FOREIGN_KEYS = {'in_chans', 'pretrained', 'gap_before_final_norm', 'use_grn', 'linear_pw_conv', 'model_name'}
-MMPRETRAIN = [  # file names of mmpretrain: the released names that its metafile.yml gives as their sources
+MMPRETRAIN = [  # file names of mmpretrain, and the released names of their sources, by its metafile.yml
     (r'convnext-(\w+)_3rdparty_\w+-noema_in1k_', 'convnext_{}_1k_224'),
     (r'convnext-(\w+)_3rdparty_in1k-384px_', 'convnext_{}_1k_384'),
     (r'convnext-(\w+)_3rdparty_(?:\d+xb\d+_)?in1k_', 'convnext_{}_1k_224_ema'),
@@ -80,6 +80,15 @@ def check_backbones(cfg: Config, path: str, found: list[tuple[str, str, str]]) -
     raise UserError(f'{path}: {"; ".join(texts)}{_imports(cfg)}')
 
 
+def _type_of(node: dict) -> str | type:
+    """Return the ``type`` of a node; a class of a new-style config is imported here, if it can be."""
+    try:
+        kind = node.get('type')
+    except ImportError:
+        kind = dict.get(node, 'type')
+    return kind if isinstance(kind, (str, type)) else str(kind)
+
+
 def foreign_backbones(cfg: Config) -> Iterator[tuple[str, str, str]]:
     """Yield for each: its key, whose it is, and the ``dict(...)`` that takes its place."""
     model = cfg.get('model')
@@ -88,10 +97,7 @@ def foreign_backbones(cfg: Config) -> Iterator[tuple[str, str, str]]:
     own = own_values(cfg.filename) if str(cfg.filename or '').endswith('.py') else {}
     scope = cfg.get('default_scope')
     for place, node, parent in _nodes(model, 'model', {}):
-        kind = dict.get(node, 'type')
-        kind = (
-            kind if isinstance(kind, (str, type)) else str(kind)
-        )  # a class that is imported when it is asked
+        kind = _type_of(node)
         name = type_name(kind).rpartition('.')[2]
         inner = dict.get(node, '_scope_') or scope
         if name not in MADE_OF or (name == 'TIMMBackbone' and not _timm_name(node)):

@@ -14,6 +14,8 @@ STAND_INS = {
     'CheckpointHook': 'CheckpointHook',
     'LoadImageFromFile': 'LoadImage',
 }
+# Preprocessors of mmdet and mmseg take means of one or three channels, ours of the same name any number.
+PREPROCESSORS = ('DetDataPreprocessor', 'SegDataPreProcessor')
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 # Hooks of every training, beside those that mmengine adds by itself.
 DEFAULT_HOOKS = {
@@ -49,6 +51,8 @@ def add_default_hooks(cfg: Config) -> None:
 def use_stand_ins(cfg: Config) -> list[str]:
     """Put our classes in the place of those in :data:`STAND_INS`, and add our default hooks.
 
+    Preprocessors are replaced as :func:`use_preprocessors` says.
+
     Returns:
         One line that names what was replaced; none if nothing was.
     """
@@ -59,9 +63,14 @@ def use_stand_ins(cfg: Config) -> list[str]:
         train_cfg['type'] = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
     hooks = hooks_of(cfg)
     pipelines = [node for key in (*DATALOADERS, 'tta_pipeline') for node in dicts(cfg.get(key))]
-    replaced = {}
+    replaced = use_preprocessors(cfg)
     for node in [train_cfg, *hooks, *pipelines]:
-        if isinstance(node, dict) and (ours := STAND_INS.get(type_name(node))):
+        if not isinstance(node, dict):
+            continue
+        if loads_mask(cfg, node):
+            replaced['mmseg.LoadAnnotations'] = 'LoadMask'
+            node['type'] = f'{SCOPE}.LoadMask'
+        elif ours := STAND_INS.get(type_name(node)):
             replaced[type_name(node)] = ours
             node['type'] = f'{SCOPE}.{ours}'
             if node is train_cfg:  # mmengine takes one of both
@@ -76,3 +85,30 @@ def use_stand_ins(cfg: Config) -> list[str]:
         return []
     pairs = ', '.join(f'{SCOPE}.{ours} for {theirs}' for theirs, ours in sorted(replaced.items()))
     return [f'stand-ins: {pairs}']
+
+
+def use_preprocessors(cfg: Config) -> dict[str, str]:
+    """Put ours in the place of :data:`PREPROCESSORS` where the means are not one or three.
+
+    Whatever builds a model from a config calls it first.
+
+    Returns:
+        Name of ours, by name of what it stands in for.
+    """
+    replaced = {}
+    for node in dicts(cfg.model):
+        numbers = {len(node[key]) for key in ('mean', 'std') if isinstance(node.get(key), (list, tuple))}
+        if (name := type_name(node)) in PREPROCESSORS and not numbers <= {1, 3}:
+            replaced[name] = name
+            node['type'] = f'{SCOPE}.{name}'
+    return replaced
+
+
+def loads_mask(cfg: Config, node: dict) -> bool:
+    """Return whether a step of a pipeline is mmseg's ``LoadAnnotations``; mmdet has another of that name."""
+    kind = node.get('type')
+    if type_name(kind) != 'LoadAnnotations':
+        return False
+    module = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
+    package = module.partition('.')[0]
+    return package == 'mmseg' or (module == 'LoadAnnotations' and cfg.get('default_scope') == 'mmseg')

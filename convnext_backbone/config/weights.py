@@ -15,7 +15,11 @@ PRETRAINED = 'convnext_backbone.Pretrained'
 
 
 def start_from(
-    cfg: Config, resume: str | None, pretrained: str | None, weights: str | None = None
+    cfg: Config,
+    resume: str | None,
+    pretrained: str | None,
+    weights: str | None = None,
+    prefix: str | None = None,
 ) -> list[str]:
     """Set where the weights come from: ``--resume``, ``load_from`` of the config, or ``--pretrained``.
 
@@ -24,7 +28,7 @@ def start_from(
 
     Args:
         resume: path of a checkpoint, ``'auto'`` for the newest of the work dir, ``None``.
-        pretrained, weights: see :func:`set_pretrained`.
+        pretrained, weights, prefix: see :func:`set_pretrained`.
 
     Raises:
         UserError: a file is missing, or both are given.
@@ -53,28 +57,36 @@ def start_from(
     if isinstance(source, str) and not going_on and pretrained not in (None, 'none'):
         raise UserError(f'--pretrained {pretrained} would be overwritten by load_from {source}: give one')
     if not going_on and (not source or isinstance(source, dict)):
-        return notes + set_pretrained(cfg, pretrained, weights)  # a dict names parts that start afresh
-    if weights:
-        raise UserError(f'--pretrained-weights {weights}: another checkpoint has all the weights')
+        return notes + set_pretrained(
+            cfg, pretrained, weights, prefix
+        )  # a dict names parts that start afresh
+    if option := _options(weights, prefix):
+        raise UserError(f'{option}: another checkpoint has all the weights, leave the option out')
     drop_pretrained(cfg)
     return notes
 
 
-def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) -> list[str]:
+def set_pretrained(
+    cfg: Config, choice: str | None, weights: str | None = None, prefix: str | None = None
+) -> list[str]:
     """Set path, URL or released name of the backbone's weights (``--pretrained``); ``none``: from scratch.
 
     Args:
         weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_checkpoint`.
+        prefix: what is in front of the names in the file, where it holds several networks.
 
     Raises:
-        UserError: there is no such file, or ``weights`` is given and the config loads no pretrained weights.
+        UserError: there is no such file, or ``weights`` or ``prefix`` is given and the config loads no
+            pretrained weights.
     """
     if choice is None:
         given = [init for node in dicts(cfg.model) for init in _inits(node) if type_name(init) == PRETRAINED]
-        if weights and not given:
-            raise UserError(f'--pretrained-weights {weights}: the config loads no pretrained weights')
+        if (option := _options(weights, prefix)) and not given:
+            raise UserError(f'{option}: the config loads no pretrained weights, give --pretrained FILE, too')
         for init in given:
             init['weights'] = weights or init.get('weights', 'final')
+            if prefix:
+                init['prefix'] = prefix
         return []
     model = cfg.model
     own = any(type_name(init) == PRETRAINED for init in _inits(model))  # a classifier is loaded as a whole
@@ -82,6 +94,8 @@ def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) 
     given = _inits(node)
     others = [init for init in given if type_name(init) not in (PRETRAINED, 'Pretrained')]
     if choice.lower() == 'none':
+        if option := _options(weights, prefix):
+            raise UserError(f'{option}: --pretrained none loads no weights, leave one of the two out')
         node.init_cfg = others or None
         return ['no pretrained weights: --pretrained none']
     remote = choice in zoo.RELEASED or choice.startswith(('http://', 'https://'))
@@ -89,8 +103,19 @@ def set_pretrained(cfg: Config, choice: str | None, weights: str | None = None) 
         raise UserError(f'--pretrained: no file of weights at {choice}{zoo.nearest(choice)}')
     kept = next((init for init in given if type_name(init) == PRETRAINED), {})
     chosen = {**kept, 'type': PRETRAINED, 'checkpoint': choice, 'weights': weights or 'final'}
+    chosen.pop('prefix', None)  # that of the config is for another file
+    if prefix:
+        chosen['prefix'] = prefix
     node.init_cfg = [*others, chosen]
     return []
+
+
+def _options(weights: str | None, prefix: str | None) -> str:
+    """Return the options that say more about pretrained weights, as they were given; empty if none was."""
+    given = [f'--pretrained-weights {weights}'] * bool(weights) + [f'--pretrained-prefix {prefix}'] * bool(
+        prefix
+    )
+    return ' '.join(given)
 
 
 def _inits(node: dict) -> list[dict]:

@@ -3,8 +3,9 @@
 from .checkpoint_hook import CheckpointHook
 from .hooks import DataHook, HangHook, NonFiniteGuardHook, ProgressHook
 from .layer_decay import LayerDecayConstructor
-from .loops import EpochLoop, IterLoop, ResumableBatchSampler
+from .loops import EpochLoop, IterLoop
 from .runner import Runner
+from .sampler import ResumableBatchSampler
 
 __all__ = [
     'CheckpointHook',

@@ -31,6 +31,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             training goes on, and fails at its end if the last one could not be written either) or ``'stop'``.
         kwargs: mmengine's (``interval``, ``by_epoch``, ``max_keep_ckpts``, ``save_best``, ...). ``out_dir``
             is a folder of this machine.
+
+    Raises:
+        UserError: an unknown ``on_error``, or an ``out_dir`` on a server; in training, see ``on_error``.
     """
 
     def __init__(self, *args, on_error: str = 'continue', **kwargs):
@@ -43,6 +46,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.last_step, self._unwritten = None, ''
 
     def before_train(self, runner) -> None:
+        """Prepare the folder as mmengine does; remove what a killed process left half-written there."""
         super().before_train(runner)
         if is_main_process():
             for left in Path(self.out_dir).glob('.*.part'):  # of a process that was killed while writing
@@ -60,12 +64,14 @@ class CheckpointHook(MMEngineCheckpointHook):
         return Path(self.last_ckpt)
 
     def after_train_epoch(self, runner) -> None:
+        """Write the checkpoint that is due after an epoch, if they go by epochs."""
         due = self.every_n_epochs(runner, self.interval, self.save_begin)
         if self.by_epoch and (due or (self.save_last and self.is_last_train_epoch(runner))):
             runner.logger.info(f'Saving checkpoint at {runner.epoch + 1} epochs')
             self._write_regular(runner, runner.epoch + 1, dict(epoch=runner.epoch + 1, iter=runner.iter))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Write the checkpoint that is due after a step, if they go by steps."""
         due = self.every_n_train_iters(runner, self.interval, self.save_begin)
         if not self.by_epoch and (due or (self.save_last and self.is_last_train_iter(runner))):
             runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
@@ -119,6 +125,11 @@ class CheckpointHook(MMEngineCheckpointHook):
             _remove(file)
 
     def after_val_epoch(self, runner, metrics) -> None:
+        """Write the best checkpoint, and note beside the last one that its validation is done.
+
+        Raises:
+            UserError: see :meth:`_keep_best`.
+        """
         if metrics and self.save_best:
             self._keep_best(runner, metrics)
         schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
@@ -142,13 +153,16 @@ class CheckpointHook(MMEngineCheckpointHook):
         """
         if 'auto' in self.key_indicators:
             first = next(iter(metrics))
+            keys = dict(greater_keys=self.greater_keys, less_keys=self.less_keys)
             try:
-                self._init_rule(self.rules, [first])
+                named = MMEngineCheckpointHook(save_best=first, rule=self.rules[0], **keys)
             except ValueError as error:
                 raise UserError(
                     f"save_best of CheckpointHook is 'auto', and it is not known whether a larger {first!r} "
                     "is better: set rule='greater' or rule='less'"
                 ) from error
+            self.key_indicators, self.rules = named.key_indicators, named.rules
+            self.is_better_than = named.is_better_than
         done = runner.epoch if self.by_epoch else runner.iter
         meta = dict(epoch=runner.epoch, iter=runner.iter)
         any_better = False
@@ -189,6 +203,11 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._write_regular(runner, done, meta)
 
     def after_train(self, runner) -> None:
+        """Do what mmengine does at the end of a training.
+
+        Raises:
+            UserError: the last checkpoint could not be written.
+        """
         self._raise_if_unwritten()
         if self.save_best:  # what mmengine publishes by published_keys
             known = runner.message_hub.runtime_info
@@ -203,6 +222,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             broadcast(buffer)
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Let a request to stop end the training between two steps of a validation."""
         runner.stop_if_asked(validated=batch_idx + 1)
 
 

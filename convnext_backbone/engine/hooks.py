@@ -44,15 +44,18 @@ class DataHook(Hook):
         self._ended = None
 
     def before_train_epoch(self, runner) -> None:
+        """Set the epoch of a stream; the pause before an epoch is no waiting for data."""
         dataset = runner.train_loop.dataloader.dataset
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(runner.epoch)
         self._ready = self._ended = None
 
     def before_val_epoch(self, runner) -> None:
+        """Leave the time of a validation out of what is measured."""
         self._ready = self._ended = None
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Add the seconds since the last step ended to those of waiting, while these are measured."""
         now = time.perf_counter()
         if self._step == self.skip:
             self._start = now
@@ -60,6 +63,7 @@ class DataHook(Hook):
             self._waited += now - self._ready  # since the last step ended
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Log ``images_per_second`` of all processes; after the last measured step judge the data loader."""
         now = time.perf_counter()
         images = len(data_batch.get('inputs', ())) if isinstance(data_batch, dict) else 0
         if images and self._ended is not None:
@@ -107,12 +111,15 @@ class NonFiniteGuardHook(Hook):
         self._row, self._left_out, self._broken = 0, False, None
 
     def before_train(self, runner) -> None:
+        """Watch the optimizer's steps, and find the buffers that a step may spoil.
+
+        With loss scaling, or with several optimizers, the losses are watched instead.
+        """
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         self._by_loss = optimizer is None or hasattr(runner.optim_wrapper, 'loss_scaler')
         if not self._by_loss:
             optimizer.register_step_pre_hook(self._check)
         self._buffers = [buffer for buffer in runner.model.buffers() if buffer.is_floating_point()]
-        self._kept = [buffer.clone() for buffer in self._buffers]
 
     def _check(self, optimizer, args, kwargs) -> None:
         """Drop gradients that are not finite before the optimizer's step, which has nothing to do then."""
@@ -125,11 +132,24 @@ class NonFiniteGuardHook(Hook):
             parameter.grad = None  # the optimizer passes over parameters without a gradient
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Keep the random numbers and the buffers, so that the step can be computed anew or undone."""
         self._begin = getattr(getattr(runner.train_loop, 'random', None), 'states', None)
+        if self._buffers:  # together, which is one operation
+            self._kept = torch.cat([buffer.flatten() for buffer in self._buffers])
+
+    def _restore_buffers(self) -> None:
+        """Set the buffers to what they were before this step."""
         if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+            kept = self._kept.split([buffer.numel() for buffer in self._buffers])
+            for buffer, numbers in zip(self._buffers, kept):
+                buffer.copy_(numbers.view_as(buffer))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Restore the buffers after a step that is not finite, and log or raise what is known about it.
+
+        Raises:
+            UserError: it is the last of ``patience`` updates in a row.
+        """
         losses = {
             n: v.item() if isinstance(v, Tensor) else v for n, v in (outputs or {}).items() if _is_number(v)
         }
@@ -142,8 +162,8 @@ class NonFiniteGuardHook(Hook):
             self._broken = words, data_batch, self._begin
         if self._by_loss:
             self._row, self._left_out = (self._row + 1 if broken else 0), bool(broken)
-        if (broken or self._left_out) and self._buffers:
-            torch._foreach_copy_(self._buffers, self._kept)  # running statistics would stay NaN for ever
+        if broken or self._left_out:
+            self._restore_buffers()  # running statistics would stay NaN for ever
         if not self._left_out:
             return
         words, batch, begin = self._broken or (
@@ -195,8 +215,7 @@ class NonFiniteGuardHook(Hook):
             set_states(outside)
             for handle in handles:
                 handle.remove()
-            if self._buffers:
-                torch._foreach_copy_(self._buffers, self._kept)
+            self._restore_buffers()
         if not images_are:
             return 'the images themselves are not finite, or what mean and std make of them'
         if not found:
@@ -251,6 +270,7 @@ class HangHook(Hook):
         self._over = threading.Event()
 
     def before_train(self, runner) -> None:
+        """Start the thread that watches this process."""
         self._progress('before the first step', self.PATIENCE)
         self._first = True
         self._over.clear()
@@ -277,23 +297,29 @@ class HangHook(Hook):
         self._seen, self._place, self._patience = time.monotonic(), place, patience
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Note that a batch is there; the first step of the process may take longer."""
         self._progress(f'in training step {runner.iter + 1}', self.PATIENCE if self._first else 1)
         self._first = False
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Note that a checkpoint is being written, which may take longer."""
         self._progress('writing a checkpoint', self.PATIENCE)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Note that a training step is done."""
         self._progress(f'after training step {runner.iter + 1}')
 
     def before_val_epoch(self, runner) -> None:
+        """Note that a validation begins."""
         self._progress('at the beginning of a validation')
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Note that a validation step is done; after the last one come the metrics, which may take longer."""
         last = batch_idx + 1 >= len(runner.val_dataloader)
         self._progress(f'after validation step {batch_idx + 1}', self.PATIENCE if last else 1)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
+        """Note that a validation is done."""
         self._progress('after a validation')
 
     def close(self) -> None:
@@ -308,6 +334,7 @@ class ProgressHook(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner) -> None:
+        """Make the bar, visible in the first process and on a terminal only."""
         self._stack = contextlib.ExitStack()
         shown = is_main_process() and sys.stderr.isatty()
         self._bar = tqdm(
@@ -323,6 +350,7 @@ class ProgressHook(Hook):
             self._stack.enter_context(logging_redirect_tqdm([runner.logger]))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Move the bar on by a step, with the loss beside it."""
         self._bar.update()
         loss = (outputs or {}).get('loss')
         if loss is not None and not self._bar.disable:

@@ -286,6 +286,7 @@ class StopRequest:
         return signal.Signals(number).name if number else ''
 
     def close(self) -> None:
+        """Put back what handled the signals before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -43,19 +43,21 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             backbone, a learning rate above the head's, or a model without one of our backbones.
     """
 
-    def _validate_cfg(self) -> None:
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        given = paramwise_cfg or {}
         known = {'decay_rate', 'decay_type', 'num_layers'}
-        if unknown := set(self.paramwise_cfg) - known:
+        if unknown := set(given) - known:
             raise UserError(
                 f'paramwise_cfg of LayerDecayConstructor knows {", ".join(sorted(known))}, '
                 f'got {", ".join(sorted(unknown))}'
             )
-        rate = self.paramwise_cfg.get('decay_rate')
+        rate = given.get('decay_rate')
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
             raise UserError(
                 f'paramwise_cfg.decay_rate must lie in (0, 1], got {rate!r}: '
                 'above 1 the first layers would learn faster than the head'
             )
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
         if self.base_lr is None or self.base_wd is None:
             raise UserError('optimizer needs lr and weight_decay for layer-wise decay')
 

@@ -71,6 +71,7 @@ class RandomStream:
         )
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on where the stream was whose :meth:`state_dict` this is."""
         version, words, gauss = state['python']
         numpy, *rest = state['numpy']
         self.states = (

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from torch import nn
 
 from .. import config as configs
+from ..checks import AMOUNTS, check_config
 from ..errors import UserError, check_choice
 from . import launch
 from .runner import Runner
@@ -20,8 +21,10 @@ def train(
     *,
     pretrained: str | os.PathLike | None = None,
     pretrained_weights: str | None = None,
+    pretrained_prefix: str | None = None,
     amp: bool = False,
     resume: str | os.PathLike | bool | None = None,
+    new_lr: bool = False,
     stop_at: int | None = None,
     fsdp: bool = False,
     auto_scale_lr: bool = False,
@@ -36,15 +39,18 @@ def train(
         config: path of a config, the name of one that comes along (``cascade_convnext_t``), or a Config.
         pretrained: weights by path, URL or released name, loaded strictly; ``'none'``: from scratch.
         pretrained_weights: ``'final'`` or ``'ema'``, of a training that kept a moving average.
+        pretrained_prefix: what is in front of the names of the network to take, of a file with several.
         amp: mixed precision, if the config has none.
         resume: path of a checkpoint to go on from, or ``True`` for the newest whole one in the work dir.
+        new_lr: the learning rate of the config takes the place of the checkpoint's when resuming; the rest of
+            the schedule changes in proportion.
         stop_at: end after so many steps in all, with a checkpoint.
         fsdp: divide parameters, gradients and optimizer states among the processes.
         auto_scale_lr: learning rate in proportion to the batch, where that differs from the recipe's.
         seed, deterministic: of all random numbers; repeatable algorithms only.
-        skip_corrupt: leave unreadable images out, name and count them.
-        options: ``work_dir``, ``data_root``, ``device``, ``launcher`` and ``cfg_options``, see
-            :func:`run_config`.
+        skip_corrupt: leave unreadable or missing images and masks out, name and count them.
+        options: ``work_dir``, ``data_root``, ``device``, ``launcher``, ``check_data`` and ``cfg_options``,
+            see :func:`run_config`.
 
     Returns:
         The trained model. Checkpoints and logs are in the work dir, by default ``work_dirs/NAME_OF_CONFIG``.
@@ -55,10 +61,11 @@ def train(
     """
     resume = 'auto' if resume is True else _text(resume)
     pretrained = _text(pretrained)
-    cfg, device, notes = run_config(config, ('train_dataloader', 'val_dataloader'), **options)
-    if skip_corrupt:
-        configs.skip_corrupt_images(cfg)
-    notes += configs.start_from(cfg, resume, pretrained, pretrained_weights)
+    splits = ('train_dataloader', 'val_dataloader')
+    cfg, device, notes = run_config(config, splits, skip_corrupt=skip_corrupt, **options)
+    notes += configs.start_from(cfg, resume, pretrained, pretrained_weights, pretrained_prefix)
+    if new_lr and resume is None and not cfg.get('resume'):
+        raise UserError('--new-lr is for --resume: a new training has the learning rate of its config anyway')
     notes += configs.set_batch(cfg, auto_scale_lr)
     notes += configs.choose_precision(cfg, amp, device)
     if fsdp:
@@ -69,7 +76,7 @@ def train(
     randomness = {key: value for key, value in given.items() if value is not None}
     cfg.randomness = {'seed': None, **cfg.get('randomness', {}), **randomness}
     runner = Runner.from_cfg(cfg).log_notes(notes)
-    runner.stop_at = stop_at
+    runner.stop_at, runner.new_lr = stop_at, new_lr
     return runner.train()
 
 
@@ -110,6 +117,8 @@ def run_config(
     data_root: str | os.PathLike | None = None,
     device: str | None = None,
     launcher: str = 'none',
+    check_data: str = 'sample',
+    skip_corrupt: bool = False,
     cfg_options: dict | None = None,
 ) -> tuple[Config, str, list[str]]:
     """Read the config of a run, with its work dir, data, device and processes.
@@ -119,15 +128,19 @@ def run_config(
         splits: the data loaders that will be used; their files must exist.
         work_dir, data_root, device, launcher, cfg_options: the options of every run, see ``convnext train
             --help``.
+        check_data: how many images and masks are read before the run: ``'sample'``, ``'all'`` or ``'none'``.
+        skip_corrupt: leave unreadable or missing images and masks out of the training.
 
     Returns:
         The config, the device (``cpu`` or ``cuda``), and a line for each thing that was changed.
 
     Raises:
-        UserError: the config lacks one of ``splits``, its data is missing, or an option does not fit.
+        UserError: the config lacks one of ``splits``, an option does not fit, or the checks found errors: one
+            line for each.
     """
     if device is not None:
         check_choice('device', device, DEVICES)
+    check_choice('check_data', check_data, AMOUNTS)
     if check_choice('launcher', launcher, LAUNCHERS) == 'slurm':
         launch.slurm_environment()
     device = configs.choose_device(device)
@@ -140,8 +153,13 @@ def run_config(
         raise UserError(f'{name} has no {", ".join(absent)}, which this needs')
     if data_root:
         configs.set_data_root(cfg, str(data_root))
-    notes = configs.check_data(cfg, splits)
-    if device == 'cpu' or launcher == 'none':
-        notes += configs.use_plain_batch_norm(cfg)
+    if skip_corrupt:
+        configs.skip_corrupt_images(cfg)
+    alone = device == 'cpu' or launcher == 'none'
+    notes = configs.use_plain_batch_norm(cfg) if alone else []
+    first = int(os.environ.get('RANK', 0)) == 0  # of several processes one reads images
+    findings = check_config(cfg, splits, check_data if first else 'none')
+    findings.raise_errors()
+    notes += findings.lines()
     launch.start_processes(cfg, launcher, device)
     return cfg, device, notes

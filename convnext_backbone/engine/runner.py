@@ -18,10 +18,12 @@ from mmengine.dist import (
 )
 from mmengine.hooks import EMAHook, LoggerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import DATASETS, METRICS
 from mmengine.runner import Runner as MMEngineRunner
 
-from ..checkpoint.formats import dataset_meta, tensors_of
+from ..checkpoint.formats import dataset_meta
 from ..checkpoint.load import load_trained
+from ..checkpoint.networks import tensors_of
 from ..checkpoint.read import (
     close_unsafe_reader,
     local_file,
@@ -29,13 +31,15 @@ from ..checkpoint.read import (
 )
 from ..checkpoint.sharding import is_sharded
 from ..checkpoint.write import read_metadata, write_checkpoint
-from ..config import check_classes, use_stand_ins
+from ..config import check_classes, datasets, use_stand_ins
+from ..datasets import forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
 from ..registry import type_name
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
-from .loops import ResumableBatchSampler, fetch_seeded
+from .resume_settings import ResumedSettings
+from .sampler import ResumableBatchSampler, fetch_seeded
 
 LOOPS = ('convnext_backbone.EpochLoop', 'convnext_backbone.IterLoop')
 
@@ -59,6 +63,7 @@ class Runner(MMEngineRunner):
         close_unsafe_reader()
         torch.set_flush_denormal(True)  # on a CPU, numbers near zero make a step several times slower
         self._resumed, self.stop_request, self.stop_at, self._least_batches = None, None, None, 0
+        self.new_lr = False
         self._validated = False
         super().__init__(*args, **kwargs)
         log_choice(self.logger)
@@ -85,6 +90,8 @@ class Runner(MMEngineRunner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """Call hooks as in mmengine; a row of the log that does not fit on the disk ends no training."""
+        if fn_name == 'before_run':  # every data loader and metric is built
+            forget_annotations()
         for hook in self.hooks:
             if not hasattr(hook, fn_name):
                 continue
@@ -101,6 +108,10 @@ class Runner(MMEngineRunner):
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
+        if isinstance(dataloader, dict):
+            dataloader = copy.deepcopy(dataloader)
+            for _, dataset in datasets({'': dataloader}, ('',)):
+                _improve(dataset, DATASETS)
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         if hasattr(loader.dataset, 'set_loader'):
             loader.dataset.set_loader(loader.num_workers, loader.batch_size)
@@ -109,6 +120,13 @@ class Runner(MMEngineRunner):
                 fetch_seeded, loader.dataset
             )  # torch looks for it
         return loader
+
+    def build_evaluator(self, evaluator):
+        if isinstance(evaluator, (dict, list)):
+            evaluator = copy.deepcopy(evaluator)
+            for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
+                _improve(metric, METRICS)
+        return super().build_evaluator(evaluator)
 
     @report_build_errors
     def build_train_loop(self, loop):
@@ -266,8 +284,9 @@ class Runner(MMEngineRunner):
             UserError: the checkpoint was trained for other classes than those to be tested.
         """
         asked = dict(filename) if isinstance(filename, dict) else dict(checkpoint=filename)
-        if 'checkpoint' not in asked or set(asked) - {'checkpoint', 'skip', 'fresh'}:
-            raise UserError(f'load_from knows checkpoint, skip and fresh, got {", ".join(sorted(asked))}')
+        if 'checkpoint' not in asked or set(asked) - {'checkpoint', 'skip', 'fresh', 'prefix'}:
+            known = 'checkpoint, skip, fresh and prefix'
+            raise UserError(f'load_from knows {known}, got {", ".join(sorted(asked))}')
         file = local_file(asked.pop('checkpoint'))
         checkpoint = self._resumed or read_checkpoint(file, map_location)
         if self._resume:
@@ -277,6 +296,8 @@ class Runner(MMEngineRunner):
             checkpoint['state_dict'] = tensors_of(checkpoint, str(file))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         report = load_trained(self.unwrapped_model, checkpoint, file, **asked)
+        if self._resume:
+            report.left_out = []  # the hook took the moving average
         self._has_loaded = True
         self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
         return checkpoint
@@ -289,7 +310,11 @@ class Runner(MMEngineRunner):
         self._resumed = checkpoint
         if self._sharded and 'optimizer' in checkpoint:
             state.shard_optimizer_state(self, checkpoint['optimizer'])
+        state.check_resumable(filename, checkpoint)
+        settings = ResumedSettings(self, checkpoint, self.new_lr)
+        settings.report()
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+        settings.apply()
         self._resumed = None
         self.train_loop.validated = self._validated
         state.restore(self, checkpoint)
@@ -346,6 +371,16 @@ class Runner(MMEngineRunner):
                 f'{file} was trained for {len(trained)} classes ({", ".join(trained[:5])} ...), the config '
                 f'tests {len(tested)} ({", ".join(tested[:5])} ...): use the config of the training'
             )
+
+
+def _improve(node, registry) -> None:
+    """Put a class with ours mixed in, see datasets.improve, in the place of the ``type`` of ``node``."""
+    if not isinstance(node, dict) or 'type' not in node:
+        return
+    with registry.switch_scope_and_registry(node.get('_scope_')) as scoped:
+        cls = scoped.get(node['type']) if isinstance(node['type'], str) else node['type']
+    if isinstance(cls, type):
+        node['type'] = improve(cls)
 
 
 def _resumable(loader, endless: bool, seed: int):

@@ -1,6 +1,5 @@
 """Collects and restores the state of a training: what a checkpoint holds beside the weights."""
 
-import functools
 import os
 import time
 from pathlib import Path
@@ -9,7 +8,8 @@ import mmengine
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook
-from mmengine.optim import OptimWrapperDict
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 
 from ..checkpoint.read import UnreadableCheckpoint
 from ..checkpoint.sharding import full_state, shard_like
@@ -125,21 +125,34 @@ def _restore_gradients(runner, gradients: dict) -> None:
         if name in gradients:
             parameter.grad = shard_like(gradients[name], parameter).to(parameter.device)
     runner.logger.info(f'accumulated gradients of {len(gradients)} parameters are taken up')
-    # mmengine would say that they are lost
     if not isinstance(runner.optim_wrapper, OptimWrapperDict):
-        runner.optim_wrapper.initialize_count_status = functools.partial(_count_from, runner.optim_wrapper)
+        _count_in_silence(runner.optim_wrapper)
 
 
-def _count_from(wrapper, model, init_counts: int, max_counts: int) -> None:
-    """Do what mmengine's ``initialize_count_status`` does, without its warning about lost gradients."""
-    wrapper._inner_count, wrapper._max_counts = init_counts, max_counts
-    wrapper._remainder_counts = max_counts % wrapper._accumulative_counts
+def _count_in_silence(wrapper: OptimWrapper) -> None:
+    """Keep mmengine from logging, when it sets the counter of steps, that accumulated gradients are lost."""
+    count = wrapper.initialize_count_status
+
+    def initialize_count_status(model, init_counts: int, max_counts: int) -> None:
+        logger = MMLogger.get_current_instance()
+        logger.addFilter(_nothing)
+        try:
+            count(model, init_counts, max_counts)
+        finally:
+            logger.removeFilter(_nothing)
+
+    wrapper.initialize_count_status = initialize_count_status
+
+
+def _nothing(record) -> bool:
+    """Keep every record out of a log."""
+    return False
 
 
 def _gradients_wait(wrapper) -> bool:
     """Return whether gradients of several steps are accumulated and no update has been made with them."""
     wrappers = wrapper.optim_wrappers.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    return any(each._accumulative_counts > 1 and not each.should_update() for each in wrappers)
+    return not all(each.should_update() for each in wrappers)
 
 
 def _states(schedulers) -> dict | list:

@@ -26,6 +26,11 @@ class OperatorFinder(importlib.abc.MetaPathFinder):
     """Answers the import of :data:`MODULE` and :data:`LINE_NMS`, and of nothing else."""
 
     def find_spec(self, name, path=None, target=None):
+        """Return where a module comes from; ``None`` for modules that are not ours to find.
+
+        Raises:
+            UserError: the environment variable has none of the values it can have.
+        """
         if name == LINE_NMS and hasattr(sys.modules.get(MODULE), OURS):
             return importlib.util.spec_from_loader(name, OperatorLoader(None, ''))
         if name != MODULE:
@@ -55,6 +60,7 @@ class OperatorLoader(importlib.abc.Loader):
         self.compiled, self.why = compiled, why
 
     def create_module(self, spec):
+        """Load the compiled module, or make ours if that fails or is not wanted."""
         if self.compiled is not None:
             try:
                 module = importlib.util.module_from_spec(self.compiled)
@@ -68,6 +74,7 @@ class OperatorLoader(importlib.abc.Loader):
         return operators.OPERATORS['line_nms'] if spec.name == LINE_NMS else operators.make_module(MODULE)
 
     def exec_module(self, module) -> None:
+        """Log which operators were taken; the module is complete already."""
         if hasattr(module, OURS):
             _log(f'mmcv operators: {module.get_compiler_version()} ({self.why or "no compiled mmcv here"})')
         elif self.compiled is not None:

@@ -242,6 +242,7 @@ def roi_pool_forward(
     As in mmcv, the last pixel belongs to a region, and corners are not rounded before the bins are.
 
     Args:
+        input, rois, spatial_scale: see :func:`roi_align_forward`.
         argmax: like ``output``, int32, filled with row * W + column of the maximum; -1 for an empty bin.
     """
     maps, rois, bins = _wide(input), _wide(rois), (pooled_height, pooled_width)
@@ -332,6 +333,7 @@ def deform_roi_pool_forward(
     """Fill ``output`` (K, C, PH, PW) with means over shifted bins (Deformable ConvNets, arXiv:1703.06211).
 
     Args:
+        input, rois, spatial_scale, sampling_ratio: see :func:`roi_align_forward`.
         offset: (K, 2, PH, PW), shifts along x and y in shares of the region's size; empty for none.
         gamma: factor on the shifts.
     """

@@ -12,6 +12,10 @@ from .mlp import norm_mlp
 
 FUSED = (True, False, 'triton')  # what a block can be asked for
 
+# Set by torch.export: torch.compiler.is_exporting() is true in any compilation, too (torch 2.11), and torch
+# 2.6 has one flag for both, which torch.compile does not set.
+EXPORTING = '_is_exporting_flag' if hasattr(torch.compiler, '_is_exporting_flag') else '_is_compiling_flag'
+
 
 def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Tensor], Tensor] | None:
     """Return the function of (block, x) that computes the block for ``x``; ``None``: its layers, as they are.
@@ -32,8 +36,7 @@ def supports(x: Tensor, triton: bool) -> bool:
     ``torch.compile`` takes the operators as they are on a CPU, and on CUDA if our kernels do the work: else
     it fuses the ordinary layers.
     """
-    # torch.compiler.is_exporting() is true in any compilation, too (torch 2.11)
-    if torch.jit.is_tracing() or torch.compiler._is_exporting_flag:
+    if torch.jit.is_tracing() or getattr(torch.compiler, EXPORTING):
         return False
     device = x.device.type
     if torch.compiler.is_compiling() and device == 'cuda':
@@ -59,7 +62,7 @@ def has_plain_layers(block: nn.Module, without_hooks: bool = True) -> bool:
     )
 
 
-def fused_block(block: nn.Module, x: Tensor) -> Tensor:
+def fused_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
     """Compute the block by the fused operators; samples whose branch is dropped are not computed."""
     # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
     x = x.to(block.pwconv2.weight.dtype)
@@ -111,7 +114,7 @@ def _mlp(block: nn.Module, y: Tensor) -> Tensor:  # (N, H, W, C) -> same
     return y if block.gamma is None else block.gamma * y
 
 
-def folded_block(block: nn.Module, x: Tensor) -> Tensor:
+def folded_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
     """Compute the block by PyTorch's layers with folded weights, as an exported program has it."""
     y = _folded_mlp(block, block.dwconv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return x + block.drop_path(y)

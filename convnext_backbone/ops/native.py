@@ -43,6 +43,7 @@ def supports(*tensors: Tensor) -> bool:
     ordinary = all(
         type(x) in (Tensor, nn.Parameter) and x.device.type == 'cpu' and x.dtype in DTYPES for x in tensors
     )
+    # Forward-mode differentiation: a weight may have a tangent where the input has none.
     return ordinary and forward_ad._current_level < 0 and _built_right()
 
 
@@ -118,6 +119,9 @@ def branch_sum(
         scale: (N,), of each sample.
         first: row of all the rows that the first of these is.
         of_sample: rows of a sample.
+
+    Raises:
+        RuntimeError: ``residual`` and ``x`` differ in shape.
     """
     if residual.shape != x.shape:
         raise RuntimeError(f'a branch of shape {list(x.shape)} and a residual of {list(residual.shape)}')

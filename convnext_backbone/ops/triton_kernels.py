@@ -35,6 +35,8 @@ def supports(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> bool
     the interpreter; channels in 32s.
 
     Args:
+        x: a map or rows, whatever their shape.
+        channels: of ``x``.
         dtype: the data type that ``x`` will have.
     """
     dtype = dtype or x.dtype

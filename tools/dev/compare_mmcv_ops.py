@@ -40,7 +40,7 @@ LOOSE = {'sigmoid_focal_loss_forward': {torch.float32: 2e-4, torch.float64: 1e-6
 
 
 class Draw:
-    """Random numbers of one round."""
+    """Draws the random numbers of one round."""
 
     def __init__(self, name: str, number: int, seed: int, device: str):
         self.generator = torch.Generator().manual_seed(zlib.crc32(f'{name} {number} {seed}'.encode()))
@@ -48,26 +48,32 @@ class Draw:
         self.large = number % 8 == 0  # sizes at which the time of a call is not that of calling
 
     def whole(self, low: int, high: int) -> int:
+        """Draw a whole number from ``low`` to ``high``, both included."""
         return torch.randint(low, high + 1, (), generator=self.generator).item()
 
     def one_of(self, *choices):
+        """Draw one of ``choices``."""
         return choices[self.whole(0, len(choices) - 1)]
 
     def normal(self, *shape) -> Tensor:
+        """Draw a tensor of normally distributed numbers."""
         return torch.randn(shape, generator=self.generator).to(self.device, self.dtype)
 
     def uniform(self, *shape) -> Tensor:
+        """Draw a tensor of numbers in [0, 1)."""
         return torch.rand(shape, generator=self.generator).to(self.device, self.dtype)
 
     def integers(self, high: int, *shape) -> Tensor:
+        """Draw a tensor of whole numbers from 0 to ``high - 1``."""
         return torch.randint(high, shape, generator=self.generator).to(self.device)
 
     def size(self, small: int, large: int) -> int:
+        """Draw a size from 1 to ``small``; in rounds with large tensors to ``large``."""
         return self.whole(1, large if self.large else small)
 
 
 class Watched:
-    """A module whose functions are timed."""
+    """Times the functions of a module."""
 
     def __init__(self, module):
         self.module, self.seconds = module, defaultdict(float)
@@ -91,7 +97,7 @@ class Watched:
 
 
 def regions(draw: Draw, images: int, height: int, width: int, scale: float, number: int) -> Tensor:
-    """Some of them whole numbers, some partly or entirely outside."""
+    """Draw regions (number, 5), image and corners: some of whole numbers, some partly or entirely outside."""
     size = torch.tensor([width, height], device=draw.device, dtype=draw.dtype) / scale
     corner = (1.4 * draw.uniform(number, 2) - 0.3) * size
     extent = draw.uniform(number, 2) * size * draw.one_of(0.1, 0.5, 1.2)
@@ -103,7 +109,7 @@ def regions(draw: Draw, images: int, height: int, width: int, scale: float, numb
 
 
 def roi_align(draw: Draw, mode: int):
-    """Mode 0 is the maximum, 1 the mean."""
+    """Draw a case of RoIAlign and its gradient; ``mode`` 0 is the maximum, 1 the mean."""
     images, channels = draw.whole(1, 3), draw.size(4, 64)
     height, width = draw.whole(1, 30), draw.whole(1, 30)
     scale = draw.one_of(1.0, 0.5, 0.25, 0.0625)
@@ -132,6 +138,7 @@ def roi_align(draw: Draw, mode: int):
 
 
 def roi_pool(draw: Draw):
+    """Draw a case of the maximum over the bins of regions, and its gradient."""
     images, channels = draw.whole(1, 3), draw.size(4, 64)
     height, width = draw.whole(1, 30), draw.whole(1, 30)
     scale = draw.one_of(1.0, 0.5, 0.25, 0.0625)
@@ -151,7 +158,10 @@ def roi_pool(draw: Draw):
 
 
 def deform_roi_pool(draw: Draw):
-    """Regions well inside: near the border mmcv's gradient of the shifts is not that of its output."""
+    """Draw a case of deformable RoI pooling and its gradients.
+
+    The regions lie well inside: near the border mmcv's gradient of the shifts is not that of its output.
+    """
     images, channels, size = draw.whole(1, 3), draw.size(4, 64), draw.whole(20, 30)
     corner = 8 + 4 * draw.uniform(draw.size(6, 100), 2)
     boxes = torch.cat([corner, corner + 1 + 3 * draw.uniform(len(corner), 2)], 1)
@@ -177,6 +187,7 @@ def deform_roi_pool(draw: Draw):
 
 
 def boxes_and_scores(draw: Draw) -> tuple[Tensor, Tensor]:
+    """Draw boxes (N, 4), many of which overlap, and scores (N,), all different, in float32."""
     draw.dtype = torch.float32  # the compiled functions take no other
     number = draw.size(60, 1000)
     corner = draw.uniform(number, 2) * draw.one_of(5, 20, 100, 1000)
@@ -188,6 +199,7 @@ def boxes_and_scores(draw: Draw) -> tuple[Tensor, Tensor]:
 
 
 def nms(draw: Draw):
+    """Draw a case of non-maximum suppression: the indices that are kept."""
     boxes, scores = boxes_and_scores(draw)
     threshold, offset = draw.one_of(0.3, 0.5, 0.6, 0.7, 0.9), draw.whole(0, 1)
 
@@ -198,6 +210,7 @@ def nms(draw: Draw):
 
 
 def softnms(draw: Draw):
+    """Draw a case of Soft-NMS: indices and scores, at inputs where rounding does not change the order."""
     boxes, scores = boxes_and_scores(draw)
     settings = dict(
         iou_threshold=draw.one_of(0.3, 0.5, 0.6),
@@ -226,6 +239,7 @@ def softnms(draw: Draw):
 
 
 def nms_match(draw: Draw):
+    """Draw a case of NMS with the boxes that each kept one suppresses."""
     boxes, scores = boxes_and_scores(draw)
     dets, threshold = torch.cat([boxes, scores[:, None]], 1).cpu(), draw.one_of(0.3, 0.5, 0.6, 0.7)
 
@@ -237,6 +251,7 @@ def nms_match(draw: Draw):
 
 
 def bbox_overlaps(draw: Draw):
+    """Draw a case of overlaps of boxes, of all pairs or row by row."""
     first, _ = boxes_and_scores(draw)
     second, _ = boxes_and_scores(draw)
     aligned = draw.one_of(True, False)
@@ -253,6 +268,12 @@ def bbox_overlaps(draw: Draw):
 
 
 def convolution(draw: Draw):
+    """Draw tensors for a deformable convolution.
+
+    Returns:
+        Tensors by name, then kernel, stride, padding and dilation (of height and width), groups, and groups
+        of the offsets.
+    """
     groups, deform_groups = draw.whole(1, 2), draw.whole(1, 2)
     channels = 2 * draw.size(2, 16)
     kernel, stride, padding, dilation = ((draw.whole(1, 3), draw.whole(1, 3)) for _ in range(4))
@@ -272,6 +293,7 @@ def convolution(draw: Draw):
 
 
 def deform_conv(draw: Draw):
+    """Draw a case of deformable convolution (arXiv:1703.06211) and its gradients."""
     t, (kernel, stride, padding, dilation, groups, deform_groups) = convolution(draw)
     step = draw.one_of(*(n for n in range(1, len(t['input']) + 1) if len(t['input']) % n == 0))
     keep = draw.one_of(True, False)  # the buffer between the two calls of the backward pass
@@ -309,6 +331,7 @@ def deform_conv(draw: Draw):
 
 
 def modulated_deform_conv(draw: Draw):
+    """Draw a case of deformable convolution with a mask (arXiv:1811.11168) and its gradients."""
     t, (kernel, stride, padding, dilation, groups, deform_groups) = convolution(draw)
     with_bias = draw.one_of(True, False)
     bias = t['bias'] if with_bias else t['bias'].new_empty(0)
@@ -328,6 +351,7 @@ def modulated_deform_conv(draw: Draw):
 
 
 def ms_deform_attn(draw: Draw):
+    """Draw a case of attention over several maps (arXiv:2010.04159), also outside them, and its gradients."""
     shapes = torch.tensor([[draw.whole(1, 9), draw.whole(1, 9)] for _ in range(draw.whole(1, 3))])
     areas = shapes.prod(1)
     starts = (areas.cumsum(0) - areas).to(draw.device)
@@ -349,6 +373,7 @@ def ms_deform_attn(draw: Draw):
 
 
 def carafe_inputs(draw: Draw) -> tuple:
+    """Draw features, masks and a gradient for CARAFE (arXiv:1905.02188), and its settings."""
     groups, kernel, scale = draw.whole(1, 2), draw.one_of(1, 3, 5), draw.whole(1, 3)
     images, channels, height, width = (
         draw.whole(1, 2),
@@ -363,6 +388,7 @@ def carafe_inputs(draw: Draw) -> tuple:
 
 
 def carafe_naive(draw: Draw):
+    """Draw a case of CARAFE without buffers, and its gradients."""
     features, masks, grad, settings = carafe_inputs(draw)
 
     def run(module):
@@ -375,6 +401,7 @@ def carafe_naive(draw: Draw):
 
 
 def carafe(draw: Draw):
+    """Draw a case of CARAFE with the buffers that mmcv's fast kernels need, and its gradients."""
     features, masks, grad, settings = carafe_inputs(draw)
 
     def run(module):
@@ -389,6 +416,7 @@ def carafe(draw: Draw):
 
 
 def masked_convolution(draw: Draw):
+    """Draw a case of taking the windows at chosen positions out of a map, and putting columns back."""
     kernel, padding = (draw.whole(1, 3), draw.whole(1, 3)), (draw.whole(0, 2), draw.whole(0, 2))
     x = draw.normal(1, draw.size(4, 32), draw.size(8, 40), draw.size(8, 40))
     rows, columns = (draw.uniform(*x.shape[2:]) > 0.5).nonzero().T.contiguous()
@@ -407,6 +435,7 @@ def masked_convolution(draw: Draw):
 
 
 def psamask(draw: Draw):
+    """Draw a case of the masks of PSANet, collecting or distributing, and their gradients."""
     height, width, mask = draw.whole(1, 4), draw.whole(1, 4), (draw.whole(1, 5), draw.whole(1, 5))
     x = draw.normal(draw.whole(1, 2), mask[0] * mask[1], height, width)
     grad = draw.normal(len(x), height * width, height, width)
@@ -424,6 +453,7 @@ def psamask(draw: Draw):
 
 
 def sigmoid_focal_loss(draw: Draw):
+    """Draw a case of the focal loss of sigmoids (arXiv:1708.02002) and its gradient."""
     rows, classes = draw.size(20, 2000), draw.size(5, 80)
     logits, target = 3 * draw.normal(rows, classes), draw.integers(classes + 1, rows)
     weight = draw.one_of(draw.uniform(classes), logits.new_zeros(0))
@@ -440,6 +470,7 @@ def sigmoid_focal_loss(draw: Draw):
 
 
 def softmax_focal_loss(draw: Draw):
+    """Draw a case of the focal loss of a softmax and its gradient."""
     rows, classes = draw.size(20, 2000), draw.size(5, 80) + 1
     p, target = (2 * draw.normal(rows, classes)).softmax(1), draw.integers(classes, rows)
     weight = draw.one_of(draw.uniform(classes), p.new_zeros(0))
@@ -455,6 +486,7 @@ def softmax_focal_loss(draw: Draw):
 
 
 def sync_batch_norm(draw: Draw):
+    """Draw a case of the steps of batch norm over several processes, as one process takes them."""
     draw.dtype = torch.float32
     images, channels, pixels = draw.whole(2, 4), 3 + draw.size(4, 32), 9 + draw.size(30, 400)
     x, grad = 1 + 2 * draw.normal(images, channels, pixels), draw.normal(images, channels, pixels)
@@ -504,7 +536,7 @@ GROUPS = [
 
 
 class Row:
-    """What was found about one operator.
+    """Holds what was found about one operator.
 
     Attributes:
         draws: how often it was compared; 0 if nothing is compiled for this device.
@@ -520,6 +552,7 @@ class Row:
         self.relative = {}
 
     def add(self, found: list[Tensor], expected: list[Tensor]) -> None:
+        """Add a draw: what ours gave, and what the compiled operator did."""
         self.draws += 1
         same = True
         for ours, theirs in zip(found, expected, strict=True):
@@ -536,9 +569,11 @@ class Row:
         self.differ += not same
 
     def wrong(self) -> bool:
+        """Return whether whole numbers or shapes differ, or others by more than rounding."""
         return self.differ > 0 or any(each > self.tolerance[kind] for kind, each in self.relative.items())
 
     def text(self) -> str:
+        """Return the cells of the row in the printed table."""
         relative = [f'{self.relative[kind]:.1e}' if kind in self.relative else '' for kind in TOLERANCE]
         absolute = f'{self.absolute:.1e}' if self.relative else ''
         return ' | '.join(map(str, [self.draws, self.differ, absolute, *relative, f'{self.ratio:.2f}']))
@@ -570,7 +605,7 @@ struct phalf {
 
 
 class Kernels:
-    """mmcv's CUDA kernels as loops on a CPU, called as the functions of the extension are.
+    """Runs mmcv's CUDA kernels as loops on a CPU, called as the functions of the extension are.
 
     The kernels of CARAFE are made of blocks of threads; the naive ones stand for them.
 
@@ -590,7 +625,7 @@ class Kernels:
             self.library = ctypes.CDLL(str(library))
 
     def __getattr__(self, name: str):
-        """A function that hands over its tensors, then the sizes that the kernel asks for."""
+        """Return a function that hands over its tensors, then the sizes that the kernel asks for."""
 
         def function(*tensors, **settings):
             result = None
@@ -614,15 +649,21 @@ class Kernels:
         return function
 
     def carafe_forward(self, features, masks, rfeatures, routput, rmasks, output, **settings):
+        """Compute CARAFE by the naive kernel; of the buffers only ``rfeatures`` is filled."""
         rfeatures.copy_(features)
         self.carafe_naive_forward(features, masks, output, **settings)
 
     def carafe_backward(self, grad, rfeatures, masks, *others, **settings):
+        """Compute the gradients of features and masks, the last two tensors, by the naive kernel."""
         self.carafe_naive_backward(grad, rfeatures, masks, *others[-2:], **settings)
 
     @staticmethod
     def sizes(name: str, t: tuple, **settings) -> tuple[list[int], list[float]]:
-        """Whole numbers and others in the order of the kernel's arguments, the number of threads first."""
+        """Return whole numbers and others in the order of the kernel's arguments, the threads' number first.
+
+        Raises:
+            RuntimeError: there is no such kernel.
+        """
         group, given = name.removesuffix('_forward').removesuffix('_backward'), list(settings.values())
         forward = name.endswith('_forward')
         if group == 'roi_pool':
@@ -654,7 +695,7 @@ class Kernels:
 
 
 def load(path: Path):
-    """The compiled module; its last name must be the one it was compiled with."""
+    """Load the compiled module; its last name must be the one it was compiled with."""
     spec = importlib.util.spec_from_file_location('compiled._ext', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -662,7 +703,7 @@ def load(path: Path):
 
 
 def compare(group, compiled, rounds: int, seed: int, device: str) -> dict[str, Row]:
-    """Rows by the name of the operator."""
+    """Compare one group of operators in ``rounds`` random cases; return a row for each operator, by name."""
     name, kind = (group.func.__name__, group.keywords) if isinstance(group, partial) else (group.__name__, {})
     first = group(Draw(name, 0, seed, device))
     rows = {operator: Row(operator) for operator in first(OURS)}
@@ -686,6 +727,7 @@ def compare(group, compiled, rounds: int, seed: int, device: str) -> dict[str, R
 
 
 def show(rows: dict[str, Row], title: str) -> None:
+    """Print a table of the operators that were compared."""
     head = ['Operator', 'Draws', 'Differ', 'Largest difference', 'relative, float32', 'relative, float64']
     print(f'{title}\n\n| {" | ".join([*head, "Time, compiled / ours"])} |')
     print('|---' * (len(head) + 1) + '|')
@@ -695,6 +737,7 @@ def show(rows: dict[str, Row], title: str) -> None:
 
 
 def main() -> int:
+    """Compare all operators; return 1 if one differs or was not compared, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('path', type=Path, help="mmcv's compiled extension, _ext*.so")
     parser.add_argument('--rounds', type=int, default=200, help='random inputs for each operator')

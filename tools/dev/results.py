@@ -80,6 +80,7 @@ def table(folder: str, sizes: dict[str, dict]) -> str:
 
 
 def main(argv=None) -> None:
+    """Count all networks, write ``sizes.json`` and the tables of the configs."""
     Parser(__doc__).parse_args(argv)
     sizes = count()
     rows = (f' {json.dumps(name)}: {json.dumps(row)}' for name, row in sizes.items())

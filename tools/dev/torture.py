@@ -56,6 +56,7 @@ ENDED = {0, 1, STOPPED, -signal.SIGKILL}
 
 
 def parse_args(argv=None):
+    """Read the options."""
     parser = Parser(__doc__)
     parser.add_argument('--kills', type=int, default=200, help='faults in all (200)')
     parser.add_argument(
@@ -86,6 +87,7 @@ class Job:
         self.process, self.launched = None, 0
 
     def start(self) -> None:
+        """Start the training, or let it go on from its last checkpoint."""
         options = ['--device', 'cpu', '--seed', '0', '--deterministic', '--data-root', str(self.data)]
         options += [
             '--work-dir',
@@ -143,6 +145,7 @@ class Job:
 
 
 def lives(process: psutil.Process) -> bool:
+    """Return whether a process is there and has not ended."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -183,10 +186,12 @@ def fork_training(arguments: list[str], log: Path) -> int:
 
 
 def killed(job: Job) -> bool:
+    """Kill the training."""
     return job.kill()
 
 
 def killed_while_writing(job: Job) -> bool:
+    """Kill the training within 10 ms of beginning to write a file."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and job.process.is_running() and job.ended() is None:
         if any(job.work_dir.glob('.*.part')):
@@ -196,16 +201,23 @@ def killed_while_writing(job: Job) -> bool:
 
 
 def asked_to_stop(job: Job) -> bool:
+    """Send SIGTERM, as a cluster does; the training has to write a checkpoint and end within 60 s."""
     job.process.send_signal(signal.SIGTERM)
     return job.ended(60) == STOPPED
 
 
 def worker_killed(job: Job) -> bool:
+    """Kill a process of the data loader; the training replaces it."""
     workers = job.workers()
     return bool(workers) and strike(job.draw.choice(workers), 'kill')
 
 
 def worker_hangs(job: Job) -> bool:
+    """Suspend the processes of the data loader; the training has to notice and to end itself.
+
+    Raises:
+        UserError: it did not.
+    """
     workers = [worker for worker in job.workers() if strike(worker, 'suspend')]
     status = job.ended(6 * TIMEOUT)
     for worker in workers:
@@ -216,6 +228,7 @@ def worker_hangs(job: Job) -> bool:
 
 
 def checkpoint_truncated(job: Job) -> bool:
+    """Kill the training and cut its newest checkpoint short, if there is an older one."""
     newest = checkpoints_in(job.work_dir) if job.kill() else []
     if len(newest) > 1:
         os.truncate(newest[0], job.draw.randrange(newest[0].stat().st_size))
@@ -223,6 +236,7 @@ def checkpoint_truncated(job: Job) -> bool:
 
 
 def checkpoint_bit_flipped(job: Job) -> bool:
+    """Kill the training and turn one bit of its newest checkpoint, if there is an older one."""
     newest = checkpoints_in(job.work_dir) if job.kill() else []
     if len(newest) > 1:
         with newest[0].open('r+b') as stream:
@@ -285,6 +299,7 @@ def rank_hangs(job: Job) -> bool:
 
 
 def named(*functions) -> dict:
+    """Return functions by their names in words."""
     return {function.__name__.replace('_', ' '): function for function in functions}
 
 
@@ -337,6 +352,11 @@ def suffer(job: Job, kinds: list[str]) -> tuple[Counter, str]:
 
 
 def main(argv=None) -> None:
+    """Run jobs until so many faults have struck, compare each with the untouched one, print the counts.
+
+    Raises:
+        UserError: a job was lost or differs, or the faults do not strike.
+    """
     args = parse_args(argv)
     torch.set_num_threads(1)
     out = Path(args.out).resolve()

@@ -31,6 +31,7 @@ TIMES = ('time', 'data_time', 'memory', 'images_per_second', 'eta')  # what no t
 
 
 def parse_args(argv=None):
+    """Read the options; what stands behind ``--`` goes to the trainings."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('--steps', type=int, default=12, help='of each training (12)')
@@ -82,6 +83,11 @@ def start(line: list[str], log: Path) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, log: Path) -> None:
+    """Wait for the end of a training.
+
+    Raises:
+        UserError: it failed; with the end of its log.
+    """
     if process.wait() != 0:
         tail = '\n'.join(log.read_text().splitlines()[-15:])
         raise UserError(
@@ -131,7 +137,11 @@ def differences(a, b, name: str = '') -> list[str]:
 
 
 def content(work_dir: Path, step: int) -> dict:
-    """Return what a checkpoint holds, without what is about the run and not about the training."""
+    """Return what a checkpoint holds, without what is about the run and not about the training.
+
+    Raises:
+        UserError: the newest checkpoint is not of ``step``.
+    """
     file, _ = newest_checkpoint(work_dir)
     if file is None or read_metadata(file).get('iter') != step:
         raise UserError(f'{work_dir} has no checkpoint of step {step}: {file}')
@@ -153,6 +163,11 @@ def compare(straight: Path, resumed: Path, steps: int) -> list[str]:
 
 
 def main(argv=None) -> None:
+    """Train once at a stretch and once with kills, and compare.
+
+    Raises:
+        UserError: values differ, or a training failed.
+    """
     args = parse_args(argv)
     if args.kills >= args.steps:
         raise UserError(f'--kills {args.kills}: fewer than --steps {args.steps}, please')

@@ -1,0 +1,54 @@
+"""Find what is wrong with a config and its data, all at once, most serious first.
+
+convnext check CONFIG --data-root /data/coco
+convnext check CONFIG --check-data all        every image and mask, not a sample
+convnext check CONFIG --json                  for programs
+
+Annotation files are read in full, images and masks for some seconds for each dataset. `convnext train` and
+`convnext test` make the same checks. The exit status is 1 if there are errors.
+"""
+
+import json
+import sys
+
+from ..checks import check_config
+from ..cli import Parser
+from ..config import read_config, set_data_root
+from ..config.data import DATALOADERS
+from ..errors import UserError
+from ..findings import Findings
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument('config')
+    parser.add_argument('--json', action='store_true', help='print the findings as JSON')
+    parser.add_data_options()
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> Findings:
+    """Print the findings.
+
+    Raises:
+        SystemExit: with status 1, if there are errors.
+    """
+    args = parse_args(argv)
+    findings = Findings()
+    try:
+        cfg = read_config(args.config, args.cfg_options)
+        if args.data_root:
+            set_data_root(cfg, args.data_root)
+        findings += check_config(cfg, [key for key in DATALOADERS if cfg.get(key)], args.check_data)
+    except UserError as error:
+        findings.add('error', 'config', '', str(error))
+    errors, warnings = len(findings.of('error')), len(findings.of('warning'))
+    if args.json:
+        print(json.dumps(dict(errors=errors, warnings=warnings, findings=findings.as_json()), indent=1))
+    else:
+        for finding in findings.ordered():
+            print(f'{finding.level}: {finding}')
+        print(f'{args.config}: {errors} errors, {warnings} warnings')
+    if errors:
+        sys.exit(1)
+    return findings

@@ -1,0 +1,340 @@
+"""Compares the settings of a resumed training with those it began with, and says which of the two hold.
+
+What a checkpoint holds comes from there: the optimizer's settings (learning rate, weight decay, betas),
+the schedules, the seed. Everything else comes from the config of today. A checkpoint has its config as
+text, which is read as literals, never run.
+"""
+
+import ast
+import math
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mmengine.optim import OptimWrapperDict
+
+from ..config.keys import READ
+from ..errors import UserError
+
+# Where things lie, how much is shown, and what sets nothing in a training that goes on.
+COSMETIC = (
+    *('work_dir', 'resume', 'load_from', 'launcher', 'experiment_name', 'log_level', 'log_processor*'),
+    *('visualizer*', 'test_*', 'tta_*', 'auto_scale_lr*', '*init_cfg*'),
+    *('default_hooks.logger*', 'default_hooks.timer*', 'default_hooks.visualization*'),
+)
+# What a checkpoint holds beside the weights.
+KEPT = (
+    *('optim_wrapper.optimizer.*', 'optim_wrapper.constructor', 'optim_wrapper.paramwise_cfg*'),
+    *('param_scheduler*', 'randomness.seed'),
+)
+LR = 'optim_wrapper.optimizer.lr'
+NONE = object()  # a setting that is not there
+WIDTH = 60  # characters of a value that are shown
+
+
+class _Text(str):
+    """Holds what stands in a config and is no literal: the name of a class, a call."""
+
+    def __repr__(self):
+        return str(self)
+
+
+def read_settings(text: str) -> dict[str, Any] | None:
+    """Return the settings in the text of a config as mmengine writes it; nothing of it is run.
+
+    Lines ``name = value``, whose values are literals and ``dict(...)``; anything else is kept as text.
+
+    Returns:
+        ``None`` if the text is no such config.
+    """
+    try:
+        lines = ast.parse(text).body
+        return {
+            line.targets[0].id: _value(line.value)
+            for line in lines
+            if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+        }
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
+        return [_value(each) for each in node.elts]
+    if isinstance(node, ast.Dict):
+        found = {}
+        for key, value in zip(node.keys, node.values):
+            found.update(_value(value) if key is None else {str(_value(key)): _value(value)})
+        return found
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        found = {}
+        for each in [*node.args, *node.keywords]:
+            keyed = isinstance(each, ast.keyword) and each.arg is not None
+            inner = _value(each.value if isinstance(each, ast.keyword) else each)
+            found.update({each.arg: inner} if keyed else inner)
+        return found
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _value(node.operand)
+        if isinstance(value, (int, float)):
+            return -value
+    if isinstance(node, ast.Name) and node.id in ('inf', 'nan'):
+        return float(node.id)
+    return _Text(ast.unparse(node))
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting of this run as :func:`read_settings` would give it from the text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, type):
+        return _Text(
+            value.__name__ if value.__module__ == 'builtins' else f'{value.__module__}.{value.__name__}'
+        )
+    try:
+        return _value(ast.parse(str(value), mode='eval').body)
+    except (SyntaxError, ValueError, TypeError, RecursionError):
+        return _Text(value)
+
+
+def differences(before: Any, now: Any, name: str = '') -> list[tuple[str, Any, Any]]:
+    """Return (dotted name, value before, value now) of each setting that differs; :data:`NONE` for absent."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+    elif _has_dicts(before) and _has_dicts(now):
+        if len(before) != len(now):  # transforms, hooks: what is in one list alone says its type
+            return [(name, _types(before), _types(now))]
+        before, now = ({str(i): each for i, each in enumerate(values)} for values in (before, now))
+        keys = list(before)
+    else:
+        return [] if _same(before, now, name) else [(name, before, now)]
+    found = []
+    for key in keys:
+        found += differences(before.get(key, NONE), now.get(key, NONE), f'{name}.{key}' if name else key)
+    return found
+
+
+def _types(values: list) -> list:
+    return [_Text(each.get('type', each)) if isinstance(each, dict) else each for each in values]
+
+
+def _has_dicts(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, dict) for each in value)
+
+
+def _same(before: Any, now: Any, name: str) -> bool:
+    if name.endswith('type') and isinstance(before, str) and isinstance(now, str):
+        return before.rpartition('.')[2] == now.rpartition('.')[2]  # torch.optim.AdamW is AdamW
+    if isinstance(before, float) and isinstance(now, float):
+        return math.isclose(before, now, rel_tol=1e-9) or (math.isnan(before) and math.isnan(now))
+    return before == now and isinstance(before, bool) == isinstance(now, bool)
+
+
+def _shown(value: Any, other: Any) -> str:
+    """Return a value in one line, from where it begins to differ from the other if it is long."""
+    if value is NONE:
+        return 'nothing'
+    text, against = repr(value), repr(other)
+    if len(text) <= WIDTH:
+        return text
+    start = next((i for i, (a, b) in enumerate(zip(text, against)) if a != b), 0)
+    start = max(0, start - WIDTH // 3) if start + 4 > WIDTH else 0
+    return '... ' * bool(start) + text[start : start + WIDTH] + ' ...' * (len(text) > start + WIDTH)
+
+
+class ResumedSettings:
+    """Knows what a training had and what the config of today says.
+
+    Args:
+        runner: of the training that goes on, before anything is restored.
+        checkpoint: what the file holds.
+        new_lr: the learning rate of the config is to take the place of the checkpoint's.
+
+    Raises:
+        UserError: the state in the checkpoint is of another optimizer, of other parameters or of other
+            schedules than the config asks for, so that it cannot be taken up.
+    """
+
+    def __init__(self, runner, checkpoint: dict, new_lr: bool = False):
+        self.runner, self.checkpoint, self.new_lr = runner, checkpoint, new_lr
+        self.now = {k: _plain(v) for k, v in runner.cfg.to_dict().items() if k in READ}
+        text = (checkpoint.get('meta') or {}).get('cfg')
+        before = read_settings(text) if isinstance(text, str) else None
+        self.before = before and {key: value for key, value in before.items() if key in READ}
+        self.old, self.new = _base_lr(checkpoint.get('optimizer')), _base_lr(_state(runner.optim_wrapper))
+        if self.before and self.old is not None:
+            _optimizer(self.before)['lr'] = self.old  # what holds, whatever the config said then
+        randomness = [settings.get('randomness') for settings in (self.before or {}, self.now)]
+        seed = (checkpoint.get('meta') or {}).get('seed')
+        if all(isinstance(each, dict) for each in randomness) and randomness[1].get('seed') is not None:
+            randomness[0]['seed'] = seed if seed is not None else randomness[0].get('seed')
+        elif isinstance(randomness[0], dict):
+            randomness[0].pop('seed', None)  # none was asked for
+            self.now.get('randomness', {}).pop('seed', None)
+        self._check_optimizer()
+        self._check_schedules()
+        if new_lr and (self.old is None or self.new is None):
+            raise UserError(
+                '--new-lr: the checkpoint or the config has no learning rate of one optimizer; leave it out'
+            )
+        if new_lr and not self.old > 0:
+            raise UserError(f'--new-lr: the learning rate of the checkpoint is {self.old:g}, not above 0')
+
+    def report(self) -> None:
+        """Log every setting that differs, and which of the two holds."""
+        logger, rows, kept = self.runner.logger, [], False
+        if self.before is None:
+            logger.warning(
+                'the checkpoint has no config that can be read: what differs from it cannot be listed; '
+                'learning rate, other settings of the optimizer and schedules are those of the checkpoint'
+            )
+            return
+        for name, before, now in differences(self.before, self.now):
+            if any(fnmatchcase(name, pattern) for pattern in COSMETIC):
+                continue
+            shown = dict(checkpoint=_shown(before, now), config=_shown(now, before))
+            holds, other = ('checkpoint', 'config') if self._is_kept(name) else ('config', 'checkpoint')
+            kept = kept or holds == 'checkpoint'
+            option = "; --new-lr takes the config's" * (name == LR and not self.new_lr)
+            rows.append(f'  {name}: {shown[holds]} holds ({holds}), not {shown[other]} ({other}){option}')
+        if rows:
+            head = 'settings that differ between the checkpoint and the config of this run'
+            logger.log(30 if kept else 20, '\n'.join([head, *rows]))
+        else:
+            logger.info('the settings are those of the checkpoint')
+
+    def _is_kept(self, name: str) -> bool:
+        if name == LR and self.new_lr:
+            return False
+        if name.startswith('optim_wrapper.loss_scale'):
+            return 'loss_scaler' in self.checkpoint['optimizer']
+        return any(fnmatchcase(name, pattern) for pattern in KEPT)
+
+    def apply(self) -> None:
+        """Put the new learning rate in place, if asked; keep in the config what holds; log the rate."""
+        runner = self.runner
+        if self.new_lr:
+            _scale(runner.optim_wrapper, runner.param_schedulers, self.new / self.old)
+        if self.before:
+            self._keep()
+        if self.old is None:
+            return
+        rates = [float(group['lr']) for group in runner.optim_wrapper.optimizer.param_groups]
+        least, most = (f'{rate:.4g}' for rate in (min(rates), max(rates)))
+        at = f'at this step {least}' + f' to {most}' * (least != most)
+        if self.new_lr:
+            runner.logger.info(
+                f'learning rate {self.new:g} (config, --new-lr) in place of {self.old:g} (checkpoint): the '
+                f'rates of all groups and what is left of the schedule times {self.new / self.old:g}; {at}'
+            )
+            return
+        above = '; a table of rates above this line is that of the config'
+        changed = self.new is None or not math.isclose(self.old, self.new)
+        runner.logger.info(f'learning rate {self.old:g} (checkpoint), {at}' + above * changed)
+
+    def _keep(self) -> None:
+        """Set in the config what was taken from the checkpoint: the next checkpoint has it as text."""
+        cfg, before = self.runner.cfg, self.before
+        if isinstance(before.get('optim_wrapper'), dict) and 'optim_wrapper' in cfg:
+            for key in ('optimizer', 'constructor', 'paramwise_cfg'):
+                if key in before['optim_wrapper']:
+                    cfg.optim_wrapper[key] = before['optim_wrapper'][key]
+                else:
+                    cfg.optim_wrapper.pop(key, None)
+            if self.new_lr:
+                cfg.optim_wrapper.optimizer['lr'] = self.new
+        if 'param_scheduler' in before:
+            cfg.param_scheduler = before['param_scheduler']
+
+    def _check_optimizer(self) -> None:
+        saved, optimizer = self.checkpoint.get('optimizer') or {}, self.runner.optim_wrapper
+        if isinstance(optimizer, OptimWrapperDict) or 'param_groups' not in saved:
+            return
+        types = [_optimizer(settings).get('type') for settings in (self.before or {}, self.now)]
+        if None not in types and not _same(*map(str, types), 'type'):
+            raise UserError(
+                f'the checkpoint has the state of {types[0]}, the config asks for {types[1]}: resume with '
+                f'{types[0]}, or start from the weights alone with load_from in the config'
+            )
+        sizes, own = (
+            [len(g['params']) for g in each]
+            for each in (saved['param_groups'], optimizer.optimizer.param_groups)
+        )
+        if sizes != own:
+            names = ('model', 'optim_wrapper.paramwise_cfg', 'optim_wrapper.constructor')
+            changed = differences(self.before or {}, self.now)
+            changed = [n for n, *_ in changed if n.startswith(names) and 'init_cfg' not in n]
+            said = f' ({", ".join(changed[:4])} differ from it)' if changed and self.before else ''
+            raise UserError(
+                f'the optimizer of the checkpoint has {sum(sizes)} tensors in {len(sizes)} groups, that of '
+                f'the config {sum(own)} in {len(own)}{said}: resume with the settings of the checkpoint, or '
+                'start from the weights alone with load_from in the config'
+            )
+
+    def _check_schedules(self) -> None:
+        saved, schedulers = self.checkpoint.get('param_schedulers'), self.runner.param_schedulers
+        if isinstance(schedulers, dict) or isinstance(saved, dict):
+            return
+        counts = [len(saved or []), len(schedulers or [])]
+        kinds = [_kinds(settings) for settings in (self.before or {}, self.now)]
+        told = self.before is not None
+        if counts[0] != counts[1] or (told and kinds[0] != kinds[1]):
+            had, has = (', '.join(kind) or 'none' for kind in kinds)
+            if not told or kinds[0] == kinds[1]:
+                had, has = map(str, counts)
+            raise UserError(
+                f'the schedules of the checkpoint are {had}, those of the config {has}: a resumed training '
+                'goes on with the former, so param_scheduler must have them, or start from the weights alone '
+                'with load_from in the config'
+            )
+
+
+def _optimizer(settings: dict) -> dict:
+    wrapper = settings.get('optim_wrapper')
+    found = wrapper.get('optimizer') if isinstance(wrapper, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _kinds(settings: dict) -> list[str]:
+    schedulers = settings.get('param_scheduler') or []
+    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+    return [str(each.get('type')).rpartition('.')[2] for each in schedulers if isinstance(each, dict)]
+
+
+def _state(wrapper) -> dict:
+    """Return from an optimizer that was just built what :func:`_base_lr` reads."""
+    if isinstance(wrapper, OptimWrapperDict):
+        return {}
+    return dict(base_param_settings=wrapper.base_param_settings, param_groups=wrapper.optimizer.param_groups)
+
+
+def _base_lr(state: dict | None) -> float | None:
+    """Return the full learning rate, before any schedule; ``None`` if there is none."""
+    state = state or {}
+    groups = [state.get('base_param_settings') or {}]
+    if not groups[0] and isinstance(state.get('param_groups'), list):  # mmengine before 0.5
+        groups = state['param_groups']
+    rates = [group.get('initial_lr', group.get('lr')) for group in groups if isinstance(group, dict)]
+    return max((float(rate) for rate in rates if rate is not None), default=None)
+
+
+def _scale(wrapper, schedulers, factor: float) -> None:
+    """Multiply every learning rate and what the schedules know of it: the whole rest of the training."""
+    settings = wrapper.base_param_settings
+    for group in [*wrapper.optimizer.param_groups, *([settings] if settings else [])]:
+        for key in ('lr', 'initial_lr', 'max_lr', 'min_lr'):
+            if key in group:
+                group[key] = group[key] * factor
+    for scheduler in schedulers or []:
+        if getattr(scheduler, 'param_name', '') != 'lr':
+            continue
+        for key in ('base_values', '_last_value', 'min_values', 'eta_min', 'eta_max'):
+            value = getattr(scheduler, key, None)
+            if isinstance(value, (list, tuple)):
+                setattr(scheduler, key, [each * factor for each in value])
+            elif value is not None:
+                setattr(scheduler, key, value * factor)

@@ -1,0 +1,457 @@
+"""What `convnext infer` writes, in each format, and how it goes on when something is wrong with one image."""
+
+import contextlib
+import errno
+import json
+import re
+import resource
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import tool
+from mmdet.structures import DetDataSample
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData, PixelData
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from convnext_backbone.config import drop_pretrained, read_config, use_plain_batch_norm
+from convnext_backbone.errors import UnreadableImage, UserError, message
+from convnext_backbone.inference import Predictor, _shown, image_files
+from convnext_backbone.predictions import AnnotationFile, Image, LabelMaps, write_whole
+
+DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
+SEGMENTER = 'configs/demo/upernet_shapes.py'
+CLASSES = ['circle', 'cross', 'square', 'star', 'triangle']
+infer = tool('infer')
+
+
+def checkpoint(config: str, file: Path, classes) -> str:
+    """A checkpoint with the weights that a training starts with."""
+    torch.manual_seed(0)
+    cfg = read_config(config)
+    use_plain_batch_norm(cfg)
+    drop_pretrained(cfg)
+    init_default_scope(cfg.default_scope)
+    meta = dict(dataset_meta=dict(classes=classes))
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta=meta), file)
+    return str(file)
+
+
+def run(*arguments) -> None:
+    infer.main([str(argument) for argument in (*arguments, '--device', 'cpu')])
+
+
+def refused(*arguments) -> str:
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    text = message(error.value)
+    assert '\n' not in text
+    return text
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith('error: ')]
+
+
+# What is written
+
+
+def evaluated(truth: Path, results: list[dict], task: str) -> dict[str, float]:
+    """pycocotools' own figures, as `convnext test` names them; masks have the area of the mask."""
+    coco = COCO(str(truth))
+    if task == 'segm':
+        results = [{key: value for key, value in each.items() if key != 'bbox'} for each in results]
+    evaluation = COCOeval(coco, coco.loadRes(results), task)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    names = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+    return {f'coco/{task}_{name}': value for name, value in zip(names, evaluation.stats[:6])}
+
+
+@pytest.mark.matrix
+def test_coco_results_are_evaluated_by_pycocotools_as_convnext_test_does(shapes, tmp_path):
+    weights = checkpoint(DETECTOR, tmp_path / 'c.pth', CLASSES)
+    images, out = shapes / 'images/val', tmp_path / 'out'
+    run(DETECTOR, weights, images, '--out', out, '--format', 'coco')
+    coco = COCO(str(out / 'images.json'))  # images and categories, numbered from 1
+    names = sorted(file.name for file in images.iterdir())
+    assert [(i, image['file_name']) for i, image in coco.imgs.items()] == [*enumerate(names, 1)]
+    assert {i: category['name'] for i, category in coco.cats.items()} == dict(enumerate(CLASSES, 1))
+    assert all((image['width'], image['height']) == (64, 64) for image in coco.imgs.values())
+    found = json.loads((out / 'predictions.json').read_text())
+    assert len(coco.loadRes(found).anns) == len(found) > 20
+    assert min(each['score'] for each in found) < 0.3  # all of them, since all are evaluated
+
+    # a truth by hand: the best third of the objects, half of them shifted, with ids of its own
+    categories = [dict(id=10 * i + 7, name=name) for i, name in enumerate(CLASSES)]
+    number_of = {category['name']: category['id'] for category in categories}
+    truth = dict(categories=categories, images=[], annotations=[])
+    for image in reversed(coco.dataset['images']):
+        file_name = f'val/{image["file_name"]}'
+        truth['images'].append(dict(id=100 - 3 * image['id'], file_name=file_name, width=64, height=64))
+    best = sorted(found, key=lambda each: -each['score'])[: len(found) // 3]
+    for i, each in enumerate(best):
+        x, y, w, h = each['bbox']
+        box = [x + 0.1 * w * (i % 2), y, w, h]
+        corners = [box[0], y, box[0] + w, y, box[0] + w, y + h, box[0], y + h]
+        truth['annotations'].append(
+            dict(
+                id=i + 1,
+                image_id=100 - 3 * each['image_id'],
+                category_id=number_of[CLASSES[each['category_id'] - 1]],
+                bbox=box,
+                area=w * h,
+                segmentation=[corners],
+                iscrowd=0,
+            )
+        )
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    numbered = ['--format', 'coco', '--ann-file', tmp_path / 'truth.json']
+    run(DETECTOR, weights, images, '--out', tmp_path / 'second', *numbered)
+    assert [file.name for file in (tmp_path / 'second').iterdir()] == ['predictions.json']
+    results = json.loads((tmp_path / 'second/predictions.json').read_text())
+    figures = {}
+    for task in ('bbox', 'segm'):
+        figures.update(evaluated(tmp_path / 'truth.json', results, task))
+    assert figures['coco/bbox_mAP'] > 0.2
+    assert figures['coco/segm_mAP'] > 0.2
+    options = ['test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']
+    options += [f'test_dataloader.dataset.ann_file={tmp_path}/truth.json']
+    options += ['test_dataloader.dataset.data_prefix.img=images/', 'test_evaluator.format_only=False']
+    options += [f'test_evaluator.ann_file={tmp_path}/truth.json']
+    work = ['--data-root', str(shapes), '--work-dir', str(tmp_path / 'w'), '--device', 'cpu']
+    tested = tool('test').main([DETECTOR, weights, *work, '--cfg-options', *options])
+    assert figures == pytest.approx({key: tested[key] for key in figures}, abs=1e-3)
+
+
+@pytest.fixture(scope='module')
+def segmenter(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp('segmenter') / 'c.pth'
+    return checkpoint(SEGMENTER, file, ['background', *CLASSES])
+
+
+@pytest.mark.matrix
+def test_label_maps_are_the_argmax_and_bad_images_do_not_end_the_run(segmenter, shapes, tmp_path, capsys):
+    """In a folder with a sub-folder and a photo that was taken with the camera turned."""
+    folder, out = tmp_path / 'images', tmp_path / 'out'
+    (folder / 'sub').mkdir(parents=True)
+    good = sorted((shapes / 'images/val').iterdir())[0].read_bytes()
+    (folder / 'a.png').write_bytes(good)
+    (folder / 'sub/z ü.png').write_bytes(good)
+    image = PIL.Image.fromarray(cv2.imread(str(folder / 'a.png'))[:40, :, ::-1])
+    exif = PIL.Image.Exif()
+    exif[0x112] = 6  # a quarter turn
+    image.save(folder / 'turned.jpg', exif=exif)
+    assert PIL.Image.open(folder / 'turned.jpg').size == (64, 40)
+    PIL.Image.new('RGB', (1, 1)).save(folder / 'one.png')
+    (folder / 'cut.png').write_bytes(good[: len(good) // 2])
+    (folder / 'empty.jpg').write_bytes(b'')
+    (folder / 'text.jpg').write_text('no image')
+    with pytest.raises(UserError, match=r'4 of 7 images could not be predicted'):
+        run(SEGMENTER, segmenter, folder, '--out', out, '--format', 'json', 'labels', '--recursive')
+    said = lines(capsys.readouterr().err)
+    bad = ['cut.png', 'empty.jpg', 'one.png', 'text.jpg']
+    assert [re.match(r'error: \S*/(\w+\.\w+) ', line)[1] for line in said] == bad
+    assert '(1 x 1 pixels) could not be predicted: RuntimeError: ' in said[2]
+
+    names = ['a.png', 'sub/z ü.png', 'turned.jpg']
+    expected = [f'{name}.{suffix}' for name in names for suffix in ('json', 'png')]
+    expected += [f'labels/{name}.png' for name in names] + ['labels/classes.json']
+    written = [file.relative_to(out).as_posix() for file in out.rglob('*') if file.is_file()]
+    assert sorted(written) == sorted(expected)
+    facts = json.loads((out / 'labels/classes.json').read_text())
+    assert facts['classes'] == ['background', *CLASSES]
+    assert 'counted from 0' in facts['rule']
+    predictor = Predictor(SEGMENTER, segmenter, 'cpu')
+    for name in names:
+        map_file = PIL.Image.open(out / f'labels/{name}.png')
+        assert map_file.mode == 'P'
+        assert map_file.getpalette()[:18] == np.ravel(predictor.meta['palette']).tolist()
+        logits = predictor.predict(folder / name).seg_logits.data
+        assert len(logits.argmax(0).unique()) > 1
+        assert np.array_equal(map_file, logits.argmax(0))
+        result = json.loads((out / f'{name}.json').read_text())
+        height, width = logits.shape[1:]
+        assert (result['width'], result['height']) == (width, height)
+        shares = {c: (logits.argmax(0) == i).double().mean().item() for i, c in enumerate(facts['classes'])}
+        assert result['share_of_pixels'] == pytest.approx({c: v for c, v in shares.items() if v}, abs=1e-6)
+        assert cv2.imread(str(out / f'{name}.png')).shape == (height, width, 3)
+    assert (width, height) == (40, 64)  # of the photo, upright
+
+
+def label_map(classes: int, labels, tmp_path, **meta):
+    writer = LabelMaps(dict(classes=[f'c{i}' for i in range(classes)], **meta), tmp_path)
+    with contextlib.ExitStack() as stack:
+        writer.start(stack)
+    sample = SimpleNamespace(pred_sem_seg=PixelData(data=torch.tensor([labels])))
+    writer.write(writer.encode(Image(Path('x'), 'x.png', 1), sample))
+    facts = json.loads((tmp_path / 'labels/classes.json').read_text())
+    return cv2.imread(str(tmp_path / 'labels/x.png.png'), cv2.IMREAD_UNCHANGED), facts
+
+
+def test_more_than_256_classes_take_16_bits(tmp_path):
+    """256 classes have the numbers 0 to 255."""
+    for classes, dtype in ((256, np.uint8), (257, np.uint16)):
+        labels = [[0, 1], [classes - 1, 2]]
+        found, facts = label_map(classes, labels, tmp_path, palette=None, reduce_zero_label=True)
+        assert (found.dtype, found.tolist()) == (dtype, labels)
+        assert 'one more (reduce_zero_label)' in facts['rule']
+
+
+def test_one_output_channel_gives_whole_class_numbers(tmp_path):
+    found, facts = label_map(2, [[0.0, 1.0]], tmp_path, palette=[(0, 0, 0), (9, 8, 7)])
+    assert found.tolist() == [[[0, 0, 0], [7, 8, 9]]]  # OpenCV looks the palette up
+    assert facts['palette'] == [[0, 0, 0], [9, 8, 7]]
+
+
+@pytest.mark.parametrize(
+    ('image', 'expected'),
+    [
+        (np.array([[[1, 2, 3, 99]]], np.uint8), [3, 2, 1]),
+        (np.array([[7]], np.uint8), [7, 7, 7]),
+        (np.array([[0, 65535]], np.uint16), [0, 0, 0]),
+        (np.array([[[10.0, 20.0, 300.0], [0.0, 0.0, 0.0]]], np.float32), [255, 17, 8]),
+    ],
+)
+def test_an_image_of_any_kind_is_drawn_into(image, expected):
+    assert _shown(image)[0, 0].tolist() == expected
+
+
+# What goes wrong; nothing is predicted for it
+
+
+class Stub:
+    """A predictor that finds one object in each image, or raises what ``errors`` has for its name."""
+
+    meta = dict(classes=['cat', 'dog'])
+    device = 'cpu'
+    task = 'detection'
+    errors = {}
+
+    def __init__(self, config, checkpoint, device):
+        self.seen = Stub.seen = []
+
+    def predict(self, image):
+        self.seen.append(image.name)
+        if error := self.errors.get(image.name):
+            raise error if isinstance(error, BaseException) else error()
+        found = InstanceData(
+            bboxes=torch.tensor([[1.0, 2, 5, 4]]), scores=torch.ones(1), labels=torch.ones(1).long()
+        )
+        return DetDataSample(pred_instances=found, metainfo=dict(ori_shape=(10, 20)))
+
+    def to_json(self, sample, min_score):
+        return dict(objects=[])
+
+    def draw(self, image, sample, min_score):
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.fixture
+def stub(monkeypatch, tmp_path):
+    """A folder of five images and a model that fails as it is told to."""
+    monkeypatch.setattr(infer, 'Predictor', Stub)
+    monkeypatch.setattr(Stub, 'errors', {})
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for name in 'abcde':
+        PIL.Image.new('RGB', (7, 5)).save(folder / f'{name}.png')
+    return ['c.py', 'c.pth', folder, '--out', tmp_path / 'out']
+
+
+def left(tmp_path) -> list[str]:
+    return sorted(file.name for file in (tmp_path / 'out').iterdir())
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (
+            RuntimeError('two\n  lines'),
+            '(7 x 5 pixels) could not be predicted: RuntimeError: two lines; scale',
+        ),
+        (ValueError(), 'predicted: ValueError; scale it, or leave it out'),
+        (cv2.error('Insufficient'), 'predicted: error: Insufficient; scale it'),
+        (torch.OutOfMemoryError('CUDA out of memory. ' + 'x' * 900), 'OutOfMemoryError: CUDA out of memory'),
+        (MemoryError('Unable to allocate 9 GiB'), 'the memory is too small for it'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), 'the memory is too small for it'),
+        (UnreadableImage('IMAGE is no image'), 'error: IMAGE is no image'),
+        (AssertionError('no'), 'AssertionError: no'),
+        (PermissionError(13, 'Permission denied'), 'Permission denied'),
+    ],
+)
+def test_an_image_on_which_the_network_fails_is_named_and_the_others_are_predicted(
+    stub, tmp_path, capsys, error, words
+):
+    Stub.errors['b.png'] = error
+    assert refused(*stub, '--format', 'coco', 'json') == '1 of 5 images could not be predicted, see above'
+    streams = capsys.readouterr()
+    (line,) = lines(streams.err)
+    assert words in line
+    assert len(line) < 600
+    assert 'b.png' in line or isinstance(error, UnreadableImage)
+    assert '4 of 5 images predicted' in streams.out
+    assert 'Traceback' not in streams.err
+    assert {'a.png.json', 'e.png.png', 'predictions.json'} <= {*left(tmp_path)}
+    assert 'b.png.json' not in left(tmp_path)
+    found = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert [each['image_id'] for each in found] == [1, 3, 4, 5]
+    assert found[0] == dict(image_id=1, category_id=2, bbox=[1, 2, 4, 2], score=1)
+    listed = json.loads((tmp_path / 'out/images.json').read_text())['images']
+    assert listed[1] == dict(id=3, file_name='c.png', width=20, height=10)
+
+
+def test_an_interrupt_ends_it_and_leaves_no_part_of_a_file(stub, tmp_path):
+    Stub.errors['c.png'] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(*stub, '--format', 'json', 'coco')
+    assert Stub.seen == ['a.png', 'b.png', 'c.png']
+    assert left(tmp_path) == ['a.png.json', 'a.png.png', 'b.png.json', 'b.png.png']
+
+
+def test_a_gpu_that_computes_nothing_more_ends_it(stub):
+    Stub.errors['b.png'] = RuntimeError('CUDA error: device-side assert triggered')
+    assert 'CUDA computes nothing more' in refused(*stub)
+    assert Stub.seen == ['a.png', 'b.png']
+
+
+def test_a_result_that_cannot_be_written_ends_it_at_once(stub, tmp_path):
+    (tmp_path / 'out/b.png.json').mkdir(parents=True)
+    text = refused(*stub)
+    assert text.startswith(f'{tmp_path}/out/b.png.json cannot be written (Is a directory)')
+    assert '--out' in text
+    assert Stub.seen == ['a.png', 'b.png']
+    assert left(tmp_path) == ['a.png.json', 'a.png.png', 'b.png.json']
+
+
+def test_a_full_disk_leaves_the_older_file_and_nothing_else(tmp_path):
+    """A limit on the size of files: the first bytes are written, then there is an OSError."""
+    write_whole(tmp_path / 'f', b'older')
+    with (tmp_path / 'f').open('rb') as reader:
+        write_whole(tmp_path / 'f', b'old')
+        assert reader.read() == b'older'  # replaced as a whole, not written over
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(UserError, match=r'/f cannot be written \(File too large\)') as error:
+            write_whole(tmp_path / 'f', bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.__cause__.errno == errno.EFBIG
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [('f', b'old')]
+
+
+def test_an_allocation_beyond_the_memory_fails_in_place_of_the_process(stub, monkeypatch, capsys):
+    """The limit is taken back after each image."""
+    monkeypatch.setattr(infer, 'available_memory', lambda: 2**28)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    Stub.errors['a.png'] = lambda: ValueError(torch.empty(2**26, dtype=torch.uint8).nbytes)
+    Stub.errors['b.png'] = lambda: torch.empty(2**30, dtype=torch.uint8)
+    assert refused(*stub).startswith('2 of 5 images')
+    fits, does_not = lines(capsys.readouterr().err)
+    assert 'ValueError: 67108864' in fits
+    assert "can't allocate memory" in does_not
+    assert 'the memory is too small for it' in does_not
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    torch.empty(2**30, dtype=torch.uint8)
+
+
+def test_the_memory_that_is_left_is_at_most_what_the_machine_says():
+    machine = int(re.search(r'MemTotal:\s*(\d+)', Path('/proc/meminfo').read_text())[1]) * 1024
+    assert 0 < infer.available_memory() < machine
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--format', 'labels'], 'labels needs a segmenter, c.py is a detector: choose json or coco'),
+        (['--format', 'json', 'labels'], 'labels needs a segmenter'),
+        (['--ann-file', 'a.json'], '--ann-file numbers COCO results: give --format coco'),
+        (['--score', '30'], 'from 0 to 1, got 30'),
+        (['--format', 'coco', '--ann-file', 'no.json'], 'no.json cannot be read (No such file'),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_predicted(stub, tmp_path, options, words):
+    Stub.seen = []
+    assert words in refused(*stub, *options)
+    assert Stub.seen == []
+
+
+def test_coco_results_of_a_segmenter_are_refused(stub, monkeypatch):
+    monkeypatch.setattr(Stub, 'task', 'segmentation')
+    assert 'coco needs a detector, c.py is a segmenter: choose json or labels' in refused(
+        *stub, '--format', 'coco'
+    )
+
+
+def annotations(tmp_path, images, categories=('dog', 'cat')) -> AnnotationFile:
+    content = dict(
+        images=[dict(id=i, file_name=name) for i, name in images],
+        categories=[dict(id=i, name=name) for i, name in enumerate(categories, 4)],
+    )
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    return AnnotationFile(tmp_path / 'a.json')
+
+
+def test_numbers_of_images_come_from_the_end_of_their_paths(tmp_path):
+    given = [(3, 'a.png'), (9, 'sub/a.png'), (5, 'sub\\b.png'), (6, './c.png')]
+    files = {name: Path('/data', name) for name in ('a.png', 'sub/a.png', 'sub/b.png', 'c.png')}
+    found = annotations(tmp_path, given).numbers_of(files)
+    assert found == {'a.png': 3, 'sub/a.png': 9, 'sub/b.png': 5, 'c.png': 6}
+    for images, names, words in (
+        ([(3, 'a.png')], ['a.png', 'b.png'], '1 of 2 images are not in --ann-file'),
+        ([(3, 'x/a.png')], ['y/a.png'], 'such as x/a.png'),
+        ([(3, 'a.png'), (4, 'a.png')], ['a.png'], '2 times: ids [3, 4]'),
+        ([(3, 'a.png')], ['x/a.png', 'y/a.png'], '/data/x/a.png and /data/y/a.png are both a.png'),
+    ):
+        with pytest.raises(UserError) as error:
+            annotations(tmp_path, images).numbers_of({name: Path('/data', name) for name in names})
+        assert words in message(error.value)
+
+
+def test_numbers_of_categories_come_from_their_names(tmp_path):
+    assert annotations(tmp_path, []).categories_of(['cat', 'dog']) == [5, 4]
+    for categories, words in (
+        (
+            ['dog', 'cats'],
+            "no category 'cat', a class of the model; it lists dog, cats; did you mean 'cats'?",
+        ),
+        (['dog', 'cat', 'cat'], "2 categories 'cat'"),
+    ):
+        with pytest.raises(UserError) as error:
+            annotations(tmp_path, [], categories).categories_of(['cat', 'dog'])
+        assert words in message(error.value)
+    for text in ('[]', '{}', 'x', '{"images": [{"id": 1}], "categories": []}'):
+        (tmp_path / 'a.json').write_text(text)
+        with pytest.raises(UserError, match='is no COCO annotation file'):
+            AnnotationFile(tmp_path / 'a.json')
+
+
+def test_images_of_another_size_than_the_annotations_say_are_a_warning(stub, tmp_path, capsys):
+    images = [dict(id=i, file_name=f'{name}.png', width=20, height=10) for i, name in enumerate('abcde')]
+    images[1].update(width=10, height=20)
+    content = dict(images=images, categories=[dict(id=i, name=name) for i, name in enumerate(['cat', 'dog'])])
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    run(*stub, '--format', 'coco', '--ann-file', tmp_path / 'a.json')
+    assert '1 of 5 images have another size' in capsys.readouterr().err
+    found = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert [each['image_id'] for each in found] == [0, 1, 2, 3, 4]
+    assert {each['category_id'] for each in found} == {1}
+
+
+def test_results_below_the_images_are_not_taken_for_images(stub, tmp_path):
+    (tmp_path / 'images/sub.png').mkdir()  # a folder, whatever its name
+    PIL.Image.new('RGB', (7, 5)).save(tmp_path / 'images/sub.png/f.PNG')
+    stub[-1] = tmp_path / 'images/out'
+    for _ in range(2):
+        run(*stub, '--recursive')
+        assert Stub.seen == ['a.png', 'b.png', 'c.png', 'd.png', 'e.png', 'f.PNG']
+    assert (tmp_path / 'images/out/sub.png/f.PNG.json').is_file()
+    assert len(image_files(tmp_path / 'images')) == 5
