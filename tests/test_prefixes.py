@@ -194,6 +194,31 @@ def test_of_two_networks_that_fit_none_is_taken_but_by_name(one, other, first, s
         assert len(report.skipped) > len(first.state_dict())
 
 
+@pytest.mark.parametrize(
+    ('outer', 'inner'), [('', 'teacher.'), ('model.', 'model.momentum.'), ('a.b.', 'a.b.c.d.')]
+)
+def test_a_network_with_another_inside_is_one_of_two(outer, inner, first, second, tmp_path):
+    """Nothing fits below the prefix of the outer one; the inner is still not the only one."""
+    content = {**below(outer, first), **below(inner, second)}
+    with pytest.raises(UserError, match='holds 2 networks that fit') as error:
+        load(tmp_path, content)
+    assert repr(outer) in str(error.value)
+    assert repr(inner) in str(error.value)
+    assert torch.equal(load(tmp_path, content, prefix=inner)[0], timm_stem(second))
+    stem, report = load(tmp_path, content, prefix=outer)
+    assert torch.equal(stem, timm_stem(first))
+    if not outer:
+        assert sum(name.startswith(inner) for name in report.skipped) == len(second.state_dict())
+
+
+def test_an_average_inside_the_network_is_one_too(first, second, tmp_path):
+    content = {**below('', first), **below('ema.', second)}
+    assert torch.equal(load(tmp_path, content)[0], timm_stem(first))
+    stem, report = load(tmp_path, content, weights='ema')
+    assert torch.equal(stem, timm_stem(second))
+    assert 'final weights' in report.left_out[0]
+
+
 def test_of_several_networks_the_one_whose_shapes_fit_is_taken(first, tmp_path):
     import timm
 

@@ -102,7 +102,7 @@ def load_checkpoint(
         weights: ``'final'``, or ``'ema'`` for the moving average of a training that kept one. The published
             detectors and segmenters start from final weights. ``None``: what the training evaluated.
         prefix: what is in front of the names of the network to take, such as ``'teacher.backbone.'``, where
-            a file holds several that fit.
+            a file holds several that fit; empty for the one without a prefix.
 
     Raises:
         CheckpointMismatch: anything else is left over on either side; the module is unchanged.
@@ -217,27 +217,27 @@ def _choose(found: Tensors, first, compare, weights: str | None, file: str) -> _
     Raises:
         UserError: several networks of the file fit, or the average that was asked for is not there.
     """
-    tried, fitting = {'': compare(found.named)}, {}
-    if not tried[''].fits or tried[''].outside:
-        for name, places in prefixes(found.named, first).items():
-            for prefix in places:
-                if prefix not in tried:
-                    tried[prefix] = compare(below(found.named, prefix))
-                trial = tried[prefix]
-                if trial.fits and name.removeprefix(prefix) not in trial.outside:
-                    fitting[prefix + trial.inner] = prefix
-                    break
-    elif tried[''].fits:
-        fitting[''] = ''
+    tried = {'': compare(found.named)}
+    if tried[''].fits and not tried[''].outside:
+        fitting = {'': ''}
+    else:
+        stems = prefixes(found.named, first)
+        fitting = _fitting(found.named, stems, (), compare, tried)
+        # A network with others inside it, such as the student in front of whose teacher alone is a prefix.
+        rest = {name: stem for name, stem in stems.items() if not name.startswith(tuple(fitting))}
+        fitting |= _fitting(found.named, rest, tuple(fitting), compare, tried) if fitting else {}
+    if found.prefix is not None and '' in fitting:  # just where it was said to be
+        fitting = {'': fitting['']}
+    start = found.prefix or ''
     wanted = {place: prefix for place, prefix in fitting.items() if _is_average(place) == (weights == 'ema')}
     if found.average or not wanted:
         wanted = fitting
     if len(wanted) > 1:
-        places = [f'{found.prefix}{place}' for place in wanted]
+        places = [f'{start}{place}' for place in wanted]
         raise UserError(
             f'{file} holds {len(wanted)} networks that fit {tried[""].report.target}, below '
             f'{", ".join(map(repr, places))}: name one, by prefix={places[0]!r} of load_checkpoint, init_cfg '
-            f'or load_from, or by --pretrained-prefix {places[0]}'
+            f'or load_from, or by --pretrained-prefix {places[0] or repr("")}'
         )
     if wanted:
         place, prefix = next(iter(wanted.items()))
@@ -253,18 +253,42 @@ def _choose(found: Tensors, first, compare, weights: str | None, file: str) -> _
     report.left_out = list(found.left_out)
     for other in fitting.keys() - wanted.keys():
         kind, option = ('moving average', 'ema') if _is_average(other) else ('final weights', 'final')
-        report.left_out.append(f'{kind} below {found.prefix + other!r} (weights={option!r})')
+        report.left_out.append(f'{kind} below {start + other!r} (weights={option!r})')
     outside = [name for name in found.named if not name.startswith(prefix)]
     outside += [prefix + name for name in trial.outside]
     if place and not trial.fits:
-        report.hint = f'  Compared was what lies below {found.prefix + place!r}.'
+        report.hint = f'  Compared was what lies below {start + place!r}.'
     if outside:
-        report.skipped += [found.prefix + name for name in outside]
-        report.skip += (f'outside {found.prefix + place}',)
+        report.skipped += [start + name for name in outside]
+        report.skip += (f'outside {start + place}',)
     if found.outside:
         report.skipped += found.outside
-        report.skip += (f'outside {found.prefix}',) * (not outside)
+        report.skip += (f'outside {start}',) * (not outside)
     return trial
+
+
+def _fitting(tensors, stems: dict[str, list[str]], others: tuple[str, ...], compare, tried: dict) -> dict:
+    """Return the place of each network that fits, and the prefix that was taken off; fill ``tried``.
+
+    Args:
+        stems: see :func:`prefixes`.
+        others: places of networks that are none of these; what lies below them is left out.
+    """
+    fitting = {}
+    for name, places in stems.items():
+        for prefix in places:
+            if prefix not in tried or others:
+                inside = below(tensors, prefix)
+                apart = [n for n in inside if others and (prefix + n).startswith(others)]
+                trial = compare({n: tensor for n, tensor in inside.items() if n not in set(apart)})
+                trial.outside += apart
+                if trial.fits or prefix not in tried:
+                    tried[prefix] = trial
+            trial = tried[prefix]
+            if trial.fits and name.removeprefix(prefix) not in trial.outside:
+                fitting[prefix + trial.inner] = prefix
+                break
+    return fitting
 
 
 def _is_average(place: str) -> bool:

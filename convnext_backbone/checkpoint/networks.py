@@ -35,14 +35,14 @@ class Tensors:
         average: whether they are a moving average.
         left_out: other networks of the file, each with the option that takes it.
         outside: names of tensors that do not lie below the prefix that was asked for.
-        prefix: the one that was asked for, as it stands in the names.
+        prefix: the one that was asked for, as it stands in the names; ``None`` if none was.
     """
 
     named: dict[str, Tensor]
     average: bool = False
     left_out: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
-    prefix: str = ''
+    prefix: str | None = None
 
 
 def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str, Tensor]:
@@ -69,7 +69,8 @@ def find_tensors(content: dict, file: str, weights: str | None = None, prefix: s
         weights: ``'final'`` or ``'ema'``, of a training with a moving average; without one, final is what
             there is, and an average below a prefix is still to be found. ``None`` takes what the training
             evaluated.
-        prefix: take only what lies below it; it may begin with the name of a wrapper.
+        prefix: take only what lies below it; it may begin with the name of a wrapper. Empty: the network
+            without a prefix.
 
     Raises:
         UserError: there are no tensors, or none below ``prefix``.
@@ -97,7 +98,7 @@ def find_tensors(content: dict, file: str, weights: str | None = None, prefix: s
     for place in (rest, PARALLEL.sub('', rest), wanted, PARALLEL.sub('', wanted)):
         if inside := below(tensors, place):
             result.outside = [name for name in tensors if not name.startswith(place)]
-            result.named, result.prefix = inside, place
+            result.named, result.prefix = inside, None if prefix is None else place
             result.average = average or bool(place and AVERAGE.search(place))
             return result
     near = sorted({name.removesuffix(stem) for name in tensors for stem in STEMS if _ends(name, stem)})

@@ -85,7 +85,7 @@ def set_pretrained(
             raise UserError(f'{option}: the config loads no pretrained weights, give --pretrained FILE, too')
         for init in given:
             init['weights'] = weights or init.get('weights', 'final')
-            if prefix:
+            if prefix is not None:
                 init['prefix'] = prefix
         return []
     model = cfg.model
@@ -112,9 +112,8 @@ def set_pretrained(
 
 def _options(weights: str | None, prefix: str | None) -> str:
     """Return the options that say more about pretrained weights, as they were given; empty if none was."""
-    given = [f'--pretrained-weights {weights}'] * bool(weights) + [f'--pretrained-prefix {prefix}'] * bool(
-        prefix
-    )
+    given = [f'--pretrained-weights {weights}'] if weights else []
+    given += [f'--pretrained-prefix {prefix}'] if prefix is not None else []
     return ' '.join(given)
 
 
