@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from ..errors import UserError
 from ..registry import LOOPS
 from .randomness import RandomStream
-from .sampler import ResumableBatchSampler, fetch_seeded, read_batches  # noqa: F401  found here, too
+from .sampler import ResumableBatchSampler, read_batches
 
 
 class _Resumable:
