@@ -36,8 +36,8 @@ from convnext_backbone.checkpoint.write import (
 from convnext_backbone.cli import run
 from convnext_backbone.config import divide_model
 from convnext_backbone.engine import ResumableBatchSampler, checkpoint_hook, hooks, launch
-from convnext_backbone.engine.sampler import fetch_seeded
 from convnext_backbone.engine.randomness import RandomStream
+from convnext_backbone.engine.sampler import fetch_seeded
 from convnext_backbone.errors import Stopped, UserError
 
 CONFIG = f"""
