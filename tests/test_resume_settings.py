@@ -201,8 +201,10 @@ def begun(shapes, tmp_path_factory) -> Path:
 def go_on(begun: Path, shapes: Path, work_dir: Path, *options, changes=(), stop=6) -> str:
     """Resume from step 4 in a folder of its own; the log."""
     given = arguments(next(map(str, begun.glob('*.py'))), shapes, work_dir, '--stop-at', stop)
-    given += ['--resume', str(begun / 'w/iter_4.pth'), *options]
-    tool('train').main([*given, '--cfg-options', *changes] if changes else given)
+    # mmengine gives two trainings of one name within a second the same log
+    changes = [*changes, f'experiment_name={work_dir.parent.name}_{work_dir.name}']
+    given += ['--resume', str(begun / 'w/iter_4.pth'), *options, '--cfg-options', *changes]
+    tool('train').main(given)
     return log_of(work_dir)
 
 
