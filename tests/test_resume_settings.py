@@ -235,7 +235,7 @@ def test_settings_that_differ_are_listed_with_what_holds_and_it_does(begun, shap
         'param_scheduler.1.end': '1400 holds (checkpoint), not 1500 (config)',
         'train_dataloader.batch_size': '2 holds (config), not 4 (checkpoint)',
     }
-    assert 'learning rate 0.0005' not in log
+    assert f'learning rate {base / 2:g}' not in log
     assert f'learning rate {base:g} (checkpoint), at this step' in log
     for step, rate in rates(log).items():
         assert rate == pytest.approx(base * expected_warmup(begun, step - 1), rel=1e-3)  # five digits
