@@ -37,11 +37,13 @@ class Parser(argparse.ArgumentParser):
 
     def add_run_options(self) -> None:
         """Add the options of every command that builds a runner."""
+        from .engine.run import DEVICES, LAUNCHERS
+
         self.add_argument('--work-dir', help='for logs and checkpoints; default work_dirs/NAME_OF_CONFIG')
-        self.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
+        self.add_argument('--device', choices=DEVICES, help='default: cuda where there is a GPU')
         self.add_argument(
             '--launcher',
-            choices=('none', 'pytorch', 'slurm'),
+            choices=LAUNCHERS,
             default='none',
             help='how several processes were started; dist_train.sh sets it',
         )
@@ -51,12 +53,14 @@ class Parser(argparse.ArgumentParser):
         """Add the options of every command that looks at the data of a config."""
         from mmengine.config import DictAction
 
+        from .checks import AMOUNTS
+
         self.add_argument(
             '--data-root', metavar='DIR', help="folder of the dataset, in place of the config's"
         )
         self.add_argument(
             '--check-data',
-            choices=('sample', 'all', 'none'),
+            choices=AMOUNTS,
             default='sample',
             help='how many images and masks are read before the run; default: some seconds for each dataset',
         )

@@ -8,6 +8,7 @@ import linecache
 import multiprocessing
 import re
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 OLDEST_TORCH = (2, 6)
@@ -146,6 +147,12 @@ def suggest(name: str, names, cutoff: float = 0.75, kind: str = '') -> str:
     """Return the end of an error that proposes the nearest of ``names``; empty if none is near."""
     near = difflib.get_close_matches(name, [str(n) for n in names], 1, cutoff)
     return f'; did you mean {kind}{near[0]!r}?' if near else ''
+
+
+def some(values: Iterable) -> str:
+    """Return the first eight of ``values`` and how many there are."""
+    values = [str(v) for v in values]
+    return ', '.join(values[:8]) + (f', ... ({len(values)})' if len(values) > 8 else '')
 
 
 def check_choice(name: str, value, table):

@@ -23,11 +23,10 @@ from .config import (
     use_preprocessors,
     use_stand_ins,
 )
+from .datasets.images import SUFFIXES
 from .errors import UserError, report_build_errors
 from .predictions import class_numbers, image_size, rle
-from .registry import SCOPE, type_name
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+from .registry import SCOPE, class_of, type_name
 
 
 def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
@@ -183,10 +182,7 @@ def _names_of(content: dict, cfg: Config, checkpoint: str) -> dict:
 def _metainfo(cfg: Config) -> dict:
     """Return ``metainfo`` of the config's test data, on top of that of its class, as mmengine reads both."""
     dataset = next((dataset for _, dataset in datasets(cfg, ('test_dataloader',))), {})
-    kind = dataset.get('type')
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
-            kind = registry.get(kind)
+    kind = class_of(dataset, DATASETS)
     given = dict(dataset.get('metainfo') or {})
     if not hasattr(kind, '_load_metainfo'):
         return given

@@ -39,6 +39,20 @@ METRICS = Registry('metric', scope=SCOPE, parent=root.METRICS, locations=[f'{SCO
 TRANSFORMS = Registry('transform', scope=SCOPE, parent=root.TRANSFORMS, locations=[f'{SCOPE}.transforms'])
 
 
+def class_of(node: dict, registry: Registry):
+    """Return the class or function that the ``type`` of a config's dict names, ``None`` if it is not known.
+
+    Args:
+        node: a dict with ``type``, which may be the class itself, and perhaps ``_scope_``.
+        registry: one of mmengine's; the default scope is looked into first, as it is when something is built.
+    """
+    kind = node.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(node.get('_scope_')) as scoped:
+        return scoped.get(kind)
+
+
 def type_name(node) -> str:
     """Return what the ``type`` of a config's dict is called, however it is written; empty without one.
 

@@ -9,7 +9,7 @@ from mmcv.transforms import BaseTransform, LoadImageFromFile
 
 from .classification.robustness import corrupt
 from .datasets.images import header
-from .datasets.masks import beyond, mask_bytes, read_mask, to_labels
+from .datasets.masks import check_labels, mask_bytes, read_mask, to_labels
 from .errors import SKIPPED, UnreadableImage, UserError
 from .registry import TRANSFORMS
 
@@ -168,11 +168,8 @@ class LoadMask(BaseTransform):
                 f'{results["img_path"]} {size[1]} x {size[0]} (width x height): they must be equal'
             )
         labels = to_labels(mask, reduce, results.get('label_map'), self.ignore_index)
-        if self.num_classes and (wrong := beyond(labels, self.num_classes, self.ignore_index)).size:
-            raise UserError(
-                f'the mask {file} has the label {wrong[0]}, with {self.num_classes} classes the largest is '
-                f'{self.num_classes - 1} ({self.ignore_index} is ignored)'
-            )
+        if self.num_classes:
+            check_labels(labels, self.num_classes, self.ignore_index, f'the mask {file}')
         results['gt_seg_map'] = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
         results.setdefault('seg_fields', []).append('gt_seg_map')
         return results

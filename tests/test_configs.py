@@ -410,6 +410,14 @@ def images_with_a_map() -> dict:
 
 ISOTROPIC = dict(_delete_=True, type='convnext_backbone.IsotropicConvNeXt', depth=2, dim=64)
 DILATED = dict(arch='atto', output_stride=8, out_indices=(2, 3))
+DILATED_HEAD = dict(
+    _delete_=True,
+    in_channels=320,
+    in_index=1,
+    channels=32,
+    num_classes=150,
+    loss_decode=dict(type='CrossEntropyLoss'),
+)
 V2 = dict(arch='v2_atto', layer_scale_init_value=None)
 TASKS = {  # a batch, and what makes the task's configs smaller
     'classification': (images_with_a_class, {}),
@@ -448,15 +456,7 @@ KINDS = {  # config, changes of its model, of its optimizer
         'segmentation/upernet_convnext_t',
         dict(
             backbone=DILATED,
-            decode_head=dict(
-                _delete_=True,
-                type='PSPHead',
-                in_channels=320,
-                in_index=1,
-                channels=32,
-                num_classes=150,
-                loss_decode=dict(type='CrossEntropyLoss'),
-            ),
+            decode_head=dict(type='PSPHead', **DILATED_HEAD),
             auxiliary_head=dict(in_channels=160, in_index=0),
         ),
         {},
@@ -465,15 +465,7 @@ KINDS = {  # config, changes of its model, of its optimizer
         'segmentation/upernet_convnext_t',
         dict(
             backbone={**DILATED, **V2},
-            decode_head=dict(
-                _delete_=True,
-                type='ASPPHead',
-                in_channels=320,
-                in_index=1,
-                channels=32,
-                num_classes=150,
-                loss_decode=dict(type='CrossEntropyLoss'),
-            ),
+            decode_head=dict(type='ASPPHead', **DILATED_HEAD),
             auxiliary_head=dict(in_channels=160, in_index=0),
         ),
         {},

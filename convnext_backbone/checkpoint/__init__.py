@@ -1,6 +1,6 @@
 """Reads files of weights safely, recognises them, loads them completely."""
 
-from .load import CheckpointMismatch, LoadReport, Pretrained, load_checkpoint, load_tensors, load_trained
+from .load import CheckpointMismatch, LoadReport, Pretrained, load_checkpoint, load_trained
 from .read import UnreadableCheckpoint, close_unsafe_reader, read_checkpoint
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     'UnreadableCheckpoint',
     'close_unsafe_reader',
     'load_checkpoint',
-    'load_tensors',
     'load_trained',
     'read_checkpoint',
 ]

@@ -156,7 +156,7 @@ def load_trained(
         file: where ``content`` was read from.
         weights: ``'final'`` or ``'ema'`` of a training with a moving average; ``None``: what it evaluated.
         prefix: see :func:`load_checkpoint`.
-        asked: ``skip`` and ``fresh`` of :func:`load_tensors`.
+        asked: ``skip`` and ``fresh`` of :func:`load_checkpoint`.
 
     Raises:
         CheckpointMismatch: something is left over on either side; the model is unchanged.
@@ -295,31 +295,6 @@ def _is_average(place: str) -> bool:
     return bool(place and AVERAGE.search(place))
 
 
-def load_tensors(
-    module: nn.Module,
-    tensors: dict[str, Tensor],
-    *,
-    file: str,
-    target: str,
-    skip: Sequence[str] = (),
-    fresh: Sequence[str] = (),
-    rename=lambda names: {name: name for name in names},
-) -> LoadReport:
-    """Copy named tensors into ``module`` (its ``state_dict``), completely or not at all.
-
-    Args:
-        rename: maps the module's names to those of ``tensors``; see :func:`load_checkpoint` for
-            the rest.
-
-    Raises:
-        CheckpointMismatch: something is left over on either side; the module is unchanged.
-    """
-    report, chosen = _compare(
-        module, tensors, file=file, target=target, skip=skip, fresh=fresh, rename=rename
-    )
-    return _fill(module, _Trial('', [], tensors, report, chosen))
-
-
 def _compare(
     module: nn.Module,
     tensors: dict[str, Tensor],
@@ -330,7 +305,12 @@ def _compare(
     fresh: Sequence[str] = (),
     rename=lambda names: {name: name for name in names},
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """Return what would become of every tensor, and those that ``module`` would take, by its own names."""
+    """Return what would become of every tensor, and those that ``module`` would take, by its own names.
+
+    Args:
+        skip, fresh: see :func:`load_checkpoint`.
+        rename: maps the module's names to those of ``tensors``.
+    """
     own = {new: (old, t) for (old, new), t in _zip_names(module.state_dict(), rename)}
     report = LoadReport(file, target, skip=tuple(skip), may_be_fresh=tuple(fresh))
     chosen = {}

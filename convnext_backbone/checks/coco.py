@@ -8,10 +8,11 @@ import numpy as np
 from mmengine.config import Config
 
 from ..datasets import read_annotations
-from ..datasets.annotations import MASKS, REASONS, SHORT, WHOLE, Annotations, some
+from ..datasets.annotations import MASKS, REASONS, SHORT, WHOLE, Annotations
 from ..datasets.coco import file_in
-from ..errors import UserError
-from .files import SUFFIXES, DatasetCheck
+from ..datasets.images import SUFFIXES
+from ..errors import UserError, some
+from .files import DatasetCheck
 
 
 class CocoCheck(DatasetCheck):
@@ -196,12 +197,14 @@ def classes_of(dataset: dict, kind: type) -> list[str] | None:
 
 
 def evaluators(cfg: Config, key: str) -> list[dict]:
+    """Return the metrics of ``val_evaluator`` or ``test_evaluator``, which may be one or a list."""
     given = cfg.get(key)
     given = given if isinstance(given, (list, tuple)) else [given]
     return [node for node in given if isinstance(node, dict)]
 
 
 def metrics(cfg: Config, split: str) -> set[str]:
+    """Return what is evaluated on the data of ``split``, such as ``bbox`` and ``segm``."""
     found = set()
     for evaluator in evaluators(cfg, split.replace('dataloader', 'evaluator')):
         metric = evaluator.get('metric') or ()

@@ -1,7 +1,6 @@
 """Compares what a config says about its data with the files: folders, annotations, images and masks."""
 
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from mmengine.registry import DATASETS, init_default_scope
 from ..config import check_classes, datasets
 from ..datasets import improve, read_annotations
 from ..datasets.coco import LabelsByName
+from ..datasets.masks import ListsImages
 from ..errors import UserError
 from ..findings import Findings
-from ..registry import type_name
+from ..registry import class_of, type_name
 from .coco import CocoCheck, classes_of, evaluators
 from .masks import MaskCheck
 
@@ -30,7 +30,8 @@ def check_data(cfg: Config, splits, findings: Findings, amount: str = 'sample') 
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     seen = set()
     for split, dataset in datasets(cfg, splits):
-        kind = _class(dataset)
+        kind = class_of(dataset, DATASETS)
+        mixed = improve(kind) if isinstance(kind, type) else object
         key = (split == 'train_dataloader', type_name(dataset), *map(str, map(dataset.get, _WHERE)))
         if key in seen:
             continue
@@ -43,9 +44,9 @@ def check_data(cfg: Config, splits, findings: Findings, amount: str = 'sample') 
             if cfg.get('model') and (classes := classes_of(dataset, kind)):
                 _check_heads(cfg, classes, found)
             _check_paths(dataset, split)
-            if _inherits(kind, 'mmdet.datasets', 'CocoDataset') and issubclass(improve(kind), LabelsByName):
+            if issubclass(mixed, LabelsByName):
                 CocoCheck(cfg, dataset, kind, split, found, amount).check()
-            elif _inherits(kind, 'mmseg.datasets', 'BaseSegDataset'):
+            elif issubclass(mixed, ListsImages):
                 MaskCheck(cfg, dataset, kind, split, found, amount).check()
         except UserError as error:
             found.add('error', 'data', split, str(error))
@@ -58,19 +59,6 @@ def check_data(cfg: Config, splits, findings: Findings, amount: str = 'sample') 
 
 
 _WHERE = ('data_root', 'ann_file', 'data_prefix', 'metainfo', 'filter_cfg', 'img_suffix', 'reduce_zero_label')
-
-
-def _class(dataset: dict) -> type | None:
-    kind = dataset.get('type')
-    if not isinstance(kind, str):
-        return kind
-    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
-        return registry.get(kind)
-
-
-def _inherits(kind, module: str, name: str) -> bool:
-    base = getattr(sys.modules.get(module), name, None)
-    return base is not None and isinstance(kind, type) and issubclass(kind, base)
 
 
 def check_metainfo(dataset: dict, kind: type | None, split: str, findings: Findings) -> None:

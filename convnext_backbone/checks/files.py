@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from mmengine.config import Config
 
 from ..config import dicts
-from ..datasets.images import TURNED, header
+from ..datasets.images import TURNED, Header, header
 from ..errors import UserError
 from ..findings import Findings
 from ..transforms import LoadImage
 
 SECONDS = 4  # for reading a sample of the files of one dataset
 SEED = 0  # of the choice of that sample
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class Folders:
@@ -75,6 +74,7 @@ class DatasetCheck:
         self.steps = list(dicts(dataset.get('pipeline') or []))
         self.skips = self.trains and any(step.get('skip_corrupt') for step in self.steps)
         self.folders = Folders()
+        self._headers: dict[str, Header] = {}
 
     def add(self, level: str, kind: str, text: str, examples=None, count: int = 0, where: str = '') -> None:
         self.findings.add(level, kind, where or f'{self.split}', text, examples, count)
@@ -101,6 +101,16 @@ class DatasetCheck:
             files,
         )
 
+    def header(self, file: str) -> Header:
+        """Return the header of an image, which is read once.
+
+        Raises:
+            OSError: the file is no image.
+        """
+        if file not in self._headers:
+            self._headers[file] = header(file)
+        return self._headers[file]
+
     def check_images(self, files: list[str], sizes: Callable[[str], tuple | None]) -> None:
         """Read the headers of a sample of the images: size, orientation, depth.
 
@@ -114,7 +124,7 @@ class DatasetCheck:
         for file in sampled(files, self.amount):
             read += 1
             try:
-                found = header(file)
+                found = self.header(file)
             except OSError as error:
                 unreadable.append(f'{file} ({error})')
                 continue

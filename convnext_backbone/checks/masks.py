@@ -7,12 +7,11 @@ import numpy as np
 from mmengine.registry import DATASETS
 
 from ..datasets import improve
-from ..datasets.annotations import some
-from ..datasets.images import header
+from ..datasets.images import SUFFIXES
 from ..datasets.masks import beyond, read_mask, to_labels
-from ..errors import UserError, message
+from ..errors import UserError, message, some
 from ..registry import type_name
-from .files import SUFFIXES, DatasetCheck, sampled
+from .files import DatasetCheck, sampled
 
 BACKGROUND = ('background', 'bg', '_background_', 'unlabeled', 'unlabelled', 'void')
 
@@ -97,7 +96,7 @@ class MaskCheck(DatasetCheck):
                 unreadable.append(str(error))
                 continue
             try:
-                size = header(image).upright
+                size = self.header(image).upright
             except OSError:
                 size = mask.shape[::-1]
             if tuple(size) != mask.shape[::-1]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from mmengine.config import Config
 
-from ..errors import UserError
+from ..errors import UserError, some
 from ..registry import type_name
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -52,11 +52,6 @@ def _replace_prefix(value, old: str, new: str):
     return value
 
 
-def _some(values) -> str:
-    values = [str(v) for v in values]
-    return ', '.join(values[:8]) + (f', ... ({len(values)})' if len(values) > 8 else '')
-
-
 def check_classes(cfg: Config, classes) -> None:
     """Check that the heads that predict the dataset's classes count as many as it has.
 
@@ -67,7 +62,7 @@ def check_classes(cfg: Config, classes) -> None:
         if number != len(classes):
             raise UserError(
                 f'{path} is {number}, but the training data has {len(classes)} classes '
-                f'({_some(classes)}): set every num_classes of the model to {len(classes)}'
+                f'({some(classes)}): set every num_classes of the model to {len(classes)}'
             )
 
 

@@ -5,12 +5,13 @@ that is absent or 0 is computed from the mask or the box, ``iscrowd`` that is ab
 not in a list is put into one, and objects get new ids from 1: pycocotools takes id 0 for "not matched".
 """
 
+import contextlib
 import gc
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -18,8 +19,8 @@ import msgspec
 import numpy as np
 from pycocotools import mask as rle
 
-from ..errors import UserError, suggest
-from ..findings import Findings
+from ..errors import UserError, some, suggest
+from ..findings import EXAMPLES, Findings, Level
 
 LEAST_COORDINATES = 6  # of a polygon: three points
 CHUNK = 100_000  # polygons that are measured at once
@@ -246,69 +247,58 @@ class Annotations:
             corners = finite & (width > x) & (height > y)
         total = max(int(finite.sum()), 1)
         if fractions.sum() > total / 2:
-            self.findings.add(
+            self._add(
                 'error',
                 'boxes_normalised',
-                self.file,
-                f'{int(fractions.sum())} of {total} boxes are fractions of the image (0 to 1), expected x y '
-                'width height in pixels: multiply x and width by the width of the image, y and height by its '
+                f'{fractions.sum()} of {total} boxes are fractions of the image (0 to 1), expected x y width '
+                'height in pixels: multiply x and width by the width of the image, y and height by its '
                 'height',
-                self.describe(np.flatnonzero(fractions)[:3]),
-                int(fractions.sum()),
+                fractions,
             )
             return
         known = finite & (self.mask == WHOLE)
-        as_given, as_corners = (
-            _overlap(self.boxes, self._extents),
-            _overlap(_from_corners(self.boxes), self._extents),
-        )
+        as_given = _overlap(self.boxes, self._extents)
+        as_corners = _overlap(_from_corners(self.boxes), self._extents)
         like_corners = known & (as_corners > 0.8) & (as_given < 0.8)
         share_beyond, share_corners = beyond.sum() / total, (corners & finite).sum() / total
         by_mask = known.sum() >= 1 and like_corners.sum() > known.sum() / 2
         by_edges = share_corners > 0.9 and (share_beyond > 0.5 or (beyond.sum() > 1 and share_beyond > 0.2))
         if by_mask or by_edges:
             reason = 'their masks lie so' if by_mask else f'{share_beyond:.0%} reach outside the image'
-            self.findings.add(
+            self._add(
                 'error',
                 'boxes_as_corners',
-                self.file,
                 f'the boxes look like x1 y1 x2 y2 ({reason}), expected x y width height: subtract x1 from x2 '
                 'and y1 from y2',
-                self.describe(np.flatnonzero(like_corners if by_mask else beyond)[:3]),
+                like_corners if by_mask else beyond,
                 total,
             )
             return
         if share_beyond > 0.5:
-            self.findings.add(
+            self._add(
                 'error',
                 'boxes_beyond',
-                self.file,
-                f'{int(beyond.sum())} of {total} boxes reach outside their image: are width and height of '
-                'the images those of the files, and the boxes x y width height in pixels?',
-                self.describe(np.flatnonzero(beyond)[:3]),
-                int(beyond.sum()),
+                f'{beyond.sum()} of {total} boxes reach outside their image: are width and height of the '
+                'images those of the files, and the boxes x y width height in pixels?',
+                beyond,
             )
         elif beyond.any():
-            self.findings.add(
-                'warning',
-                'boxes_beyond',
-                self.file,
-                f'{int(beyond.sum())} of {total} boxes reach more than two pixels outside their image',
-                self.describe(np.flatnonzero(beyond)[:3]),
-                int(beyond.sum()),
-            )
+            text = f'{beyond.sum()} of {total} boxes reach more than two pixels outside their image'
+            self._add('warning', 'boxes_beyond', text, beyond)
         contradict = known & (as_given < 0.5) & (self._extents[:, 2:] > 2).all(1) & (self.why == USED)
         if contradict.any():
-            many = contradict.sum() > known.sum() / 2
-            self.findings.add(
-                'error' if many else 'warning',
+            self._add(
+                'error' if contradict.sum() > known.sum() / 2 else 'warning',
                 'mask_beside_box',
-                self.file,
-                f'{int(contradict.sum())} of {int(known.sum())} masks lie elsewhere than their box (overlap '
-                'of the extents below 0.5)',
-                self.describe(np.flatnonzero(contradict)[:3]),
-                int(contradict.sum()),
+                f'{contradict.sum()} of {known.sum()} masks lie elsewhere than their box (overlap of the '
+                'extents below 0.5)',
+                contradict,
             )
+
+    def _add(self, level: Level, kind: str, text: str, which: np.ndarray, count: int = 0) -> None:
+        """Report records, (N,) bool, with the first of them as examples; ``count``: if not all of them."""
+        examples = self.describe(np.flatnonzero(which)[:EXAMPLES])
+        self.findings.add(level, kind, self.file, text, examples, count or int(which.sum()))
 
     # -- masks -------------------------------------------------------
 
@@ -318,7 +308,7 @@ class Annotations:
         self._extents = np.full((count, 4), np.nan)  # x y width height of the mask
         self._mask_area = np.zeros(count)
         polygons, owners, encoded, state = [], [], [], self.mask
-        wrong_size, several = [], False
+        wrong_size = []
         for number, record in enumerate(self.records):
             given = record.get('segmentation')
             if type(given) is list and given:
@@ -332,7 +322,6 @@ class Annotations:
                         continue
                 polygons += usable
                 owners += [number] * len(usable)
-                several = several or len(usable) > 1
             elif isinstance(given, dict):
                 state[number] = _rle_state(given)
                 if state[number] == WHOLE:
@@ -427,12 +416,9 @@ class Annotations:
         self.crowd = np.zeros(len(self.records), bool)
         for number, record in enumerate(self.records):
             flag = record.get('iscrowd')
-            if flag:
-                self.crowd[number] = flag not in ('0', 'false', 'False')
-            if flag is not True and flag not in (0, 1):
+            self.crowd[number] = bool(flag) and flag not in ('0', 'false', 'False')
+            if type(flag) is not int or flag not in (0, 1):
                 record['iscrowd'] = int(self.crowd[number])
-            elif flag is None or flag is True or flag is False:
-                record['iscrowd'] = int(bool(flag))
 
     def _complete_areas(self) -> None:
         needed = [
@@ -496,10 +482,6 @@ class Annotations:
             found[record['image_id']].append(record)
         return found
 
-    def set_size(self, image_id, width: int, height: int) -> None:
-        """Complete an image whose size the file does not name."""
-        self.images[image_id].update(width=width, height=height)
-
     def coco(self, api_class, with_masks: bool):
         """Return the content as pycocotools reads it, for evaluation.
 
@@ -545,16 +527,23 @@ def read_annotations(file: str | os.PathLike, keep: bool = True) -> Annotations:
         raise UserError(f'{file} cannot be read: {error.strerror}') from error
     key = (path, stat.st_mtime_ns, stat.st_size)
     if key not in _READ:
-        # Millions of lists, none of them in a circle: searching them for circles costs more than reading
-        # them.
         gc.collect()
-        gc.disable()
-        try:
+        with without_collecting():
             _READ[key] = Annotations(file)
-        finally:
             gc.freeze()
-            gc.enable()
     return _READ[key] if keep else _READ.pop(key)
+
+
+@contextlib.contextmanager
+def without_collecting() -> Iterator[None]:
+    """Make millions of lists and dicts without searching them for circles, which costs more than the rest."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def forget_annotations() -> None:
@@ -665,9 +654,3 @@ def _other_type(given, known: dict) -> str:
 def _short(record: dict) -> str:
     text = json.dumps(record, ensure_ascii=False)
     return text if len(text) < 80 else text[:77] + '...'
-
-
-def some(values: Iterable) -> str:
-    """Return the first eight of ``values`` and how many there are."""
-    values = [str(v) for v in values]
-    return ', '.join(values[:8]) + (f', ... ({len(values)})' if len(values) > 8 else '')

@@ -5,13 +5,12 @@ label of a class is its place in ``metainfo.classes``, in training, evaluation a
 """
 
 import contextlib
-import gc
 import io
 import os
 
 from mmengine.fileio import get_local_path
 
-from .annotations import USED, Annotations, read_annotations
+from .annotations import USED, Annotations, read_annotations, without_collecting
 from .images import header
 
 
@@ -40,11 +39,8 @@ class LabelsByName:
         if not self.test_mode:
             annotations.records = []  # each is released as soon as it is used: the memory of all counts
         folder = (self.data_prefix or {}).get('img') or ''
-        gc.disable()  # millions of new dicts, none of them in a circle
-        try:
+        with without_collecting():
             return self._infos(annotations, objects, folder)
-        finally:
-            gc.enable()
 
     def _infos(self, annotations: Annotations, objects: dict, folder: str) -> list[dict]:
         data_list = []

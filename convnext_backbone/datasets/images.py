@@ -1,4 +1,4 @@
-"""Tells from the first bytes of an image file what it holds: size, orientation, depth and channels."""
+"""Tells from the first bytes of an image file what it holds: size, orientation and depth."""
 
 import os
 import struct
@@ -9,11 +9,8 @@ from PIL import Image
 
 ORIENTATION = 0x0112  # EXIF tag
 TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
-MODES = {  # of Pillow: channels, bits of each
-    '1': (1, 1), 'L': (1, 8), 'P': (1, 8), 'LA': (2, 8), 'PA': (2, 8), 'RGB': (3, 8), 'RGBA': (4, 8),
-    'CMYK': (4, 8), 'YCbCr': (3, 8), 'LAB': (3, 8), 'HSV': (3, 8), 'RGBX': (4, 8), 'RGBa': (4, 8),
-    'I;16': (1, 16), 'I;16B': (1, 16), 'I;16L': (1, 16), 'I;16N': (1, 16), 'I': (1, 32), 'F': (1, 32),
-}  # fmt: skip
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # of image files, in lower case
+BITS = {'1': 1, 'I;16': 16, 'I;16B': 16, 'I;16L': 16, 'I;16N': 16, 'I': 32, 'F': 32}  # of a channel, else 8
 
 
 @dataclass(frozen=True)
@@ -25,18 +22,14 @@ class Header:
         orientation: of EXIF, 1 to 8; 1 is upright.
         mode: Pillow's name, e.g. ``'RGB'``, ``'P'``, ``'I;16'``; ``'?'`` for a file that Pillow does not
             read.
-        channels: number of channels.
         bits: of each channel.
-        format: Pillow's name of the file format.
     """
 
     width: int
     height: int
     orientation: int
     mode: str
-    channels: int
     bits: int
-    format: str
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -53,7 +46,7 @@ def header(file: str | os.PathLike) -> Header:
     most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # nothing is decoded
     try:
         with Image.open(file) as image:
-            channels, bits = MODES.get(image.mode, (len(image.getbands()), 8))
+            bits = BITS.get(image.mode, 8)
             if image.format == 'PNG':
                 bits = _png_bits(file, bits)
             try:
@@ -64,9 +57,7 @@ def header(file: str | os.PathLike) -> Header:
                 *image.size,
                 orientation if orientation in range(1, 9) else 1,
                 image.mode,
-                channels,
                 bits,
-                image.format or '',
             )
     except PIL.UnidentifiedImageError:
         return _other_header(file)
@@ -91,5 +82,4 @@ def _other_header(file: str | os.PathLike) -> Header:
     array = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED) if os.path.getsize(file) else None
     if array is None:
         raise OSError('it is no image')
-    channels = 1 if array.ndim == 2 else array.shape[2]
-    return Header(*array.shape[1::-1], 1, '?', channels, array.dtype.itemsize * 8, '')
+    return Header(*array.shape[1::-1], 1, '?', array.dtype.itemsize * 8)

@@ -41,7 +41,8 @@ def read_mask(file: str | os.PathLike, content: bytes | None = None) -> np.ndarr
                     'PNG, from the originals'
                 )
             scaled = SCALED.get(content[24], 1) if image.format == 'PNG' and image.mode == 'L' else 1
-            labels = np.array(ImageOps.exif_transpose(image)) // scaled
+            labels = np.array(ImageOps.exif_transpose(image))
+            labels = labels // scaled if scaled != 1 else labels
             mode = image.mode
     except FileNotFoundError as error:
         raise UserError(f'the mask {file} does not exist') from error
@@ -81,6 +82,10 @@ def to_labels(
     Returns:
         (H, W), of a type in which every label fits.
     """
+    if mask.dtype == np.uint8 and mask.size > 256:  # each of its values is translated once
+        table = to_labels(np.arange(256), reduce_zero_label, label_map, ignore_index)
+        small = table.min() >= 0 and table.max() < 256
+        return (table.astype(np.uint8) if small else table)[mask]
     labels = mask.astype(np.int64)
     if reduce_zero_label:
         labels = np.where((labels == 0) | (labels == ignore_index), ignore_index, labels - 1)
@@ -94,8 +99,16 @@ def to_labels(
 
 def beyond(labels: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
     """Return the labels, without repetition, that no class has and that are not ignored."""
-    values = np.unique(labels)
-    return values[((values < 0) | (values >= num_classes)) & (values != ignore_index)]
+    return np.unique(labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)])
+
+
+def check_labels(labels: np.ndarray, num_classes: int, ignore_index: int, mask: str) -> None:
+    """Raise :class:`UserError` for a label that no class has; ``mask`` is what the message calls it."""
+    if (wrong := beyond(labels, num_classes, ignore_index)).size:
+        raise UserError(
+            f'{mask} has the label {wrong[0]}, with {num_classes} classes the largest is {num_classes - 1} '
+            f'({ignore_index} is ignored)'
+        )
 
 
 class ListsImages:
@@ -131,11 +144,7 @@ class NamesAbsentClasses:
         number = len(self.dataset_meta['classes'])
         for sample in data_samples if not self.format_only else ():
             labels = sample['gt_sem_seg']['data'].cpu().numpy()
-            if (wrong := beyond(labels, number, self.ignore_index)).size:
-                raise UserError(
-                    f'the mask of {sample.get("img_path")} has the label {wrong[0]}, with {number} classes '
-                    f'the largest is {number - 1} ({self.ignore_index} is ignored)'
-                )
+            check_labels(labels, number, self.ignore_index, f'the mask of {sample.get("img_path")}')
         super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, float]:

@@ -35,7 +35,7 @@ from ..config import check_classes, datasets, use_stand_ins
 from ..datasets import forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
-from ..registry import type_name
+from ..registry import class_of, type_name
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
 from .resume_settings import ResumedSettings
@@ -90,8 +90,6 @@ class Runner(MMEngineRunner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """Call hooks as in mmengine; a row of the log that does not fit on the disk ends no training."""
-        if fn_name == 'before_run':  # every data loader and metric is built
-            forget_annotations()
         for hook in self.hooks:
             if not hasattr(hook, fn_name):
                 continue
@@ -150,6 +148,7 @@ class Runner(MMEngineRunner):
     @report_build_errors
     def build_val_loop(self, loop):
         loop = super().build_val_loop(loop)
+        forget_annotations()  # dataset and metric have what they need
         batches = launch.compare_processes('validation data', {}, len(loop.dataloader), seconds=600)
         self._least_batches = min(batches)  # of a process; a sampler need not give all the same
         trained, tested = _classes(self._train_loop), _classes(loop)
@@ -164,6 +163,7 @@ class Runner(MMEngineRunner):
     @report_build_errors
     def build_test_loop(self, loop):
         loop = super().build_test_loop(loop)
+        forget_annotations()
         self._test_classes = _classes(loop)
         return loop
 
@@ -377,9 +377,7 @@ def _improve(node, registry) -> None:
     """Put a class with ours mixed in, see datasets.improve, in the place of the ``type`` of ``node``."""
     if not isinstance(node, dict) or 'type' not in node:
         return
-    with registry.switch_scope_and_registry(node.get('_scope_')) as scoped:
-        cls = scoped.get(node['type']) if isinstance(node['type'], str) else node['type']
-    if isinstance(cls, type):
+    if isinstance(cls := class_of(node, registry), type):
         node['type'] = improve(cls)
 
 
