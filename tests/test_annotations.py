@@ -193,6 +193,17 @@ def test_boxes_as_corners_are_an_error(tmp_path, with_masks):
     assert kinds(read(tmp_path, data), 'error') & {'boxes_as_corners', 'boxes_beyond'}
 
 
+def test_corners_within_the_image_are_told_by_the_masks(tmp_path):
+    data = content()
+    for number, record in enumerate(data['annotations']):
+        x, y, width, height = 2 + number, 3, 10, 8
+        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+        record.update(bbox=[x, y, x + width, y + height], segmentation=[corners])  # at most 15 + 5 of 64
+    findings = read(tmp_path, data).findings.of('error')
+    assert [finding.kind for finding in findings] == ['boxes_as_corners']
+    assert 'their masks lie so' in findings[0].text
+
+
 def test_large_right_boxes_are_not_taken_for_corners(tmp_path):
     data = content()
     for record in data['annotations']:

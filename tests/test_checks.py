@@ -19,6 +19,7 @@ from convnext_backbone.datasets.images import header
 from convnext_backbone.datasets.masks import read_mask
 from convnext_backbone.engine.runner import Runner
 from convnext_backbone.errors import UnreadableImage, UserError
+from convnext_backbone.findings import Findings
 from convnext_backbone.transforms import LoadImage
 
 OBJECTS = {  # image: (class, box) of each object
@@ -627,6 +628,17 @@ def test_classes_that_are_not_in_the_truth_are_named(predicted, effect, monkeypa
     metric.compute_metrics(metric.results)
     assert [f'are {effect}' in line for line in lines] == [True]
     assert 'dog' in lines[0]
+
+
+# -- findings --------------------------------------------------------------------------------
+
+
+def test_findings_are_ordered_by_level_then_by_number():
+    findings = Findings()
+    for level, count in (('note', 99), ('warning', 5), ('error', 1), ('warning', 7), ('error', 2)):
+        findings.add(level, 'kind', '', 'text', count=count)
+    ordered = [(finding.level, finding.count) for finding in findings.ordered()]
+    assert ordered == [('error', 2), ('error', 1), ('warning', 7), ('warning', 5), ('note', 99)]
 
 
 # -- the command -----------------------------------------------------------------------------
