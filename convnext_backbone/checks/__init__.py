@@ -4,6 +4,7 @@ from mmengine.config import Config
 
 from ..findings import Findings
 from .data import check_data
+from .model import check_model
 from .types import check_types
 from .values import check_values
 
@@ -23,5 +24,6 @@ def check_config(cfg: Config, splits, amount: str = 'sample') -> Findings:
     findings = Findings()
     check_values(cfg, findings)
     check_types(cfg, findings)
+    check_model(cfg, findings, () if amount == 'none' else splits)
     check_data(cfg, splits, findings, amount)
     return findings

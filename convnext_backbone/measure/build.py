@@ -1,0 +1,93 @@
+"""Builds the model of a config to measure it: without weights, files or network, on the meta device or a CPU."""
+
+import contextlib
+import copy
+import os
+import warnings
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..config import drop_pretrained, use_plain_batch_norm, use_preprocessors
+from ..config.keys import dicts
+from ..errors import report_build_errors
+
+FILES = ('pretrained', 'teacher_ckpt', 'checkpoint_path')  # keys of a model that name a file of weights
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    """Leaves to the CPU what constructors read numbers from: rates of stochastic depth, by ``linspace``."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.linspace:
+            kwargs = {'device': 'cpu', **kwargs}
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def building(scope: str | None, device: str) -> Iterator[None]:
+    """Build on a device, in a scope of registries; no hub of weights is asked, and no warnings are shown."""
+    with (
+        mock.patch.dict(os.environ, {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_OFFLINE': '1'}),
+        torch.device(device),
+        _NumbersOnCPU(),
+        DefaultScope.overwrite_default_scope(scope or 'mmengine'),
+        warnings.catch_warnings(action='ignore'),  # of mmseg's losses, about their own defaults
+    ):
+        yield
+
+
+def without_weights(cfg: Config) -> Config:
+    """Return a config with the model alone, in which nothing is loaded and SyncBN is BN.
+
+    Args:
+        cfg: any config with a ``model``; it stays as it is.
+    """
+    model = copy.deepcopy(cfg.model)
+    alone = Config(dict(model=model.to_dict() if isinstance(model, ConfigDict) else model))
+    use_plain_batch_norm(alone)
+    use_preprocessors(alone)
+    drop_pretrained(alone)
+    for node in dicts(alone.model):
+        for key in FILES:
+            if node.get(key):
+                node[key] = False if node[key] is True else None
+    return alone
+
+
+def settled(module: nn.Module, device: str) -> nn.Module:
+    """Return a module in evaluation mode, as a whole on a device: not every constructor asks for one."""
+    module.to(device)
+    module.train(False)  # eval() of some models returns nothing
+    return module
+
+
+def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
+    """Build the model of a config, in evaluation mode, without its weights.
+
+    Args:
+        cfg: any config with a ``model``; it stays as it is.
+        device: ``'meta'``: shapes without values, which needs neither time nor memory for them; or ``'cpu'``.
+
+    Raises:
+        Exception: whatever the model's own constructors raise.
+    """
+    alone = without_weights(cfg)
+    with building(cfg.get('default_scope'), device):
+        return settled(MODELS.build(alone.model), device)
+
+
+@report_build_errors
+def build_on_meta(cfg: Config) -> nn.Module:
+    """Build the model of a config without its memory: shapes, but no values.
+
+    Raises:
+        UserError: it cannot be built; one line that begins with the key of the part.
+    """
+    return build_model(cfg)
