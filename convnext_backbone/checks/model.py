@@ -8,15 +8,14 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..config import dicts, task_of
 from ..errors import message
 from ..findings import Findings
-from ..measure import Map, Measured, Network, Reader, measure, owner, run, settings
+from ..measure import Map, Measured, Network, Reader, measure, owner, regions, run, settings
 from ..measure.build import building
-from ..registry import type_name
 from .sizes import check_sizes
 from .swapped import check_swapped
 
@@ -44,6 +43,7 @@ def check_model(cfg: Config, findings: Findings, splits=()) -> None:
     """
     if task_of(cfg.model) == 'classification':
         return
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     try:
         measured = measure(cfg)
         _Fit(cfg, findings, measured).check()
@@ -65,11 +65,13 @@ class _Fit:
     def check(self) -> None:
         """Look at every backbone of the model and what reads it."""
         for network in self.measured.networks:
-            self._image_channels(network)
             if not network.maps:
                 continue
+            self._image_channels(network)
             for place in network.failures:
-                self._channels(network, place)
+                if not place.startswith('roi_head.'):
+                    self._channels(network, place)
+            self._region_channels(network)
             self._levels_of_neck(network)
             self._levels_of_transformer(network)
             for reader in network.readers:
@@ -155,6 +157,34 @@ class _Fit:
             other = f', or {key}.in_index={channels.index(given)}'
         at = '' if index is None else f' (in_index={_shown(index)})'
         self._error(f'{key}.in_channels', f'got {_shown(given)}, needs {_shown(fitting)}{other}: {emits}{at}')
+
+    def _region_channels(self, network: Network) -> None:
+        """Report channels of what cuts regions out of maps, and of the heads that read these regions."""
+        if network.neck in network.failures or not network.levels:
+            return
+        number = network.levels[0].channels
+        for place, _, cuts, extractor in regions(network):
+            found = owner(self.cfg, network.name(cuts), 'out_channels')
+            if (
+                type(extractor).__name__ == 'SingleRoIExtractor'
+                and extractor.out_channels != number
+                and found
+            ):
+                emits = self._emits(network, network.neck or network.backbone)
+                self._error(
+                    f'{found[0]}.out_channels', f'got {extractor.out_channels}, needs {number}: {emits}'
+                )
+                continue
+            found = owner(self.cfg, network.name(place), 'in_channels')
+            if place not in network.failures or found is None:
+                continue
+            key, node = found
+            if isinstance(node['in_channels'], int) and node['in_channels'] != extractor.out_channels:
+                cut = settings(self.cfg, network.name(cuts))[0]
+                self._error(
+                    f'{key}.in_channels',
+                    f'got {node["in_channels"]}, needs {extractor.out_channels}, the out_channels of {cut}',
+                )
 
     def _module(self, place: str) -> nn.Module | None:
         try:

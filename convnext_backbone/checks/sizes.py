@@ -1,4 +1,4 @@
-"""Checks a segmenter's images against its network: are they large enough, and more than one for batch norm?"""
+"""Checks a segmenter's images against its network: are they large enough, and enough for batch norm?"""
 
 import math
 import os
@@ -101,8 +101,8 @@ class _Sizes:
                 'fit',
                 split,
                 f'the smallest of {number} images is {size[0]} x {size[1]} (height x width) where it reaches '
-                f'the network, {least}; set model.data_preprocessor.test_cfg=dict(size_divisor=32), or enlarge '
-                'it by Resize',
+                f'the network, {least}; set model.data_preprocessor.test_cfg=dict(size_divisor=32), or '
+                'enlarge it by Resize',
                 [file],
             )
 
@@ -132,7 +132,7 @@ class _Sizes:
                 'train_dataloader.batch_size',
                 f'got 1, needs at least 2: the batch norm {place} has one value of each channel'
                 f'{", in a single process," if several else ""} and so no variance; or set {key}.norm_cfg='
-                f"dict(type='GN', num_groups={math.gcd(channels, 32)})",
+                f"dict(type='GN', num_groups={math.gcd(channels // 2, 32)})",
             )
             return
 

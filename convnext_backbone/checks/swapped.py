@@ -1,4 +1,4 @@
-"""Warns of what goes wrong in silence in a config whose backbone was replaced by ours: it trains, and worse."""
+"""Warns of what goes wrong in silence in a config whose backbone was replaced by ours."""
 
 import inspect
 import os
@@ -257,7 +257,7 @@ class _Swapped:
         if missed:
             self._warn(
                 'optim_wrapper.paramwise_cfg.norm_decay_mult',
-                f"got {number}, which holds for torch's own classes of norms, not for {' and '.join(missed)}; "
+                f"got {number}, which holds for torch's own norms, not for {' and '.join(missed)}; "
                 f"or set optim_wrapper.constructor='{OWN_DECAY}', which knows both",
             )
 
@@ -292,8 +292,8 @@ class _Swapped:
         if 'BN' in kinds and learns and isinstance(batch, int) and batch <= FEW and alone:
             self._warn(
                 'train_dataloader.batch_size',
-                f'got {batch}, of which batch norm (model.{kinds["BN"]}) makes poor statistics: set 4 or more, '
-                "or norm_cfg=dict(type='GN', num_groups=32) there",
+                f'got {batch}, of which batch norm (model.{kinds["BN"]}) makes poor statistics: set 4 or '
+                "more, or norm_cfg=dict(type='GN', num_groups=32) there",
             )
 
 

@@ -1,7 +1,7 @@
 """Measures models by building and running them: maps, channels, strides, and one training step."""
 
 from .build import build_model, build_on_meta
-from .maps import Map, Measured, Misfit, Network, Reader, measure, networks_of, owner, run, settings
+from .maps import Map, Measured, Misfit, Network, Reader, measure, networks_of, owner, regions, run, settings
 
 __all__ = [
     'Map',
@@ -14,6 +14,7 @@ __all__ = [
     'measure',
     'networks_of',
     'owner',
+    'regions',
     'run',
     'settings',
 ]

@@ -1,8 +1,9 @@
-"""Builds the model of a config to measure it: without weights, files or network, on the meta device or a CPU."""
+"""Builds the model of a config to measure it: without weights, files or network, without memory if asked."""
 
 import contextlib
 import copy
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from unittest import mock
@@ -33,7 +34,10 @@ class _NumbersOnCPU(TorchFunctionMode):
 @contextlib.contextmanager
 def building(scope: str | None, device: str) -> Iterator[None]:
     """Build on a device, in a scope of registries; no hub of weights is asked, and no warnings are shown."""
+    hub = sys.modules.get('huggingface_hub.constants')  # which has read the environment already
+    offline = mock.patch.object(hub, 'HF_HUB_OFFLINE', True) if hub else contextlib.nullcontext()
     with (
+        offline,
         mock.patch.dict(os.environ, {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_OFFLINE': '1'}),
         torch.device(device),
         _NumbersOnCPU(),

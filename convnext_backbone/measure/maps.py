@@ -20,7 +20,11 @@ SIDE = 512  # pixels of the image: every level of a pyramid up to stride 128 has
 SIDE_ON_CPU = 128
 BACKBONES = ('backbone', 'teacher_backbone')
 BESIDE = {'teacher_backbone': 'teacher_neck'}  # the neck of a network is called so; else ``neck``
-ELSEWHERE = {'student': 'detector', 'teacher': 'detector'}  # module: where the config has its settings
+# Module: where the config has its settings.
+ELSEWHERE = {'student': 'detector', 'teacher': 'detector', 'bbox_head': 'rpn_head'}
+TEACHER = (
+    'teacher_model'  # whose settings are ``teacher_backbone``, ``teacher_neck`` ... of the student's model
+)
 PREDICTORS = ('rpn_head', 'bbox_head', 'mask_head', 'panoptic_head', 'query_head')
 
 
@@ -131,8 +135,10 @@ def measure(cfg: Config) -> Measured:
 
 def networks_of(model: nn.Module) -> list[Network]:
     """Return a network, not yet measured, for each backbone of a model."""
-    found = []
-    for place, module in model.named_modules():
+    found, modules = [], dict(model.named_modules())
+    if isinstance(teacher := vars(model).get(TEACHER), nn.Module):  # which is no part of the state dict
+        modules[TEACHER] = teacher
+    for place, module in modules.items():
         for name in BACKBONES:
             if isinstance(getattr(module, name, None), nn.Module):
                 neck = BESIDE.get(name, 'neck')
@@ -151,6 +157,8 @@ def settings(cfg: Config, place: str) -> tuple[str, dict | None]:
         The dotted key; and the dict there, ``None`` if the config has none.
     """
     node, key = cfg.model, ['model']
+    if place.startswith(f'{TEACHER}.') and TEACHER not in node:
+        place = place.replace(f'{TEACHER}.', 'teacher_', 1)
     for part in filter(None, place.split('.')):
         if isinstance(node, dict) and part not in node:
             part = ELSEWHERE.get(part, part)
@@ -219,9 +227,9 @@ def run(network: Network, image: Tensor, training: bool = False) -> Tensor | Non
 
 def _measure_network(cfg: Config, network: Network) -> None:
     backbone = getattr(network.module, network.backbone)
-    first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.groups == 1:
-        network.in_channels = first.in_channels
+    _, node = settings(cfg, network.name(network.backbone))
+    given = (node or {}).get('in_channels')
+    network.in_channels = given if isinstance(given, int) else 3
     _, node = settings(cfg, network.place)
     side = _own_side(node) or (SIDE if _device(backbone).type == 'meta' else SIDE_ON_CPU)
     with building(cfg.get('default_scope'), str(_device(backbone))):
@@ -377,6 +385,38 @@ def _run_heads(network: Network, output, image: Tensor) -> None:
                 before = _call(part, output, samples, before)
             except Exception as error:
                 network.failures[place] = error
+    _run_on_regions(network)
+
+
+def regions(network: Network) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """Yield name and module of each head that reads regions, and of what cuts them out of the levels."""
+    holder = getattr(network.module, 'roi_head', None)
+    if not isinstance(holder, nn.Module) or getattr(holder, 'shared_head', None) is not None:
+        return
+    for part in ('bbox', 'mask'):
+        named = [f'{part}_head', f'{part}_roi_extractor']
+        pair = [getattr(holder, name, None) for name in named]
+        if not all(isinstance(module, nn.Module) for module in pair):
+            continue
+        if not isinstance(pair[0], nn.ModuleList):
+            pair, ends = [[module] for module in pair], ['']
+        else:
+            ends = [f'.{index}' for index in range(len(pair[0]))]
+        for end, head, extractor in zip(ends, *pair):
+            yield f'roi_head.{named[0]}{end}', head, f'roi_head.{named[1]}{end}', extractor
+
+
+def _run_on_regions(network: Network) -> None:
+    """Call the heads that read regions on regions of zeros, as their extractors give them."""
+    for place, head, _, extractor in regions(network):
+        layers = getattr(extractor, 'roi_layers', None)
+        size, channels = getattr(layers[0], 'output_size', None) if layers else None, extractor.out_channels
+        if not isinstance(size, tuple):
+            continue
+        try:
+            _call(head, torch.zeros(2, channels, *size), [], None)
+        except Exception as error:
+            network.failures[place] = error
 
 
 def _call(head: nn.Module, output, samples: list, before):
@@ -385,7 +425,7 @@ def _call(head: nn.Module, output, samples: list, before):
     needed = [p.name for p in parameters if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
     if len(needed) == 1:
         return head(output)
-    if len(needed) == 2 and 'sample' in needed[1]:
+    if len(needed) == 2 and 'sample' in needed[1] and samples:
         return head(output, samples)
     if len(needed) == 2 and 'prev' in needed[1] and before is not None:
         return head(output, before)

@@ -98,7 +98,7 @@ def make_batch(cfg: Config, side: int = SIDES[0], images: int = 2, seed: int = 0
         seed: of the random numbers.
     """
     maker = _Maker(cfg, side, np.random.default_rng(seed))
-    kind = type_name((cfg.model.get('data_preprocessor') or {}))
+    kind = type_name(cfg.model.get('data_preprocessor') or {})
     if kind == 'TrackDataPreprocessor':
         return dict(inputs=[maker.video() for _ in range(images)], data_samples=maker.tracks(images))
     inputs = [maker.image() for _ in range(images)]
