@@ -6,18 +6,17 @@ RPN on the image, then 1000 proposals at the box heads and 100 RoIs at the mask 
 backbone and decode head on the whole image; the auxiliary head works in training only.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import drop_pretrained, published, read_config, task_of, use_plain_batch_norm, use_preprocessors
-from .errors import UserError, message, report_build_errors
+from .config import published, read_config, task_of
+from .errors import UserError, message
+from .measure import build_on_meta
 
 PROPOSALS = 1000  # at each box head
 MASK_ROIS = 100  # at each mask head
@@ -36,22 +35,6 @@ class Complexity:
     def gflops(self) -> float:
         """Return the multiply-adds of all parts, in 10^9: what the paper prints as FLOPs."""
         return sum(self.macs.values()) / 1e9
-
-
-@report_build_errors
-def build_on_meta(cfg: Config) -> nn.Module:
-    """Build the model of a config without its memory: shapes, but no values."""
-    scope = cfg.get('default_scope') or 'mmengine'
-    cfg = Config(dict(model=cfg.model.to_dict()))
-    use_plain_batch_norm(cfg)
-    use_preprocessors(cfg)
-    drop_pretrained(cfg)
-    with (
-        torch.device('meta'),
-        DefaultScope.overwrite_default_scope(scope),
-        warnings.catch_warnings(action='ignore'),  # of mmseg's losses, about their own defaults
-    ):
-        return MODELS.build(cfg.model).eval()
 
 
 def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:

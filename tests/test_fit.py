@@ -1,4 +1,4 @@
-"""Parts of a model that do or do not fit: what is measured, what is reported at which key, one training step."""
+"""Parts of a model that fit or do not: what is measured, what is reported at which key, a training step."""
 
 import copy
 import importlib.util
@@ -35,6 +35,7 @@ JPU = 'fastfcn/fastfcn_r50-d32_jpu_psp_4xb2-80k_cityscapes-512x1024.py'
 ANN = 'ann/ann_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 HR18 = 'hrnet/fcn_hr18_4xb2-40k_cityscapes-512x1024.py'
 M2F_SEG = 'mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
+RPN = 'rpn/rpn_r50-caffe-c4_1x_coco.py'
 YOLOF, DETR = 'yolof/yolof_r50-c5_8xb8-1x_coco.py', 'detr/detr_r50_8xb2-150e_coco.py'
 SPARSE, SOLO = 'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', 'solov2/solov2_r50_fpn_1x_coco.py'
 
@@ -68,7 +69,7 @@ def errors(cfg: Config) -> dict[str, str]:
 
 
 def run_for_real(cfg: Config) -> None:
-    """Build a model with values and send an image through all of it that takes no data: may raise its own error."""
+    """Send an image through a model with values, as far as it takes no data; may raise the model's error."""
     model = build_model(cfg, 'cpu')
     with torch.no_grad(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         levels = model.extract_feat(torch.rand(1, 3, 128, 128))
@@ -114,7 +115,7 @@ READERS = {  # what receives the maps of the backbones
     LAD: {'neck', 'teacher_model.neck'},
     SOFT: {'student.neck', 'teacher.neck'},
     'point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py': {'neck'},
-    'rpn/rpn_r50-caffe-c4_1x_coco.py': {'rpn_head'},
+    RPN: {'bbox_head'},  # as mmdet calls the module
 }
 
 
@@ -237,6 +238,7 @@ STRIDES = [  # config, key, value, key of the error, strides that fit, by hand f
     (M2F, 'model.panoptic_head.strides', [8, 16, 32, 64], None, [4, 8, 16, 32]),
     (M2F_SEG, 'model.decode_head.strides', [8, 16, 32, 64], None, [4, 8, 16, 32]),
     (SPARSE, ROI, [8, 16, 32, 64], None, [4, 8, 16, 32]),
+    (RPN, 'model.rpn_head.anchor_generator.strides', [32], None, [16]),
 ]
 
 
@@ -458,7 +460,7 @@ def test_a_step_on_made_up_data_has_finite_losses_and_all_gradients(name):
 
 
 def test_a_parameter_without_gradient_is_named():
-    """A map that is emitted and not read: RetinaNet begins at the second, and DDP refuses the first's norm."""
+    """RetinaNet does not read the first map that is emitted: DDP refuses its norm without a gradient."""
     cfg = swapped(RETINA)
     cfg.model.backbone.update(arch='atto', init_cfg=None)
     cfg.model.neck.in_channels = [40, 80, 160, 320]

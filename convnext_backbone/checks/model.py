@@ -14,8 +14,7 @@ from torch import nn
 from ..config import dicts, task_of
 from ..errors import message
 from ..findings import Findings
-from ..measure import Map, Measured, Network, Reader, measure, owner, regions, run, settings
-from ..measure.build import building
+from ..measure import Map, Measured, Network, Reader, building, measure, owner, regions, run, settings
 from .sizes import check_sizes
 from .swapped import check_swapped
 

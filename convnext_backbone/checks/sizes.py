@@ -15,8 +15,7 @@ from ..datasets import improve
 from ..datasets.images import header
 from ..errors import message
 from ..findings import Findings
-from ..measure import Measured, Network, owner, run
-from ..measure.build import building
+from ..measure import Measured, Network, building, owner, run
 from ..registry import class_of, type_name
 
 SURE = 128  # pixels: from here on no network is run to see whether they are enough

@@ -1,7 +1,10 @@
 """Measures models by building and running them: maps, channels, strides, and one training step."""
 
-from .build import build_model, build_on_meta
-from .maps import Map, Measured, Misfit, Network, Reader, measure, networks_of, owner, regions, run, settings
+from .build import build_model, build_on_meta, building
+from .maps import measure
+from .network import Map, Measured, Misfit, Network, Reader, networks_of, owner, settings
+from .tracing import regions, run
+from .trial import Trial, make_batch, train_step, try_training
 
 __all__ = [
     'Map',
@@ -9,12 +12,17 @@ __all__ = [
     'Misfit',
     'Network',
     'Reader',
+    'Trial',
     'build_model',
     'build_on_meta',
+    'building',
+    'make_batch',
     'measure',
     'networks_of',
     'owner',
     'regions',
     'run',
     'settings',
+    'train_step',
+    'try_training',
 ]
