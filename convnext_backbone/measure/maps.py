@@ -11,6 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..config import datasets, dicts
+from ..registry import type_name
 from .build import build_model, building, settled, without_weights
 from .network import BACKBONES, BESIDE, Measured, Network, networks_of, settings
 from .tracing import run
@@ -36,7 +38,8 @@ def measure(cfg: Config) -> Measured:
         networks = list(_parts(cfg))
     for network in networks:
         _measure_network(cfg, network)
-        if not network.maps and model is not None and (again := _again_on_cpu(cfg, network)):
+        needs_values = 'meta' in str(network.failures.get(network.backbone))
+        if needs_values and model is not None and (again := _again_on_cpu(cfg, network)):
             networks[networks.index(network)] = again
     return Measured(model, networks, reason)
 
@@ -46,18 +49,29 @@ def _measure_network(cfg: Config, network: Network) -> None:
     _, node = settings(cfg, network.name(network.backbone))
     given = (node or {}).get('in_channels')
     network.in_channels = given if isinstance(given, int) else 3
-    _, node = settings(cfg, network.place)
-    side = _own_side(node) or (SIDE if _device(backbone).type == 'meta' else SIDE_ON_CPU)
+    usual = SIDE if _device(backbone).type == 'meta' else SIDE_ON_CPU
+    side = _side_of_backbone(node or {}) or _side_of_anchors(cfg) or usual
     with building(cfg.get('default_scope'), str(_device(backbone))):
         run(network, torch.zeros(1, network.in_channels, side, side))
 
 
-def _own_side(node: dict | None) -> int:
-    """Return the side of the image for which anchors are made, where a config names it (SSD); else 0."""
-    head = (node or {}).get('bbox_head')
+def _side_of_backbone(node: dict) -> int:
+    """Return the side of the images that a transformer takes, if it takes no others (BEiT); else 0."""
+    size = node.get('img_size')
+    size = size[0] if isinstance(size, (list, tuple)) and size else size
+    return size if isinstance(size, int) else 0
+
+
+def _side_of_anchors(cfg: Config) -> int:
+    """Return the side of the images that the anchors of SSD are made for: its last maps are small; else 0."""
+    head = cfg.model.get('bbox_head')
     anchors = head.get('anchor_generator') if isinstance(head, dict) else None
-    side = anchors.get('input_size') if isinstance(anchors, dict) else None
-    return side if isinstance(side, int) else 0
+    if 'SSD' not in type_name(anchors or {}):
+        return 0
+    steps = [step for _, data in datasets(cfg, ('test_dataloader',)) for step in dicts(data.get('pipeline'))]
+    scales = [step.get('scale') for step in steps if type_name(step) == 'Resize']
+    sides = [anchors.get('input_size'), *(s[0] for s in scales if isinstance(s, (list, tuple)) and s)]
+    return next((side for side in sides if isinstance(side, int)), 0)
 
 
 def _device(module: nn.Module) -> torch.device:
