@@ -16,7 +16,7 @@ from convnext_backbone.checks.swapped import DILATED
 from convnext_backbone.config import read_config
 from convnext_backbone.engine.layer_decay import LayerDecayConstructor
 from convnext_backbone.findings import Findings
-from convnext_backbone.measure import build_model, measure, settings
+from convnext_backbone.measure import build_model, channel_keys, measure, settings
 from convnext_backbone.measure.trial import try_training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,7 @@ SOFT = 'soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.p
 OCR = 'ocrnet/ocrnet_r101-d8_8xb2-40k_cityscapes-512x1024.py'
 KNET = 'knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py'
 JPU = 'fastfcn/fastfcn_r50-d32_jpu_psp_4xb2-80k_cityscapes-512x1024.py'
+ENC = 'encnet/encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 ANN = 'ann/ann_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 HR18 = 'hrnet/fcn_hr18_4xb2-40k_cityscapes-512x1024.py'
 M2F_SEG = 'mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
@@ -124,6 +125,26 @@ def test_what_receives_the_maps_is_seen(name):
     networks = measure(config(name)).networks
     found = {r.place for network in networks for r in network.readers if r.source == network.backbone}
     assert found == READERS[name]
+
+
+KEYS = {  # what a swap of the backbone has to change, by the configs' own text
+    R50: {'model.neck.in_channels': [256, 512, 1024, 2048]},
+    PSP: {'model.decode_head.in_channels': 2048, 'model.auxiliary_head.in_channels': 1024},
+    YOLO3: {'model.neck.in_channels': [1024, 512, 256]},
+    YOLOF: {'model.neck.in_channels': 2048},
+    KNET: {
+        'model.decode_head.kernel_generate_head.in_channels': [256, 512, 1024, 2048],
+        'model.auxiliary_head.in_channels': 1024,
+    },
+    ENC: {'model.decode_head.in_channels': [512, 1024, 2048], 'model.auxiliary_head.in_channels': 1024},
+    RPN: {'model.rpn_head.in_channels': 1024},
+}
+
+
+@pytest.mark.parametrize('name', KEYS)
+def test_keys_that_carry_the_channels_of_the_backbone(name):
+    cfg = config(name)
+    assert channel_keys(cfg, measure(cfg).networks[0]) == KEYS[name]
 
 
 def test_settings_are_found_where_a_part_is_built_from_them():
@@ -395,6 +416,12 @@ def test_depth_groups_of_another_constructor(arch, number):
     model = build_model(cfg)
     own = LayerDecayConstructor(dict(optimizer=ADAMW), dict(decay_rate=0.7))
     assert len({scale for _, _, scale in own.scales(model)}) == number + 2  # stem and head are groups, too
+
+
+def test_frozen_stages_0_means_something_else_in_mmpretrain():
+    cfg = swapped()
+    cfg.model.backbone.frozen_stages = 0
+    assert any(f.level == 'note' and f.where == 'model.backbone.frozen_stages' for f in findings(cfg))
 
 
 def test_names_of_another_backbone_in_custom_keys():

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..config import dicts, task_of
+from ..config.keys import walk
 from ..errors import message
 from ..findings import Findings
 from ..measure import Map, Measured, Network, Reader, building, measure, owner, regions, run, settings
@@ -231,7 +232,7 @@ class _Fit:
         place, node = settings(self.cfg, network.place)
         number = len(network.levels)
         for part in ('encoder', 'decoder'):
-            for key, attention in _walk((node or {}).get(part), f'{place}.{part}'):
+            for key, attention in walk((node or {}).get(part), f'{place}.{part}'):
                 if attention.get('num_levels', number) != number:
                     self._error(
                         f'{key}.num_levels',
@@ -284,20 +285,9 @@ class _Fit:
 
 
 def _preprocessors(node, place: str) -> Iterator[tuple[str, dict]]:
-    for key, part in _walk(node, place):
+    for key, part in walk(node, place):
         if key.endswith('.data_preprocessor'):
             yield key, part
-
-
-def _walk(value, place: str) -> Iterator[tuple[str, dict]]:
-    """Yield every dict in a value, with its dotted key."""
-    if isinstance(value, dict):
-        yield place, value
-        for key, child in value.items():
-            yield from _walk(child, f'{place}.{key}')
-    elif isinstance(value, (list, tuple)):
-        for index, child in enumerate(value):
-            yield from _walk(child, f'{place}.{index}')
 
 
 def _stride_values(node: dict, own: bool = False) -> Iterator[tuple[str, list]]:

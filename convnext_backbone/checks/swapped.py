@@ -96,6 +96,9 @@ class _Swapped:
             if node is not None:
                 self._weights(key, node)
             self._coarse_map(network)
+            if node is not None and node.get('frozen_stages') == 0:
+                text = '0 freezes the stem, as in mmdet; in mmpretrain it freezes nothing: -1 does so here'
+                self.findings.add('note', 'swapped', f'{key}.frozen_stages', text)
         self._padding()
         if self.wrapper and self.cfg.get('train_dataloader'):
             self._optimizer()

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 
 from ..config.data import DATALOADERS
+from ..config.keys import walk
 from ..errors import suggest
 from ..findings import Findings
 from ..registry import type_name
@@ -416,7 +417,7 @@ class _Values:
         self._table(cfg, '', TOP)
         self._everywhere()
         self._table(cfg.get('randomness'), 'randomness', RANDOMNESS)
-        for place, node in _walk(cfg.get('env_cfg'), 'env_cfg'):
+        for place, node in walk(cfg.get('env_cfg'), 'env_cfg'):
             self._table(node, place, ENV)
         scaling = cfg.get('auto_scale_lr')
         self._table(scaling, 'auto_scale_lr', {'base_batch_size': COUNT, 'enable': FLAG})
@@ -426,12 +427,12 @@ class _Values:
         self._optim_wrapper()
         for key in DATALOADERS:
             self._loader(key)
-        for place, node in _walk(cfg.get('tta_pipeline'), 'tta_pipeline'):
+        for place, node in walk(cfg.get('tta_pipeline'), 'tta_pipeline'):
             self._step(place, node)
         self._hooks()
         self._model()
         for key in ('val_evaluator', 'test_evaluator'):
-            for place, node in _walk(cfg.get(key), key):
+            for place, node in walk(cfg.get(key), key):
                 self._table(node, place, METRICS.get(type_name(node), {}))
 
     # what the checks are made of
@@ -620,7 +621,7 @@ class _Values:
             )
 
     def _optim_wrapper(self) -> None:
-        for place, node in _walk(self.cfg.get('optim_wrapper'), 'optim_wrapper'):
+        for place, node in walk(self.cfg.get('optim_wrapper'), 'optim_wrapper'):
             name = place.rpartition('.')[2]
             if 'optimizer' in node:
                 self._table(node, place, WRAPPER)
@@ -674,7 +675,7 @@ class _Values:
                     f'got {loader["prefetch_factor"]} with {key}.num_workers=0, needs None, or num_workers '
                     'of at least 1',
                 )
-        for place, node in _walk(loader.get('dataset'), f'{key}.dataset'):
+        for place, node in walk(loader.get('dataset'), f'{key}.dataset'):
             name = place.rpartition('.')[2]
             if 'pipeline' in place or 'transforms' in place:
                 self._step(place, node)
@@ -758,13 +759,13 @@ class _Values:
                 self._rule(f'{place}.priority', priority.upper(), Choice(PRIORITIES))
             elif priority is not None:
                 self._rule(f'{place}.priority', priority, Number(0, 100, whole=True))
-            for inner, node in _walk(hook.get('switch_pipeline'), f'{place}.switch_pipeline'):
+            for inner, node in walk(hook.get('switch_pipeline'), f'{place}.switch_pipeline'):
                 self._step(inner, node)
 
     def _model(self) -> None:
         model = self.cfg.get('model')
         for key in ('model', 'tta_model'):
-            for place, node in _walk(self.cfg.get(key), key):
+            for place, node in walk(self.cfg.get(key), key):
                 self._model_dict(place, node)
         if isinstance(model, dict) and 'decode_head' in model:
             how = model.get('test_cfg')
@@ -842,17 +843,6 @@ class _Values:
             self._error(
                 f'{place}.stride', f'got {stride}, needs at most crop_size={crop}: pixels would be left out'
             )
-
-
-def _walk(value, place: str) -> Iterator[tuple[str, dict]]:
-    """Yield every dict in a value, with its dotted key."""
-    if isinstance(value, dict):
-        yield place, value
-        for key, child in value.items():
-            yield from _walk(child, f'{place}.{key}')
-    elif isinstance(value, (list, tuple)):
-        for index, child in enumerate(value):
-            yield from _walk(child, f'{place}.{index}')
 
 
 def _leaves(value, place: str) -> Iterator[tuple[str, object]]:

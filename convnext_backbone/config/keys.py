@@ -168,6 +168,17 @@ def nodes(value) -> Iterator:
             yield from nodes(child)
 
 
+def walk(value, place: str) -> Iterator[tuple[str, dict]]:
+    """Yield every dict in a value, with its dotted key."""
+    if isinstance(value, dict):
+        yield place, value
+        for key, child in value.items():
+            yield from walk(child, f'{place}.{key}')
+    elif isinstance(value, (list, tuple)):
+        for index, child in enumerate(value):
+            yield from walk(child, f'{place}.{index}')
+
+
 def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[str, set, set]]:
     """Yield for a config file and all its bases: (file, names it sets, names used there or in its heirs)."""
     if not str(filename).endswith('.py') or Config._is_lazy_import(filename):

@@ -2,7 +2,7 @@
 
 from .build import build_model, build_on_meta, building
 from .maps import measure
-from .network import Map, Measured, Misfit, Network, Reader, networks_of, owner, settings
+from .network import Map, Measured, Misfit, Network, Reader, channel_keys, networks_of, owner, settings
 from .tracing import regions, run
 from .trial import Trial, make_batch, train_step, try_training
 
@@ -16,6 +16,7 @@ __all__ = [
     'build_model',
     'build_on_meta',
     'building',
+    'channel_keys',
     'make_batch',
     'measure',
     'networks_of',

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import os
 import sys
 import warnings
@@ -33,7 +34,7 @@ class _NumbersOnCPU(TorchFunctionMode):
 
 @contextlib.contextmanager
 def building(scope: str | None, device: str) -> Iterator[None]:
-    """Build on a device, in a scope of registries; no hub of weights is asked, and no warnings are shown."""
+    """Build on a device, in a scope of registries; no hub of weights is asked, and nothing is logged."""
     hub = sys.modules.get('huggingface_hub.constants')  # which has read the environment already
     offline = mock.patch.object(hub, 'HF_HUB_OFFLINE', True) if hub else contextlib.nullcontext()
     with (
@@ -44,7 +45,12 @@ def building(scope: str | None, device: str) -> Iterator[None]:
         DefaultScope.overwrite_default_scope(scope or 'mmengine'),
         warnings.catch_warnings(action='ignore'),  # of mmseg's losses, about their own defaults
     ):
-        yield
+        disabled = logging.root.manager.disable
+        logging.disable(logging.INFO)  # a line for each weight
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
 
 
 def without_weights(cfg: Config) -> Config:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from mmengine.config import Config
 from torch import nn
 
+from ..config.keys import walk
+
 BACKBONES = ('backbone', 'teacher_backbone')
 BESIDE = {'teacher_backbone': 'teacher_neck'}  # the neck of a network is called so; else ``neck``
 # Module: where the config has its settings.
@@ -144,3 +146,36 @@ def owner(cfg: Config, place: str, name: str) -> tuple[str, dict] | None:
         if node is not None and name in node:
             return key, node
     return None
+
+
+def channel_keys(cfg: Config, network: Network) -> dict[str, int | list[int]]:
+    """Return keys and values of the settings that say which channels of the backbone are read.
+
+    These are ``in_channels`` of whatever receives its maps, also where a part of that is built from settings
+    of its own (the head that makes the kernels of K-Net). What reads the neck is not among them.
+
+    Args:
+        cfg: of the model that was measured.
+        network: as it was measured, without misfits.
+    """
+    found, channels = {}, [m.channels for m in network.maps]
+    for reader in network.readers:
+        key, node = settings(cfg, reader.place)
+        if reader.source != network.backbone or node is None:
+            continue
+        own = 'in_channels' in node
+        for place, part in walk(node, key):
+            if own and place != key or 'in_channels' not in part:
+                continue
+            given, index = part['in_channels'], part.get('in_index')
+            several = isinstance(given, (list, tuple))
+            if not own and index is None and not several:  # a number that is the same by chance
+                continue
+            if index is not None:
+                read = [channels[i] for i in index] if several else channels[index]
+                fits = read == (list(given) if several else given)
+            else:
+                fits = sorted(given) == sorted(channels) if several else given in channels
+            if fits:
+                found[f'{place}.in_channels'] = list(given) if several else given
+    return found
