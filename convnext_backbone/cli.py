@@ -16,6 +16,7 @@ COMMANDS = {  # each a module of convnext_backbone.commands
     'train': 'train a classifier, a detector or a segmenter',
     'test': 'evaluate a checkpoint',
     'check': 'find what is wrong with a config and its data, all at once',
+    'swap': 'put a ConvNeXt in the place of the backbone of any config of mmdet or mmseg',
     'infer': 'predict on images: pictures and JSON, COCO results, label maps',
     'configs': 'list the configs that come along, with size, FLOPs and published figure',
     'export': 'write a model as ONNX, TorchScript or torch.export',

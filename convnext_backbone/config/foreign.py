@@ -120,6 +120,17 @@ def foreign_backbones(cfg: Config) -> Iterator[tuple[str, str, str]]:
         yield place, whose, line
 
 
+def own_backbones(cfg: Config) -> Iterator[tuple[str, dict]]:
+    """Yield, for each backbone that is another library's ConvNeXt, its key and the settings of ours."""
+    model = cfg.get('model')
+    for place, node, parent in list(_nodes(model, 'model', {})) if isinstance(model, dict) else ():
+        name = type_name(_type_of(node)).rpartition('.')[2]
+        if name not in MADE_OF or (name == 'TIMMBackbone' and not _timm_name(node)):
+            continue
+        if type_name(_type_of(node)) != OURS or FOREIGN_KEYS & set(node):
+            yield place, _replacement(node, parent)[0]
+
+
 def _nodes(node, place: str, parent: dict) -> Iterator[tuple[str, dict, dict]]:
     """Yield (key, dict, dict around it) without importing the classes of a new-style config."""
     if isinstance(node, dict):
@@ -170,6 +181,13 @@ def _timm_name(node: dict) -> tuple[str, str] | None:
 
 def _line(given: dict, model: dict, deletes: bool) -> str:
     """Return ``dict(type='convnext_backbone.ConvNeXt', ...)`` that is what was given."""
+    new, left_out = _replacement(given, model)
+    text = _show({'_delete_': True, **new} if deletes else new)
+    return text + (f' (it does not have {", ".join(left_out)})' if left_out else '')
+
+
+def _replacement(given: dict, model: dict) -> tuple[dict, list[str]]:
+    """Return the settings of ours that are what was given, and the names of those without counterpart."""
     given = dict(dict.items(given))
     arch, sizes = _arch(given)
     new = dict(type=OURS, arch=arch, **sizes)
@@ -193,10 +211,9 @@ def _line(given: dict, model: dict, deletes: bool) -> str:
             left_out.append(key)
     if checkpoint := _checkpoint(given, model):
         new['init_cfg'] = dict(type=PRETRAINED, checkpoint=checkpoint)
-    text = _show({'_delete_': True, **new} if deletes else new)
     if given.get('stem_patch_size', 4) != 4:
         left_out.append(f'stem_patch_size={given["stem_patch_size"]}')
-    return text + (f' (it does not have {", ".join(left_out)})' if left_out else '')
+    return new, left_out
 
 
 def _arch(given: dict) -> tuple[str, dict]:

@@ -130,7 +130,7 @@ def check_legacy(cfg: Config, path: str, backbone: str = '') -> None:
         UserError: with the new names of all old keys that are there.
     """
     given = dict(dict.items(cfg._cfg_dict))  # its own ``items`` imports the classes of a new-style config
-    tops = {key for key in given if key in TOP}
+    tops = {key for key in given if key in TOP and given[key] is not None}  # None: turned off
     if tops:
         tops &= {key for key, _, _ in unread(cfg)}
     _report(given, tops, path, backbone)

@@ -12,7 +12,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..backbones.base import DenseBackbone
-from ..errors import UserError
+from ..errors import UserError, some
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 NO_DECAY = ('.bias', '.gamma', '.beta')  # the last two also for the response norm's, of shape (1, 1, 1, D)
@@ -33,6 +33,8 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         decay_type: ``'layer_wise'`` (default) or ``'stage_wise'``, see the backbone's
             ``layer_depth``.
         num_layers: optional, as in mmdet and mmseg; it must equal the backbone's.
+        custom_keys: optional, as in mmengine, of parameters outside the backbone: part of a name, and
+            ``lr_mult`` and ``decay_mult``. The longest that is in a name holds.
 
     One-dimensional parameters, biases, layer scale and the parameters of V2's response norm get no weight
     decay, as in the official code. Everything outside the backbone's
@@ -40,12 +42,13 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     Raises:
         UserError: an unknown key, a rate out of range, a number of layers that contradicts the
-            backbone, a learning rate above the head's, or a model without one of our backbones.
+            backbone, a learning rate above the head's, a custom key that is in no name, or a model without one
+            of our backbones.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         given = paramwise_cfg or {}
-        known = {'decay_rate', 'decay_type', 'num_layers'}
+        known = {'decay_rate', 'decay_type', 'num_layers', 'custom_keys'}
         if unknown := set(given) - known:
             raise UserError(
                 f'paramwise_cfg of LayerDecayConstructor knows {", ".join(sorted(known))}, '
@@ -66,6 +69,8 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         groups = defaultdict(list)
         for name, parameter, scale in self.scales(module):
             decay = 0.0 if parameter.ndim == 1 or name.endswith(NO_DECAY) else self.base_wd
+            if not name.startswith(tuple(_backbones(module))):
+                decay *= self._custom(name).get('decay_mult', 1.0)
             groups[scale, decay].append((name, parameter))
         rows = ['layer-wise learning rates', '        scale           lr  weight decay  tensors  first']
         for (scale, decay), members in sorted(groups.items()):
@@ -88,15 +93,11 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
         Raises:
             UserError: a model without one of our backbones, a number of layers that contradicts the backbone,
-                or a learning rate above the head's.
+                a learning rate above the head's, or a custom key that is in no name outside the backbone.
         """
         rate = self.paramwise_cfg['decay_rate']
         by = self.paramwise_cfg.get('decay_type', 'layer_wise')
-        backbones = {
-            f'{name}.' if name else '': m
-            for name, m in module.named_modules()
-            if isinstance(m, DenseBackbone)
-        }
+        backbones = _backbones(module)
         if not backbones:
             raise UserError(
                 f'layer-wise decay needs a backbone of convnext_backbone, and {type(module).__name__} has '
@@ -110,20 +111,40 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
                     f'{getattr(backbone, "arch", "")} has {backbone.num_groups} depth groups: '
                     'leave num_layers out, the backbone knows'
                 )
-        found = []
+        found, outside = [], []
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             prefix = next((p for p in backbones if name.startswith(p)), None)
-            steps = 0  # below the full learning rate
-            if prefix is not None:
-                backbone = backbones[prefix]
-                depth = backbone.layer_depth(name.removeprefix(prefix), by)
-                steps = backbone.num_groups + 1 - depth
-                if steps < 0:
-                    raise UserError(
-                        f'{name} would learn faster than the head (scale {rate**steps:.2f}): '
-                        f'its depth is {depth}, of {backbone.num_groups} groups in {type(backbone).__name__}'
-                    )
+            if prefix is None:
+                outside.append(name)
+                found.append((name, parameter, self._custom(name).get('lr_mult', 1.0)))
+                continue
+            backbone = backbones[prefix]
+            depth = backbone.layer_depth(name.removeprefix(prefix), by)
+            steps = backbone.num_groups + 1 - depth  # below the full learning rate
+            if steps < 0:
+                raise UserError(
+                    f'{name} would learn faster than the head (scale {rate**steps:.2f}): '
+                    f'its depth is {depth}, of {backbone.num_groups} groups in {type(backbone).__name__}'
+                )
             found.append((name, parameter, rate**steps))
+        custom = self.paramwise_cfg.get('custom_keys') or {}
+        if unused := [key for key in custom if not any(key in name for name in outside)]:
+            raise UserError(
+                f'paramwise_cfg.custom_keys: {some(unused)} is in the name of no trainable parameter outside '
+                'the backbone, where decay_rate holds: take it out'
+            )
         return found
+
+    def _custom(self, name: str) -> dict:
+        """Return what ``custom_keys`` say about a parameter outside the backbone."""
+        custom = self.paramwise_cfg.get('custom_keys') or {}
+        return custom[max(keys, key=len)] if (keys := [key for key in custom if key in name]) else {}
+
+
+def _backbones(module: nn.Module) -> dict[str, DenseBackbone]:
+    """Return our backbones by the beginning of the names of their parameters."""
+    return {
+        f'{name}.' if name else '': m for name, m in module.named_modules() if isinstance(m, DenseBackbone)
+    }

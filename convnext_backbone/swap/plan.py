@@ -1,0 +1,472 @@
+"""Plans what changes in a config whose backbone becomes a ConvNeXt, from what is measured of the original."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mmengine.config import Config
+
+from ..backbones.base import STRIDES
+from ..backbones.convnext import ARCHITECTURES
+from ..checkpoint.zoo import MEAN, RELEASED, STD
+from ..config import task_of
+from ..config.foreign import own_backbones
+from ..config.keys import unread, walk
+from ..config.legacy import TOP
+from ..errors import UserError, check_choice, message, suggest
+from ..measure import Map, Network, channel_keys, measure, settings
+from ..registry import SCOPE, type_name
+from .recipe import RECIPES, Recipe, optimizer_of, recipe_of, schedule_of
+from .source import Source
+
+OUTPUT_STRIDES = (32, 16, 8)
+NEAR = 1.2  # strides of maps of odd sizes that differ by less are the same
+REPAIRS = 4  # times that what still does not fit is looked for
+LAYER_SCALE = 1.0  # of the published downstream recipes; the weights overwrite it
+GONE = (  # settings of other backbones that someone may have meant
+    *('frozen_stages', 'norm_eval', 'dcn', 'stage_with_dcn', 'plugins', 'deepen_factor', 'widen_factor'),
+    *('contract_dilation', 'dilations', 'pretrained', 'init_cfg'),
+)
+# Why networks cannot be swapped by their config: type of the backbone, or of what holds its stages.
+BY_KIND = {
+    'TridentResNet': 'its branches are built into ResNet, and its head counts on them',
+    'RFP': 'its neck holds a second ResNet that takes feedback maps',
+    'ResLayer': 'its RoI head is the last stage of a ResNet',
+}
+
+
+class Refused(UserError):
+    """Is raised for a config whose backbone cannot be replaced by changes of settings."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Is one setting that changes.
+
+    Attributes:
+        key: dotted; numbers are places in lists.
+        old, new: values; ``None`` where there was none. A ``new`` dict takes the place of the old one.
+        why: in a few words.
+    """
+
+    key: str
+    old: object
+    new: object
+    why: str
+
+
+@dataclass
+class Plan:
+    """Holds a swapped config and how it came about.
+
+    Attributes:
+        cfg: the whole swapped config.
+        changes: from the original, in the order of the config.
+        notes: lines about what goes away, stays, or needs attention.
+        backbones: names of the swapped backbones in the model.
+        kept: for each backbone, which of the original's maps are still emitted.
+    """
+
+    cfg: Config
+    changes: list[Change] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    backbones: list[str] = field(default_factory=list)
+    kept: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def plan_swap(
+    source: Source,
+    arch: str = 'tiny',
+    weights: str | None = None,
+    recipe: str = 'paper',
+    unused: dict[str, set[int]] | None = None,
+) -> Plan:
+    """Plan the changes by which a ConvNeXt takes the place of every trained backbone of a config.
+
+    The original model is built, without its weights, and an image is sent through it: the new maps are those
+    of the same strides, and what reads them gets their channels.
+
+    Args:
+        source: the config.
+        arch: of :class:`~convnext_backbone.backbones.ConvNeXt`.
+        weights: released name, file or URL; by default the ImageNet weights of the arch, if there are any.
+        recipe: ``'paper'``: optimizer, rates, warm-up and stochastic depth of the published recipes, for the
+            images of the config's step; the length of the schedule stays. ``'keep'``: all that as it is.
+        unused: for backbones by name, maps of the original that nothing reads.
+
+    Raises:
+        Refused: the backbone cannot be replaced by settings; one line with the reason.
+        UserError: an unknown arch or recipe.
+    """
+    if arch not in ARCHITECTURES:
+        raise UserError(f'--arch: no ConvNeXt is called {arch!r}{suggest(arch, ARCHITECTURES)}')
+    check_choice('--recipe', recipe, RECIPES)
+    return _Planner(source, arch, weights, recipe, unused or {}).plan()
+
+
+def default_weights(arch: str) -> str | None:
+    """Return the name of the released ImageNet weights of an arch for 224 pixels; ``None`` without any."""
+    version, size = ('convnextv2', arch[3:]) if arch.startswith('v2_') else ('convnext', arch)
+    names = [f'{version}_{size}_{data}_224{end}' for data in ('1k', '22k') for end in ('', '_ema')]
+    return next((name for name in names if name in RELEASED), None)
+
+
+class _Planner:
+    def __init__(self, source: Source, arch: str, weights: str | None, recipe: str, unused: dict):
+        self.source, self.arch, self.recipe_name, self.unused = source, arch, recipe, unused
+        self.weights = weights or default_weights(arch)
+        self.old = Config(copy.deepcopy(source.cfg.to_dict()), filename=source.cfg.filename)
+        self.original = Config(copy.deepcopy(source.cfg.to_dict()))
+        for place, node in own_backbones(self.old):  # another library's ConvNeXt, which may not be there
+            _set(self.old, place, node)
+        self.plan_ = Plan(Config(copy.deepcopy(self.old.to_dict()), filename=source.cfg.filename))
+        self.recipe = recipe_of(self.old, arch, source.base) if recipe == 'paper' else None
+
+    def plan(self) -> Plan:
+        self._refuse_by_kind()
+        measured = measure(self.old)
+        done = set()
+        for network in measured.networks:
+            key, node = settings(self.old, network.name(network.backbone))
+            if network.backbone != 'backbone' or network.place.startswith('teacher_model'):
+                self._note(f'{key} stays: it is a teacher, with weights of its own')
+            elif key not in done:
+                done.add(key)
+                self._swap(network, key, node)
+        if not done:
+            reason = measured.reason and ' '.join(message(measured.reason).split())
+            raise Refused(
+                f'its model has no backbone that could be measured{f": {reason}" if reason else ""}'
+            )
+        self._preprocessing()
+        if isinstance(self.old.model.get('pretrained'), str):
+            self._change('model.pretrained', None, 'the backbone names its weights itself')
+        self._repair()
+        if self.recipe:
+            self._recipe(self.recipe)
+        else:
+            self._kept_recipe()
+        for key in {key for key, _, _ in unread(self.source.cfg)} & set(TOP):
+            self._change(key, None, 'of older versions, nothing reads it')
+        return self.plan_
+
+    def _change(self, key: str, new, why: str) -> None:
+        old = _get(self.original, key)
+        if _same(_get(self.plan_.cfg, key), new):
+            return
+        _set(self.plan_.cfg, key, {k: v for k, v in new.items() if k != '_delete_'} if _is(new) else new)
+        self.plan_.changes = [c for c in self.plan_.changes if c.key != key]
+        self.plan_.changes.append(Change(key, old, new, why))
+
+    def _note(self, line: str) -> None:
+        if line not in self.plan_.notes:
+            self.plan_.notes.append(line)
+
+    # refusals
+
+    def _refuse_by_kind(self) -> None:
+        for place, node in walk(self.old.model, 'model'):
+            kind = type_name(node)
+            if kind in BY_KIND and (kind != 'ResLayer' or 'shared_head' in place):
+                raise Refused(f'{place} is {kind}: {BY_KIND[kind]}')
+
+    # backbone and what reads it
+
+    def _swap(self, network: Network, key: str, node: dict | None) -> None:
+        if node is None:
+            raise Refused(f'{key} is not a setting: the model makes its backbone by itself')
+        kind = type_name(node)
+        if error := network.failures.get(network.backbone):
+            raise Refused(f'{key} ({kind}) could not be run: {" ".join(message(error).split())}')
+        readers = [reader for reader in network.readers if reader.source == network.backbone]
+        if not readers:
+            failed = next((message(e) for e in network.failures.values()), 'nothing received its maps')
+            raise Refused(f'{key} ({kind}) was run, but not what reads it: {" ".join(failed.split())}')
+        kept = self._kept(network, key)
+        indices, output_stride = _stages(kept, network.maps, key, kind, node)
+        stage = dict(zip(kept, indices))
+        channels = {i: ARCHITECTURES[self.arch][1][stage[i]] for i in kept}
+        self.plan_.backbones.append(network.name(network.backbone))
+        self.plan_.kept[network.name(network.backbone)] = tuple(kept)
+        read = channel_keys(self.old, network)
+        if not read:
+            raise Refused(
+                f'{key} ({kind}): {readers[0].place} reads its maps, and no setting of it says their channels'
+            )
+        self._backbone(key, kind, node, indices, output_stride)
+        for place in read:
+            self._reader(network, place.rpartition('.')[0], _get(self.old, place), kept, channels)
+
+    def _kept(self, network: Network, key: str) -> list[int]:
+        """Return which maps are emitted by the new backbone, too: those that something reads."""
+        unused = set(self.unused.get(network.name(network.backbone), ()))
+        readers = [r for r in network.readers if r.source == network.backbone]
+        firsts = []
+        for reader in readers:
+            _, node = settings(self.old, reader.place)
+            start = (node or {}).get('start_level', 0)
+            firsts.append(start if isinstance(start, int) else 0)
+        first = min(firsts)
+        kept = [i for i in range(len(network.maps)) if i >= first and i not in unused]
+        if not kept:
+            raise Refused(f'{key}: nothing reads its maps')
+        return kept
+
+    def _backbone(self, key: str, kind: str, node: dict, indices: Sequence[int], output_stride: int) -> None:
+        new = dict(_delete_=True, type=f'{SCOPE}.ConvNeXt', arch=self.arch)
+        if tuple(indices) != (0, 1, 2, 3):
+            new['out_indices'] = tuple(indices)
+        if output_stride != 32:
+            new['output_stride'] = output_stride
+        if isinstance(number := node.get('in_channels'), int) and number != 3:
+            new['in_channels'] = number
+        if self.recipe:
+            new['drop_path_rate'] = self.recipe.drop_path
+        if not self.arch.startswith('v2_'):
+            new['layer_scale_init_value'] = LAYER_SCALE
+        if node.get('with_cp'):
+            new['with_cp'] = True
+        if self.weights:
+            new['init_cfg'] = dict(type=f'{SCOPE}.Pretrained', checkpoint=self.weights)
+        else:
+            self._note(f'no ImageNet weights of {self.arch} are released: training starts from random ones')
+        self._change(key, new, f'in the place of {kind}, the maps at the same strides')
+        gone = [f'{name}={_short(node[name])}' for name in GONE if node.get(name) not in (None, -1, False)]
+        if gone:
+            self._note(f'{key}: {", ".join(gone)} go away with {kind}; every stage of ConvNeXt is trained')
+
+    def _reader(self, network: Network, place: str, given, kept: list[int], channels: dict) -> None:
+        node, maps = _get(self.old, place), network.maps
+        old_channels = [m.channels for m in maps]
+        index = node.get('in_index')
+        if index is None and isinstance(given, int):
+            index = _default_index(network, self.old, place)
+        why = 'channels of the maps that it reads'
+        if index is not None:
+            several = isinstance(index, (list, tuple))
+            indices = [i for i in (index if several else [index]) if i % len(maps) in channels]
+            if not indices:
+                raise Refused(f'{place} reads a map that nothing learns from')
+            read = [channels[i % len(maps)] for i in indices]
+            self._change(f'{place}.in_channels', type(given)(read) if several else read[0], why)
+            moved = [_moved(i, len(maps), kept) for i in indices]
+            if 'in_index' in node and moved != list(index if several else [index]):
+                moved = type(index)(moved) if several else moved[0]
+                self._change(f'{place}.in_index', moved, 'maps that nothing reads are gone')
+            return
+        if isinstance(given, int):
+            chosen = max(i for i, c in enumerate(old_channels) if c == given)
+            if chosen not in channels:
+                raise Refused(f'{place} reads a map that nothing learns from')
+            self._change(f'{place}.in_channels', channels[chosen], why)
+            return
+        values = [channels[i] for i in kept]
+        if list(given) == old_channels[::-1] and old_channels != old_channels[::-1]:
+            values = values[::-1]
+        elif len(given) != len(maps):
+            by_value = {old: channels[i] for i, old in enumerate(old_channels) if i in channels}
+            values = [by_value[c] for c in given if c in by_value]
+        self._change(f'{place}.in_channels', type(given)(values), why)
+        dropped = len(maps) - len(kept)
+        if dropped and node.get('start_level'):
+            self._change(
+                f'{place}.start_level', max(0, node['start_level'] - dropped), 'maps below it are gone'
+            )
+            for name in ('end_level', 'backbone_end_level'):
+                if isinstance(end := node.get(name), int) and end > 0:
+                    self._change(f'{place}.{name}', end - dropped, 'maps below it are gone')
+
+    def _repair(self) -> None:
+        """Change what still does not fit where the channels of a map stand under another name."""
+        for _ in range(REPAIRS):
+            measured = measure(self.plan_.cfg)
+            fixed = False
+            for network in measured.networks:
+                for misfit in network.misfits:
+                    fixed = fixed or self._repair_one(misfit)
+            if not fixed:
+                return
+
+    def _repair_one(self, misfit) -> bool:
+        parts = misfit.place.split('.')
+        for length in range(len(parts), 0, -1):
+            key, node = settings(self.plan_.cfg, '.'.join(parts[:length]))
+            for name, value in (node or {}).items():
+                if 'channels' not in name or name in ('channels', 'out_channels'):
+                    continue
+                if value == misfit.built_for and isinstance(value, int):
+                    self._change(f'{key}.{name}', misfit.received, 'channels of the maps that it reads')
+                    return True
+                if isinstance(value, (list, tuple)) and misfit.built_for in value:
+                    new = list(value)
+                    new[new.index(misfit.built_for)] = misfit.received
+                    self._change(f'{key}.{name}', new, 'channels of the maps that it reads')
+                    return True
+        return False
+
+    # images, optimizer
+
+    def _preprocessing(self) -> None:
+        """Set mean and std of ImageNet, and a size of images of which every position reaches the last map."""
+        mean, std = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))
+        detection = task_of(self.old.model) != 'segmentation'
+        for place, node in walk(self.old.model, 'model'):
+            if place.rpartition('.')[2] != 'data_preprocessor' or isinstance(
+                node.get('data_preprocessor'), dict
+            ):
+                continue
+            given = node.get('mean')
+            if isinstance(given, (list, tuple)) and len(given) not in (1, 3):
+                self._note(f'{place}: mean and std of {len(given)} channels stay')
+            else:
+                why = 'images as the released weights saw them'
+                for name, value in (('mean', mean), ('std', std)):
+                    if not _close(node.get(name), value):
+                        self._change(f'{place}.{name}', value, why)
+                if not node.get('bgr_to_rgb'):
+                    self._change(f'{place}.bgr_to_rgb', True, why)
+                if node.get('rgb_to_bgr'):
+                    self._change(f'{place}.rgb_to_bgr', False, why)
+            last = max(
+                (
+                    n.get('output_stride', 32)
+                    for n in [_get(self.plan_.cfg, c.key) for c in self.plan_.changes]
+                    if _is(n)
+                ),
+                default=32,
+            )
+            divisor = node.get('pad_size_divisor', 1)
+            if detection and isinstance(divisor, int) and divisor % last:
+                self._change(
+                    f'{place}.pad_size_divisor',
+                    last,
+                    'else the border of an image does not reach the last map',
+                )
+
+    def _recipe(self, recipe: Recipe) -> None:
+        cfg, images = self.plan_.cfg, recipe.images
+        measured = measure(cfg)
+        optimizer = optimizer_of(self.old, recipe, measured.model, self.plan_.backbones)
+        if optimizer is None:
+            if 'optim_wrapper' in self.old:
+                self._note('optim_wrapper stays: it has several optimizers; give the backbone AdamW by hand')
+            return
+        old = (self.old.optim_wrapper.get('paramwise_cfg') or {}) if 'optim_wrapper' in self.old else {}
+        given = dict(old.get('custom_keys') or {})
+        dropped = [k for k in given if k not in (optimizer['paramwise_cfg'].get('custom_keys') or {})]
+        dropped += [k for k in old if k not in ('custom_keys', 'decay_rate', 'decay_type', 'num_layers')]
+        if dropped:
+            self._note(
+                f'optim_wrapper.paramwise_cfg without {", ".join(dropped)}: layer decay takes their place'
+            )
+        self._change(
+            'optim_wrapper',
+            optimizer,
+            f"the paper's, learning rate for {images[0]} images a step ({images[1]})",
+        )
+        if schedule := schedule_of(self.old, recipe):
+            self._change('param_scheduler', schedule, "warm-up of the paper's recipe; the length stays")
+
+    def _kept_recipe(self) -> None:
+        optimizer = (self.old.get('optim_wrapper') or {}).get('optimizer') or {}
+        kind, rate = type_name(optimizer), optimizer.get('lr')
+        self._note(
+            f'optimizer and schedule stay ({kind or "none"}, lr={rate}): ConvNeXt was published with AdamW, weight '
+            'decay 0.05 and layer decay; with another optimizer or rate it may train worse, or not at all'
+        )
+
+
+def _stages(kept: list[int], maps: Sequence[Map], key: str, kind: str, node: dict) -> tuple[list[int], int]:
+    """Return the stages of a ConvNeXt that emit maps at the strides of the kept ones, and its output stride."""
+    strides = []
+    for i in kept:
+        down, across = maps[i].stride
+        near = [s for s in STRIDES if max(s / down, down / s, s / across, across / s) < NEAR]
+        strides.append(near[0] if near else None)
+    shown = ', '.join(f'{s:g}' for s in sorted({round(maps[i].stride[0], 1) for i in kept}))
+    if None in strides:
+        raise Refused(
+            f'{key} ({kind}) emits maps at strides {shown}, of which ConvNeXt has only 4, 8, 16 and 32'
+        )
+    dilated = any(d > 1 for d in node.get('dilations') or () if isinstance(d, int))
+    for output_stride in sorted(OUTPUT_STRIDES, reverse=not dilated):
+        if dilated and output_stride < max(strides):
+            continue
+        indices, last = [], len(STRIDES)
+        for stride in reversed(strides):
+            fits = [i for i in range(last) if min(STRIDES[i], output_stride) == stride]
+            if not fits:
+                break
+            last = fits[-1]
+            indices.insert(0, last)
+        if len(indices) == len(strides):
+            return indices, output_stride
+    raise Refused(
+        f'{key} ({kind}) emits {len(kept)} maps at strides {shown}, which no output stride of ConvNeXt has'
+    )
+
+
+def _default_index(network: Network, cfg: Config, place: str) -> int | None:
+    """Return the map that a head of mmseg reads whose settings do not say it."""
+    for reader in network.readers:
+        if settings(cfg, reader.place)[0] == place:
+            module = network.module
+            for part in reader.place.removeprefix(f'{network.place}.').split('.'):
+                module = getattr(module, part, None)
+            index = getattr(module, 'in_index', None)
+            return index if isinstance(index, int) else None
+    return None
+
+
+def _moved(index: int, number: int, kept: list[int]) -> int:
+    """Return the place of a map among the kept ones, counted from the end if it was."""
+    place = kept.index(index % number)
+    return place - len(kept) if index < 0 else place
+
+
+def _is(value) -> bool:
+    return isinstance(value, dict)
+
+
+def _close(given, value: list[float]) -> bool:
+    several = isinstance(given, (list, tuple)) and len(given) == len(value)
+    return several and all(abs(a - b) < 1 for a, b in zip(given, value))
+
+
+def _same(a, b) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b
+
+
+def _short(value) -> str:
+    text = repr(dict(value) if _is(value) else value)
+    return text if len(text) <= 40 else f'{text[:37]}...'
+
+
+def _get(cfg, key: str):
+    """Return what stands at a dotted key; ``None`` if nothing does."""
+    node = cfg
+    for part in key.split('.'):
+        if isinstance(node, (list, tuple)):
+            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if hasattr(node, 'get') else None
+    return node
+
+
+def _set(cfg, key: str, value) -> None:
+    """Set what stands at a dotted key; dicts on the way are made, tuples become lists."""
+    *way, last = key.split('.')
+    node = cfg
+    for part in way:
+        place = int(part) if isinstance(node, list) else part
+        if isinstance(node, (dict, Config)):
+            if node.get(part) is None:
+                node[part] = {}
+            if isinstance(node[part], tuple):
+                node[part] = list(node[part])
+        elif isinstance(node[place], tuple):
+            node[place] = list(node[place])
+        node = node[place]
+    node[int(last) if isinstance(node, list) else last] = value
