@@ -50,7 +50,7 @@ def _measure_network(cfg: Config, network: Network) -> None:
     given = (node or {}).get('in_channels')
     network.in_channels = given if isinstance(given, int) else 3
     usual = SIDE if _device(backbone).type == 'meta' else SIDE_ON_CPU
-    side = _side_of_backbone(node or {}) or _side_of_anchors(cfg) or usual
+    side = _side_of_backbone(node or {}) or side_of_anchors(cfg) or usual
     with building(cfg.get('default_scope'), str(_device(backbone))):
         run(network, torch.zeros(1, network.in_channels, side, side))
 
@@ -62,7 +62,7 @@ def _side_of_backbone(node: dict) -> int:
     return size if isinstance(size, int) else 0
 
 
-def _side_of_anchors(cfg: Config) -> int:
+def side_of_anchors(cfg: Config) -> int:
     """Return the side of the images that the anchors of SSD are made for: its last maps are small; else 0."""
     head = cfg.model.get('bbox_head')
     anchors = head.get('anchor_generator') if isinstance(head, dict) else None

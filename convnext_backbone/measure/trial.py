@@ -14,6 +14,7 @@ from ..config.keys import dicts
 from ..errors import UserError, message
 from ..registry import type_name
 from .build import build_model, building
+from .maps import side_of_anchors
 
 SIDES = (128, 256)  # pixels; the second for models that choose more queries than small maps have positions
 OBJECTS = 4  # in each image
@@ -53,7 +54,7 @@ def try_training(cfg: Config, images: int = 2, seed: int = 0) -> Trial:
     Raises:
         UserError: the model cannot be built or trained so; one line with the reason.
     """
-    for side in SIDES:
+    for side in [*filter(None, [side_of_anchors(cfg)]), *SIDES]:
         torch.manual_seed(seed)
         try:
             light = _lightened(cfg, side)

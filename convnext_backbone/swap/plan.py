@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from mmengine.config import Config
 
 from ..backbones.base import STRIDES
@@ -14,7 +15,8 @@ from ..config.foreign import own_backbones
 from ..config.keys import unread, walk
 from ..config.legacy import TOP
 from ..errors import UserError, check_choice, message, suggest
-from ..measure import Map, Network, channel_keys, measure, settings
+from ..measure import Map, Network, building, channel_keys, measure, settings
+from ..measure.tracing import tensors
 from ..registry import SCOPE, type_name
 from .recipe import RECIPES, Recipe, optimizer_of, recipe_of, schedule_of
 from .source import Source
@@ -178,6 +180,12 @@ class _Planner:
         kind = type_name(node)
         if error := network.failures.get(network.backbone):
             raise Refused(f'{key} ({kind}) could not be run: {" ".join(message(error).split())}')
+        trained = self._maps_in_training(network)
+        if trained != len(network.maps):
+            raise Refused(
+                f'{key} ({kind}) emits {trained} maps in training and {len(network.maps)} in evaluation: its heads '
+                'are made for it'
+            )
         readers = [reader for reader in network.readers if reader.source == network.backbone]
         if not readers:
             failed = next((message(e) for e in network.failures.values()), 'nothing received its maps')
@@ -196,6 +204,20 @@ class _Planner:
         self._backbone(key, kind, node, indices, output_stride)
         for place in read:
             self._reader(network, place.rpartition('.')[0], _get(self.old, place), kept, channels)
+
+    def _maps_in_training(self, network: Network) -> int:
+        """Return how many maps the original backbone emits in training."""
+        backbone = getattr(network.module, network.backbone)
+        device = next((p.device for p in backbone.parameters()), torch.device('cpu'))
+        side = 512 if device.type == 'meta' else 128
+        with building(self.old.get('default_scope'), str(device)), torch.no_grad():
+            backbone.train(True)
+            try:
+                return len(tensors(backbone(torch.zeros(2, network.in_channels, side, side))))
+            except Exception:  # what trains only with more than an image
+                return len(network.maps)
+            finally:
+                backbone.train(False)
 
     def _kept(self, network: Network, key: str) -> list[int]:
         """Return which maps are emitted by the new backbone, too: those that something reads."""
@@ -267,6 +289,10 @@ class _Planner:
             by_value = {old: channels[i] for i, old in enumerate(old_channels) if i in channels}
             values = [by_value[c] for c in given if c in by_value]
         self._change(f'{place}.in_channels', type(given)(values), why)
+        passed = node.get('out_channels')  # of SSD's neck, which passes on the maps that it reads
+        if isinstance(passed, (list, tuple)) and list(passed[: len(given)]) == list(given):
+            passed = type(passed)([*values, *passed[len(given) :]])
+            self._change(f'{place}.out_channels', passed, 'the first are the maps that it reads')
         dropped = len(maps) - len(kept)
         if dropped and node.get('start_level'):
             self._change(
@@ -371,8 +397,8 @@ class _Planner:
         optimizer = (self.old.get('optim_wrapper') or {}).get('optimizer') or {}
         kind, rate = type_name(optimizer), optimizer.get('lr')
         self._note(
-            f'optimizer and schedule stay ({kind or "none"}, lr={rate}): ConvNeXt was published with AdamW, weight '
-            'decay 0.05 and layer decay; with another optimizer or rate it may train worse, or not at all'
+            f'optimizer and schedule stay ({kind or "none"}, lr={rate}): ConvNeXt was published with AdamW, '
+            'weight decay 0.05 and layer decay; with another optimizer or rate it may train worse, or not at all'
         )
 
 

@@ -166,14 +166,26 @@ def _value(start: str, value, indent: str, end: str) -> list[str]:
         return [line]
     inner = indent + '    '
     if isinstance(value, dict):
-        rows = [row for name, child in value.items() for row in _value(f'{name}=', child, inner, ',')]
-        if not all(map(str.isidentifier, value)):
-            rows = [r for name, child in value.items() for r in _value(f'{name!r}: ', child, inner, ',')]
-            return [f'{indent}{start}{{', *rows, f'{indent}}}{end}']
-        return [f'{indent}{start}dict(', *rows, f'{indent}){end}']
-    left, right = '[]' if isinstance(value, list) else '()'
-    rows = [row for child in value for row in _value('', child, inner, ',')]
+        named = all(map(str.isidentifier, value))
+        starts = [f'{name}=' if named else f'{name!r}: ' for name in value]
+        left, right = ('dict(', ')') if named else ('{', '}')
+        rows = _filled(list(zip(starts, value.values())), inner)
+    else:
+        left, right = '[]' if isinstance(value, list) else '()'
+        rows = [row for child in value for row in _value('', child, inner, ',')]
     return [f'{indent}{start}{left}', *rows, f'{indent}{right}{end}']
+
+
+def _filled(items: list[tuple[str, object]], indent: str) -> list[str]:
+    """Return the lines of named values, as many in a line as fit."""
+    rows = []
+    for start, value in items:
+        text = f'{start}{_repr(value)},'
+        if rows and rows[-1].endswith(',') and len(rows[-1]) + len(text) < WIDTH:
+            rows[-1] += f' {text}'
+        else:
+            rows += _value(start, value, indent, ',')
+    return rows
 
 
 def _repr(value) -> str:
