@@ -125,7 +125,7 @@ class _Fit:
         misfit = inside[0] if inside else None
         source, maps = self._source(network, place)
         found = owner(self.cfg, misfit.place if misfit else full, 'in_channels')
-        if found is None:
+        if found is None or (misfit is None and network.needs_values(place)):
             return
         key, node = found
         given, index = node['in_channels'], node.get('in_index')
@@ -165,15 +165,10 @@ class _Fit:
         number = network.levels[0].channels
         for place, _, cuts, extractor in regions(network):
             found = owner(self.cfg, network.name(cuts), 'out_channels')
-            if (
-                type(extractor).__name__ == 'SingleRoIExtractor'
-                and extractor.out_channels != number
-                and found
-            ):
+            given = extractor.out_channels
+            if type(extractor).__name__ == 'SingleRoIExtractor' and given != number and found:
                 emits = self._emits(network, network.neck or network.backbone)
-                self._error(
-                    f'{found[0]}.out_channels', f'got {extractor.out_channels}, needs {number}: {emits}'
-                )
+                self._error(f'{found[0]}.out_channels', f'got {given}, needs {number}: {emits}')
                 continue
             found = owner(self.cfg, network.name(place), 'in_channels')
             if place not in network.failures or found is None:

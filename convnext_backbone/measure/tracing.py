@@ -23,7 +23,7 @@ def tensors(value) -> list[Tensor]:
     return [tensor for item in value for tensor in tensors(item)]
 
 
-def run(network: Network, image: Tensor, training: bool = False) -> Tensor | None:
+def run(network: Network, image: Tensor, training: bool = False) -> None:
     """Send an image through a network: backbone, neck and heads; note readers, misfits and failures.
 
     Args:
