@@ -390,6 +390,13 @@ def test_the_border_must_reach_the_last_map(divisor, warns):
     assert (where in warnings(swapped(data_preprocessor=dict(pad_size_divisor=divisor)))) == warns
 
 
+def test_nothing_is_said_of_training_where_a_model_is_tested():
+    sgd = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4))
+    found = Findings()
+    check_model(swapped(wrapper=sgd), found, ('test_dataloader',))
+    assert found == []
+
+
 def test_a_rate_and_an_optimizer_for_resnet_are_warned_of():
     sgd = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4))
     assert 'AdamW' in warnings(swapped(wrapper=sgd))['optim_wrapper.optimizer.type']

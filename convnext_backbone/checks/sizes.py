@@ -23,17 +23,18 @@ TRIED = (16, 32, 64, 96, 128, 192, 256)  # pixels, where the least that works is
 HEADERS = 200  # images whose size is read in each dataset
 
 
-def check_sizes(cfg: Config, findings: Findings, measured: Measured, splits=()) -> None:
+def check_sizes(cfg: Config, findings: Findings, measured: Measured, splits, images: bool) -> None:
     """Report images that are too small for the network, and a batch of one where batch norm needs more.
 
     Args:
         cfg: of a run; only that of a segmenter is looked at.
         findings: gets an error (kind ``fit`` or ``batch_norm``) with key, value and what is needed.
         measured: what :func:`~convnext_backbone.measure.measure` found.
-        splits: keys of the data loaders whose smallest image is looked at.
+        splits: keys of the data loaders that will be used.
+        images: whether the smallest image of each is looked at.
     """
     if 'decode_head' in cfg.model and measured.model is not None and measured.networks:
-        _Sizes(cfg, findings, measured).check(splits)
+        _Sizes(cfg, findings, measured).check(splits, images)
 
 
 class _Sizes:
@@ -44,10 +45,10 @@ class _Sizes:
         self.network = measured.networks[0]
         self.device = next((p.device for p in self.network.module.parameters()), torch.device('cpu'))
 
-    def check(self, splits) -> None:
+    def check(self, splits, images: bool) -> None:
         """Look at the crops of the training, then at the smallest image of each dataset."""
         batch = (self.cfg.get('train_dataloader') or {}).get('batch_size', 1)
-        crop = _crop(self.cfg)
+        crop = _crop(self.cfg) if 'train_dataloader' in splits else None
         if crop is not None and self.network.maps:
             where, size = crop
             if least := self._least(size):
@@ -56,7 +57,8 @@ class _Sizes:
                 )
             elif batch == 1 and int(os.environ.get('WORLD_SIZE', 1)) == 1:
                 self._batch_norm(size)
-        for split, dataset in datasets(self.cfg, [s for s in splits if s != 'train_dataloader']):
+        others = [split for split in splits if images and split != 'train_dataloader']
+        for split, dataset in datasets(self.cfg, others):
             self._smallest(split, dataset)
 
     def _run(self, size: tuple[int, int], training: bool = False) -> Network:

@@ -32,7 +32,7 @@ DILATED = dict.fromkeys(
 PADS = ('Pad', 'BatchFixedSizePad')  # steps after which the size of an image is chosen
 
 
-def check_swapped(cfg: Config, findings: Findings, measured: Measured) -> None:
+def check_swapped(cfg: Config, findings: Findings, measured: Measured, trains: bool) -> None:
     """Report settings that were made for another backbone than the ConvNeXt of this package that is there.
 
     Args:
@@ -40,6 +40,7 @@ def check_swapped(cfg: Config, findings: Findings, measured: Measured) -> None:
         findings: gets a warning (kind ``swapped``) for each, with the value to set; an error for arguments
             that the backbone does not take.
         measured: what :func:`~convnext_backbone.measure.measure` found.
+        trains: whether a training is checked; else nothing is said of its settings.
     """
     for place, node in _backbones(cfg.model, 'model'):
         _check_arguments(place, node, findings)
@@ -49,7 +50,7 @@ def check_swapped(cfg: Config, findings: Findings, measured: Measured) -> None:
         if isinstance(getattr(network.module, network.backbone), (ConvNeXt, IsotropicConvNeXt))
     ]
     if networks and task_of(cfg.model) != 'classification':
-        _Swapped(cfg, findings, measured, networks).check()
+        _Swapped(cfg, findings, measured, networks).check(trains)
 
 
 def _backbones(node, place: str):
@@ -89,7 +90,7 @@ class _Swapped:
         self.wrapper = cfg.get('optim_wrapper') if isinstance(cfg.get('optim_wrapper'), dict) else {}
         self.backbone = getattr(networks[0].module, networks[0].backbone)
 
-    def check(self) -> None:
+    def check(self, trains: bool) -> None:
         """Look at weights, images, optimizer, precision, batch norm and the maps that heads read."""
         for network in self.networks:
             key, node = settings(self.cfg, network.name(network.backbone))
@@ -100,7 +101,7 @@ class _Swapped:
                 text = '0 freezes the stem, as in mmdet; in mmpretrain it freezes nothing: -1 does so here'
                 self.findings.add('note', 'swapped', f'{key}.frozen_stages', text)
         self._padding()
-        if self.wrapper and self.cfg.get('train_dataloader'):
+        if trains and self.wrapper and self.cfg.get('train_dataloader'):
             self._optimizer()
             self._parameters()
             self._precision()
