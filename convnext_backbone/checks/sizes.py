@@ -58,8 +58,11 @@ class _Sizes:
             elif batch == 1 and int(os.environ.get('WORLD_SIZE', 1)) == 1:
                 self._batch_norm(size)
         others = [split for split in splits if images and split != 'train_dataloader']
+        seen = []
         for split, dataset in datasets(self.cfg, others):
-            self._smallest(split, dataset)
+            if dataset not in seen:  # that of the test is often that of the validation
+                seen.append(dataset)
+                self._smallest(split, dataset)
 
     def _run(self, size: tuple[int, int], training: bool = False) -> Network:
         known = self.network

@@ -13,7 +13,7 @@ from ..backbones import ConvNeXt, DenseBackbone, IsotropicConvNeXt
 from ..backbones.layers import GlobalResponseNorm
 from ..checkpoint.zoo import MEAN, RELEASED, STD
 from ..config import datasets, dicts, task_of
-from ..errors import some
+from ..errors import some, suggest
 from ..findings import Findings
 from ..measure import Measured, Network, settings
 from ..registry import SCOPE, class_of, type_name
@@ -70,16 +70,17 @@ def _check_arguments(place: str, node: dict, findings: Findings) -> None:
     kind = class_of(node, MODELS)
     known = inspect.signature(kind.__init__).parameters
     other = [key for key in node if key not in known and key not in ('type', '_scope_', '_delete_')]
-    if other and 'kwargs' not in known:
+    if not other or 'kwargs' in known:
+        return
+    text = f'{kind.__name__} does not take {some(other)}'
+    near = suggest(other[0], known) if len(other) == 1 else ''
+    if not near:
         stays = [f'{key}={node[key]!r}' for key in ('frozen_stages', 'with_cp') if node.get(key)]
-        also = f'; {", ".join(stays)} would go on to hold' if stays else ''
-        findings.add(
-            'error',
-            'swapped',
-            place,
-            f'{kind.__name__} does not take {some(other)}: if a base config has them for another backbone, '
-            f'write {place.rpartition(".")[2]}=dict(_delete_=True, type=...){also}',
+        near = (
+            f': if a base config has them for another backbone, write {place.rpartition(".")[2]}='
+            'dict(_delete_=True, type=...)' + (f'; {", ".join(stays)} would go on to hold' if stays else '')
         )
+    findings.add('error', 'swapped', place, text + near)
 
 
 class _Swapped:
