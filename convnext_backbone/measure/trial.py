@@ -163,7 +163,7 @@ class _Maker:
             flip=False,
             flip_direction=None,
             border=(0, 0, 0, 0),
-            homography_matrix=np.eye(3),
+            homography_matrix=np.eye(3, dtype=np.float32),
             text=TEXT,
             custom_entities=True,
         )
