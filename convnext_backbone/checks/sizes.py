@@ -15,7 +15,7 @@ from ..datasets import improve
 from ..datasets.images import header
 from ..errors import message
 from ..findings import Findings
-from ..measure import Measured, Network, building, owner, run
+from ..measure import BATCH_NORMS, Measured, Network, building, owner, run
 from ..registry import class_of, type_name
 
 SURE = 128  # pixels: from here on no network is run to see whether they are enough
@@ -121,7 +121,7 @@ class _Sizes:
         handles = [
             part.register_forward_pre_hook(lambda layer, args, place=place: note(place, layer, args))
             for place, part in self.measured.model.named_modules()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+            if isinstance(part, BATCH_NORMS)
         ]
         self._run(size, training=True)
         for handle in handles:

@@ -7,7 +7,6 @@ from pathlib import PurePosixPath
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from torch import nn
 
 from ..backbones import ConvNeXt, DenseBackbone, IsotropicConvNeXt
 from ..backbones.layers import GlobalResponseNorm
@@ -15,7 +14,7 @@ from ..checkpoint.zoo import MEAN, RELEASED, STD
 from ..config import datasets, dicts, task_of
 from ..errors import some, suggest
 from ..findings import Findings
-from ..measure import Measured, Network, settings
+from ..measure import BATCH_NORMS, Measured, Network, settings
 from ..registry import SCOPE, class_of, type_name
 
 FOREIGN_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
@@ -292,7 +291,7 @@ class _Swapped:
             if isinstance(node.get('norm_cfg'), dict)
         }
         learns = self.measured.model is not None and any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.measured.model.modules()
+            isinstance(m, BATCH_NORMS) for m in self.measured.model.modules()
         )
         if 'BN' in kinds and learns and isinstance(batch, int) and batch <= FEW and alone:
             self._warn(
