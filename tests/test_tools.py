@@ -403,7 +403,7 @@ def test_unreachable_weights(shapes, tmp_path, monkeypatch):
     ('option', 'words'),
     [
         ('model.backbone.arch=tny', "got 'tny'; did you mean 'tiny'?"),
-        ('model.backbone.drop_path=0.1', "unexpected keyword argument 'drop_path'"),
+        ('model.backbone.drop_path=0.1', "does not take drop_path; did you mean 'drop_path_rate'?"),
         ('model.bakbone.arch=tiny', "did you mean 'backbone'?"),
         ('optim_wrapper.optimizer.learning_rate=1', "unexpected keyword argument 'learning_rate'"),
         ('optim_wrapper.paramwise_cfg.num_layers=12', 'the config has no optim_wrapper.paramwise_cfg'),

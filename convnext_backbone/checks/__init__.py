@@ -24,6 +24,6 @@ def check_config(cfg: Config, splits, amount: str = 'sample') -> Findings:
     findings = Findings()
     check_values(cfg, findings)
     check_types(cfg, findings)
-    check_model(cfg, findings, () if amount == 'none' else splits)
+    check_model(cfg, findings, splits, amount)
     check_data(cfg, splits, findings, amount)
     return findings

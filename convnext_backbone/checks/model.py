@@ -29,17 +29,19 @@ STRIDES = (  # where a head's settings say the strides of the maps that it recei
     'strides',
 )
 NEAR = 1.4  # strides that differ by less are the same: maps of odd sizes are rounded
+TRAINING = 'train_dataloader'
 MOST_LEVELS = 8  # of a neck, when a number that fits is sought
 
 
-def check_model(cfg: Config, findings: Findings, splits=()) -> None:
+def check_model(cfg: Config, findings: Findings, splits=(TRAINING,), amount: str = 'sample') -> None:
     """Report parts of the model that do not fit each other, each at its key with the value that fits.
 
     Args:
         cfg: of a run, as :func:`~convnext_backbone.config.read_config` returns it.
         findings: gets an error (kind ``fit``) for what would fail or compute wrong numbers, a warning for
             what would be worse than it could be, a note where the model could not be measured.
-        splits: keys of the data loaders whose images are looked at: are they large enough?
+        splits: keys of the data loaders that will be used; without the first, nothing is said of training.
+        amount: ``'none'``: no images are looked at; else the smallest of a segmenter's: is it large enough?
     """
     if task_of(cfg.model) == 'classification':
         return
@@ -47,8 +49,8 @@ def check_model(cfg: Config, findings: Findings, splits=()) -> None:
     try:
         measured = measure(cfg)
         _Fit(cfg, findings, measured).check()
-        check_sizes(cfg, findings, measured, splits)
-        check_swapped(cfg, findings, measured)
+        check_sizes(cfg, findings, measured, splits, amount != 'none')
+        check_swapped(cfg, findings, measured, TRAINING in splits)
     except Exception as error:  # a mistake in here must not stop a run that would have worked
         text = ' '.join(message(error).split())
         findings.add(
@@ -125,7 +127,7 @@ class _Fit:
         misfit = inside[0] if inside else None
         source, maps = self._source(network, place)
         found = owner(self.cfg, misfit.place if misfit else full, 'in_channels')
-        if found is None:
+        if found is None or (misfit is None and network.needs_values(place)):
             return
         key, node = found
         given, index = node['in_channels'], node.get('in_index')
@@ -165,15 +167,10 @@ class _Fit:
         number = network.levels[0].channels
         for place, _, cuts, extractor in regions(network):
             found = owner(self.cfg, network.name(cuts), 'out_channels')
-            if (
-                type(extractor).__name__ == 'SingleRoIExtractor'
-                and extractor.out_channels != number
-                and found
-            ):
+            given = extractor.out_channels
+            if type(extractor).__name__ == 'SingleRoIExtractor' and given != number and found:
                 emits = self._emits(network, network.neck or network.backbone)
-                self._error(
-                    f'{found[0]}.out_channels', f'got {extractor.out_channels}, needs {number}: {emits}'
-                )
+                self._error(f'{found[0]}.out_channels', f'got {given}, needs {number}: {emits}')
                 continue
             found = owner(self.cfg, network.name(place), 'in_channels')
             if place not in network.failures or found is None:

@@ -15,7 +15,7 @@ from ..datasets import improve
 from ..datasets.images import header
 from ..errors import message
 from ..findings import Findings
-from ..measure import Measured, Network, building, owner, run
+from ..measure import BATCH_NORMS, Measured, Network, building, owner, run
 from ..registry import class_of, type_name
 
 SURE = 128  # pixels: from here on no network is run to see whether they are enough
@@ -23,17 +23,18 @@ TRIED = (16, 32, 64, 96, 128, 192, 256)  # pixels, where the least that works is
 HEADERS = 200  # images whose size is read in each dataset
 
 
-def check_sizes(cfg: Config, findings: Findings, measured: Measured, splits=()) -> None:
+def check_sizes(cfg: Config, findings: Findings, measured: Measured, splits, images: bool) -> None:
     """Report images that are too small for the network, and a batch of one where batch norm needs more.
 
     Args:
         cfg: of a run; only that of a segmenter is looked at.
         findings: gets an error (kind ``fit`` or ``batch_norm``) with key, value and what is needed.
         measured: what :func:`~convnext_backbone.measure.measure` found.
-        splits: keys of the data loaders whose smallest image is looked at.
+        splits: keys of the data loaders that will be used.
+        images: whether the smallest image of each is looked at.
     """
     if 'decode_head' in cfg.model and measured.model is not None and measured.networks:
-        _Sizes(cfg, findings, measured).check(splits)
+        _Sizes(cfg, findings, measured).check(splits, images)
 
 
 class _Sizes:
@@ -44,10 +45,10 @@ class _Sizes:
         self.network = measured.networks[0]
         self.device = next((p.device for p in self.network.module.parameters()), torch.device('cpu'))
 
-    def check(self, splits) -> None:
+    def check(self, splits, images: bool) -> None:
         """Look at the crops of the training, then at the smallest image of each dataset."""
         batch = (self.cfg.get('train_dataloader') or {}).get('batch_size', 1)
-        crop = _crop(self.cfg)
+        crop = _crop(self.cfg) if 'train_dataloader' in splits else None
         if crop is not None and self.network.maps:
             where, size = crop
             if least := self._least(size):
@@ -56,8 +57,12 @@ class _Sizes:
                 )
             elif batch == 1 and int(os.environ.get('WORLD_SIZE', 1)) == 1:
                 self._batch_norm(size)
-        for split, dataset in datasets(self.cfg, [s for s in splits if s != 'train_dataloader']):
-            self._smallest(split, dataset)
+        others = [split for split in splits if images and split != 'train_dataloader']
+        seen = []
+        for split, dataset in datasets(self.cfg, others):
+            if dataset not in seen:  # that of the test is often that of the validation
+                seen.append(dataset)
+                self._smallest(split, dataset)
 
     def _run(self, size: tuple[int, int], training: bool = False) -> Network:
         known = self.network
@@ -116,7 +121,7 @@ class _Sizes:
         handles = [
             part.register_forward_pre_hook(lambda layer, args, place=place: note(place, layer, args))
             for place, part in self.measured.model.named_modules()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+            if isinstance(part, BATCH_NORMS)
         ]
         self._run(size, training=True)
         for handle in handles:

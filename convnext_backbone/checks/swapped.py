@@ -7,15 +7,14 @@ from pathlib import PurePosixPath
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from torch import nn
 
 from ..backbones import ConvNeXt, DenseBackbone, IsotropicConvNeXt
 from ..backbones.layers import GlobalResponseNorm
 from ..checkpoint.zoo import MEAN, RELEASED, STD
 from ..config import datasets, dicts, task_of
-from ..errors import some
+from ..errors import some, suggest
 from ..findings import Findings
-from ..measure import Measured, Network, settings
+from ..measure import BATCH_NORMS, Measured, Network, settings
 from ..registry import SCOPE, class_of, type_name
 
 FOREIGN_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
@@ -32,7 +31,7 @@ DILATED = dict.fromkeys(
 PADS = ('Pad', 'BatchFixedSizePad')  # steps after which the size of an image is chosen
 
 
-def check_swapped(cfg: Config, findings: Findings, measured: Measured) -> None:
+def check_swapped(cfg: Config, findings: Findings, measured: Measured, trains: bool) -> None:
     """Report settings that were made for another backbone than the ConvNeXt of this package that is there.
 
     Args:
@@ -40,6 +39,7 @@ def check_swapped(cfg: Config, findings: Findings, measured: Measured) -> None:
         findings: gets a warning (kind ``swapped``) for each, with the value to set; an error for arguments
             that the backbone does not take.
         measured: what :func:`~convnext_backbone.measure.measure` found.
+        trains: whether a training is checked; else nothing is said of its settings.
     """
     for place, node in _backbones(cfg.model, 'model'):
         _check_arguments(place, node, findings)
@@ -49,7 +49,7 @@ def check_swapped(cfg: Config, findings: Findings, measured: Measured) -> None:
         if isinstance(getattr(network.module, network.backbone), (ConvNeXt, IsotropicConvNeXt))
     ]
     if networks and task_of(cfg.model) != 'classification':
-        _Swapped(cfg, findings, measured, networks).check()
+        _Swapped(cfg, findings, measured, networks).check(trains)
 
 
 def _backbones(node, place: str):
@@ -69,16 +69,17 @@ def _check_arguments(place: str, node: dict, findings: Findings) -> None:
     kind = class_of(node, MODELS)
     known = inspect.signature(kind.__init__).parameters
     other = [key for key in node if key not in known and key not in ('type', '_scope_', '_delete_')]
-    if other and 'kwargs' not in known:
+    if not other or 'kwargs' in known:
+        return
+    text = f'{kind.__name__} does not take {some(other)}'
+    near = suggest(other[0], known) if len(other) == 1 else ''
+    if not near:
         stays = [f'{key}={node[key]!r}' for key in ('frozen_stages', 'with_cp') if node.get(key)]
-        also = f'; {", ".join(stays)} would go on to hold' if stays else ''
-        findings.add(
-            'error',
-            'swapped',
-            place,
-            f'{kind.__name__} does not take {some(other)}: if a base config has them for another backbone, '
-            f'write {place.rpartition(".")[2]}=dict(_delete_=True, type=...){also}',
+        near = (
+            f': if a base config has them for another backbone, write {place.rpartition(".")[2]}='
+            'dict(_delete_=True, type=...)' + (f'; {", ".join(stays)} would go on to hold' if stays else '')
         )
+    findings.add('error', 'swapped', place, text + near)
 
 
 class _Swapped:
@@ -89,7 +90,7 @@ class _Swapped:
         self.wrapper = cfg.get('optim_wrapper') if isinstance(cfg.get('optim_wrapper'), dict) else {}
         self.backbone = getattr(networks[0].module, networks[0].backbone)
 
-    def check(self) -> None:
+    def check(self, trains: bool) -> None:
         """Look at weights, images, optimizer, precision, batch norm and the maps that heads read."""
         for network in self.networks:
             key, node = settings(self.cfg, network.name(network.backbone))
@@ -100,7 +101,7 @@ class _Swapped:
                 text = '0 freezes the stem, as in mmdet; in mmpretrain it freezes nothing: -1 does so here'
                 self.findings.add('note', 'swapped', f'{key}.frozen_stages', text)
         self._padding()
-        if self.wrapper and self.cfg.get('train_dataloader'):
+        if trains and self.wrapper and self.cfg.get('train_dataloader'):
             self._optimizer()
             self._parameters()
             self._precision()
@@ -290,7 +291,7 @@ class _Swapped:
             if isinstance(node.get('norm_cfg'), dict)
         }
         learns = self.measured.model is not None and any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.measured.model.modules()
+            isinstance(m, BATCH_NORMS) for m in self.measured.model.modules()
         )
         if 'BN' in kinds and learns and isinstance(batch, int) and batch <= FEW and alone:
             self._warn(

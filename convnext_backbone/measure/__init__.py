@@ -3,10 +3,11 @@
 from .build import build_model, build_on_meta, building
 from .maps import measure
 from .network import Map, Measured, Misfit, Network, Reader, channel_keys, networks_of, owner, settings
-from .tracing import regions, run
+from .tracing import BATCH_NORMS, regions, run
 from .trial import Trial, make_batch, train_step, try_training
 
 __all__ = [
+    'BATCH_NORMS',
     'Map',
     'Measured',
     'Misfit',

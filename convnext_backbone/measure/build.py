@@ -13,7 +13,6 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ..config import drop_pretrained, use_plain_batch_norm, use_preprocessors
 from ..config.keys import dicts
@@ -22,14 +21,12 @@ from ..errors import report_build_errors
 FILES = ('pretrained', 'teacher_ckpt', 'checkpoint_path')  # keys of a model that name a file of weights
 
 
-class _NumbersOnCPU(TorchFunctionMode):
-    """Leaves to the CPU what constructors read numbers from: rates of stochastic depth, by ``linspace``."""
+_linspace = torch.linspace
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.linspace:
-            kwargs = {'device': 'cpu', **kwargs}
-        return func(*args, **kwargs)
+
+def _linspace_on_cpu(*args, device=None, **kwargs):
+    """Compute numbers that constructors read one by one, such as rates of stochastic depth."""
+    return _linspace(*args, device=device or 'cpu', **kwargs)
 
 
 @contextlib.contextmanager
@@ -41,7 +38,7 @@ def building(scope: str | None, device: str) -> Iterator[None]:
         offline,
         mock.patch.dict(os.environ, {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_OFFLINE': '1'}),
         torch.device(device),
-        _NumbersOnCPU(),
+        mock.patch.object(torch, 'linspace', _linspace_on_cpu),
         DefaultScope.overwrite_default_scope(scope or 'mmengine'),
         warnings.catch_warnings(action='ignore'),  # of mmseg's losses, about their own defaults
     ):

@@ -38,8 +38,11 @@ def measure(cfg: Config) -> Measured:
         networks = list(_parts(cfg))
     for network in networks:
         _measure_network(cfg, network)
-        needs_values = 'meta' in str(network.failures.get(network.backbone))
-        if needs_values and model is not None and (again := _again_on_cpu(cfg, network)):
+        if (
+            network.needs_values(network.backbone)
+            and model is not None
+            and (again := _again_on_cpu(cfg, network))
+        ):
             networks[networks.index(network)] = again
     return Measured(model, networks, reason)
 

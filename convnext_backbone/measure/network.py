@@ -77,6 +77,11 @@ class Network:
     misfits: list[Misfit] = field(default_factory=list)
     failures: dict[str, Exception] = field(default_factory=dict)
 
+    def needs_values(self, part: str) -> bool:
+        """Return whether a part failed because shapes alone do not tell what it would do."""
+        error = self.failures.get(part)
+        return isinstance(error, NotImplementedError) or 'meta' in str(error)
+
     def name(self, part: str) -> str:
         """Return the name in the model of a part of this network."""
         return f'{self.place}.{part}' if self.place else part

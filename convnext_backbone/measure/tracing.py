@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .network import BACKBONES, Map, Misfit, Network, Reader
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 PREDICTORS = ('rpn_head', 'bbox_head', 'mask_head', 'panoptic_head', 'query_head')
 
 
@@ -23,7 +24,7 @@ def tensors(value) -> list[Tensor]:
     return [tensor for item in value for tensor in tensors(item)]
 
 
-def run(network: Network, image: Tensor, training: bool = False) -> Tensor | None:
+def run(network: Network, image: Tensor, training: bool = False) -> None:
     """Send an image through a network: backbone, neck and heads; note readers, misfits and failures.
 
     Args:
@@ -107,7 +108,7 @@ def _tracing(network: Network, emitted: list[Tensor]) -> Iterator[Callable]:
 def _channels_of(layer: nn.Module) -> int | None:
     """Return the channels that a convolution or a norm over channels was built for; ``None`` for others."""
     if isinstance(getattr(layer, 'weight', None), Tensor):
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if isinstance(layer, BATCH_NORMS):
             return layer.num_features
         if isinstance(layer, nn.GroupNorm):
             return layer.num_channels
@@ -122,7 +123,7 @@ def _run_heads(network: Network, output, image: Tensor) -> None:
     if hasattr(module, 'forward_transformer'):  # of the kind of DETR
         module.extract_feat = lambda *args, **kwargs: output
         try:
-            module._forward(image, samples)
+            module(image, samples, mode='tensor')
         except Exception as error:
             network.failures['forward_transformer'] = error
         finally:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
@@ -75,6 +76,9 @@ def train_step(model: nn.Module, data: dict) -> Trial:
         model: of mmdet or mmseg.
         data: as :func:`make_batch` returns it, or a data loader.
     """
+    hub = MessageHub.get_current_instance()
+    if hub.get_info('iter') is None:  # some losses warm up by it (BoxInst)
+        hub.update_info('iter', 0)
     model.train()
     model.zero_grad(set_to_none=True)
     losses = model(**model.data_preprocessor(data, True), mode='loss')
