@@ -42,7 +42,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     Raises:
         UserError: an unknown key, a rate out of range, a number of layers that contradicts the
-            backbone, a learning rate above the head's, a custom key that is in no name, or a model without one
+            backbone, a learning rate above the head's, a custom key in no name, or a model without one
             of our backbones.
     """
 

@@ -17,6 +17,7 @@ from torch import nn
 from ..config import drop_pretrained, use_plain_batch_norm, use_preprocessors
 from ..config.keys import dicts
 from ..errors import report_build_errors
+from .text import made_up_encoders
 
 FILES = ('pretrained', 'teacher_ckpt', 'checkpoint_path')  # keys of a model that name a file of weights
 
@@ -65,6 +66,10 @@ def without_weights(cfg: Config) -> Config:
         for key in FILES:
             if node.get(key):
                 node[key] = False if node[key] is True else None
+        if node.get('num_cp'):  # layers whose activations are computed again, which needs fairscale
+            node['num_cp'] = 0
+        if isinstance(node.get('tracker'), dict) and 'detector' in node:  # it is not trained
+            node['tracker'] = None
     return alone
 
 
@@ -86,7 +91,7 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
         Exception: whatever the model's own constructors raise.
     """
     alone = without_weights(cfg)
-    with building(cfg.get('default_scope'), device):
+    with building(cfg.get('default_scope'), device), made_up_encoders(alone):
         return settled(MODELS.build(alone.model), device)
 
 

@@ -82,6 +82,8 @@ def _tracing(network: Network, emitted: list[Tensor]) -> Iterator[Callable]:
     def note(place: str, layer: nn.Module, args: tuple, kwargs: dict) -> None:
         given = tensors((args, kwargs))
         known = [source[id(tensor)] for tensor in given if id(tensor) in source]
+        if isinstance(layer, nn.Sequential):  # necks one after the other: the first of them reads
+            known = []
         for name in dict.fromkeys(name for name, _ in known):
             maps = tuple(index for other, index in known if other == name)
             within = any(place.startswith(f'{r.place}.') and r.source == name for r in network.readers)

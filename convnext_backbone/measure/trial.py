@@ -19,6 +19,7 @@ from .maps import side_of_anchors
 
 SIDES = (128, 256)  # pixels; the second for models that choose more queries than small maps have positions
 OBJECTS = 4  # in each image
+REGIONS = 32  # of an image that heads are trained on
 FRAMES = 2  # of a video
 SEMI_BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')
 TEXT = 'circle . square .'  # for models that read what they are to find
@@ -104,7 +105,7 @@ def make_batch(cfg: Config, side: int = SIDES[0], images: int = 2, seed: int = 0
     """
     maker = _Maker(cfg, side, np.random.default_rng(seed))
     kind = type_name(cfg.model.get('data_preprocessor') or {})
-    if kind == 'TrackDataPreprocessor':
+    if kind == 'TrackDataPreprocessor' and not cfg.model.data_preprocessor.get('use_det_processor'):
         return dict(inputs=[maker.video() for _ in range(images)], data_samples=maker.tracks(images))
     inputs = [maker.image() for _ in range(images)]
     samples = [maker.sample() for _ in range(images)]
@@ -125,6 +126,8 @@ def _lightened(cfg: Config, side: int) -> Config:
                 part.pop('batch_augments', None)
                 if part.get('size') is not None:
                     part['size'] = (side, side)
+        if isinstance(node.get('num'), int) and type_name(node).endswith('Sampler'):
+            node['num'] = min(node['num'], REGIONS)
     return light
 
 

@@ -20,25 +20,44 @@ def _wide(tensor: Tensor) -> Tensor:
 # Deformable convolution (arXiv:1703.06211) and its second version with a mask (arXiv:1811.11168)
 
 
-def _deform_conv_arguments(input, weight, offset, mask, bias, geometry):
+def _deform_conv_arguments(output, input, weight, offset, mask, bias, geometry):
     """Return the tensors in one data type, absent mask or bias replaced, and the sizes torchvision needs."""
     kind = _wide(input).dtype
     with_mask = mask is not None
+    if with_mask:
+        offset, mask = (_begin(each, output.shape[2:]) for each in (offset, mask))
     mask = input.new_zeros((len(input), 1)) if mask is None else mask
     bias = input.new_zeros(len(weight)) if bias is None else bias
     return [each.to(kind) for each in (input, weight, offset, mask, bias)], (*geometry, with_mask)
 
 
+def _begin(values: Tensor, size: torch.Size) -> Tensor:
+    """Return offsets or masks of another map as mmcv's kernel reads them: the beginning of their memory.
+
+    DyHead (arXiv:2106.08322) computes them from the map of a level and convolves the next, smaller one.
+    """
+    number = values.shape[1] * size.numel()
+    if values.shape[2:] == size or values[0].numel() < number:
+        return values
+    return values.flatten(1)[:, :number].reshape(len(values), -1, *size)
+
+
 def _deform_conv(output, input, weight, offset, mask, bias, geometry) -> None:
-    tensors, sizes = _deform_conv_arguments(input, weight, offset, mask, bias, geometry)
+    tensors, sizes = _deform_conv_arguments(output, input, weight, offset, mask, bias, geometry)
     output.copy_(torch.ops.torchvision.deform_conv2d(*tensors, *sizes))
 
 
 def _deform_conv_gradients(grad_output, input, weight, offset, mask, bias, geometry) -> list[Tensor]:
     """Compute the gradients of input, weight, offset, mask and bias."""
-    tensors, sizes = _deform_conv_arguments(input, weight, offset, mask, bias, geometry)
+    tensors, sizes = _deform_conv_arguments(grad_output, input, weight, offset, mask, bias, geometry)
     grad = grad_output.to(tensors[0].dtype)
-    return torch.ops.torchvision._deform_conv2d_backward(grad, *tensors, *sizes)
+    found = list(torch.ops.torchvision._deform_conv2d_backward(grad, *tensors, *sizes))
+    for index, whole in ((2, offset), (3, mask)):
+        if whole is not None and found[index].shape != whole.shape:
+            full = found[index].new_zeros(whole.shape)
+            full.view(len(full), -1)[:, : found[index][0].numel()] = found[index].flatten(1)
+            found[index] = full
+    return found
 
 
 def deform_conv_forward(

@@ -11,15 +11,14 @@ from ..backbones.base import STRIDES
 from ..backbones.convnext import ARCHITECTURES
 from ..checkpoint.zoo import MEAN, RELEASED, STD
 from ..config import task_of
-from ..config.foreign import own_backbones
 from ..config.keys import unread, walk
 from ..config.legacy import TOP
 from ..errors import UserError, check_choice, message, suggest
-from ..measure import Map, Network, building, channel_keys, measure, settings
+from ..measure import Map, Measured, Network, building, channel_keys, measure, settings
 from ..measure.tracing import tensors
 from ..registry import SCOPE, type_name
 from .recipe import RECIPES, Recipe, optimizer_of, recipe_of, schedule_of
-from .source import Source
+from .source import Source, replace, value_at
 
 OUTPUT_STRIDES = (32, 16, 8)
 NEAR = 1.2  # strides of maps of odd sizes that differ by less are the same
@@ -117,16 +116,13 @@ class _Planner:
     def __init__(self, source: Source, arch: str, weights: str | None, recipe: str, unused: dict):
         self.source, self.arch, self.recipe_name, self.unused = source, arch, recipe, unused
         self.weights = weights or default_weights(arch)
-        self.old = Config(copy.deepcopy(source.cfg.to_dict()), filename=source.cfg.filename)
-        self.original = Config(copy.deepcopy(source.cfg.to_dict()))
-        for place, node in own_backbones(self.old):  # another library's ConvNeXt, which may not be there
-            _set(self.old, place, node)
+        self.old, self.original = source.known, Config(copy.deepcopy(source.cfg.to_dict()))
         self.plan_ = Plan(Config(copy.deepcopy(self.old.to_dict()), filename=source.cfg.filename))
         self.recipe = recipe_of(self.old, arch, source.base) if recipe == 'paper' else None
 
     def plan(self) -> Plan:
         self._refuse_by_kind()
-        measured = measure(self.old)
+        measured = self.source.measured
         done = set()
         for network in measured.networks:
             key, node = settings(self.old, network.name(network.backbone))
@@ -143,9 +139,9 @@ class _Planner:
         self._preprocessing()
         if isinstance(self.old.model.get('pretrained'), str):
             self._change('model.pretrained', None, 'the backbone names its weights itself')
-        self._repair()
+        swapped = self._repair()
         if self.recipe:
-            self._recipe(self.recipe)
+            self._recipe(self.recipe, swapped)
         else:
             self._kept_recipe()
         for key in {key for key, _, _ in unread(self.source.cfg)} & set(TOP):
@@ -153,10 +149,10 @@ class _Planner:
         return self.plan_
 
     def _change(self, key: str, new, why: str) -> None:
-        old = _get(self.original, key)
-        if _same(_get(self.plan_.cfg, key), new):
+        old = value_at(self.original, key)
+        if _same(value_at(self.plan_.cfg, key), new):
             return
-        _set(self.plan_.cfg, key, {k: v for k, v in new.items() if k != '_delete_'} if _is(new) else new)
+        replace(self.plan_.cfg, key, {k: v for k, v in new.items() if k != '_delete_'} if _is(new) else new)
         self.plan_.changes = [c for c in self.plan_.changes if c.key != key]
         self.plan_.changes.append(Change(key, old, new, why))
 
@@ -180,11 +176,11 @@ class _Planner:
         kind = type_name(node)
         if error := network.failures.get(network.backbone):
             raise Refused(f'{key} ({kind}) could not be run: {" ".join(message(error).split())}')
-        trained = self._maps_in_training(network)
+        trained = len(network.maps) if self.unused else self._maps_in_training(network)
         if trained != len(network.maps):
             raise Refused(
-                f'{key} ({kind}) emits {trained} maps in training and {len(network.maps)} in evaluation: its heads '
-                'are made for it'
+                f'{key} ({kind}) emits {trained} maps in training and {len(network.maps)} in evaluation: its '
+                'heads are made for it'
             )
         readers = [reader for reader in network.readers if reader.source == network.backbone]
         if not readers:
@@ -203,7 +199,7 @@ class _Planner:
             )
         self._backbone(key, kind, node, indices, output_stride)
         for place in read:
-            self._reader(network, place.rpartition('.')[0], _get(self.old, place), kept, channels)
+            self._reader(network, place.rpartition('.')[0], value_at(self.old, place), kept, channels)
 
     def _maps_in_training(self, network: Network) -> int:
         """Return how many maps the original backbone emits in training."""
@@ -258,7 +254,7 @@ class _Planner:
             self._note(f'{key}: {", ".join(gone)} go away with {kind}; every stage of ConvNeXt is trained')
 
     def _reader(self, network: Network, place: str, given, kept: list[int], channels: dict) -> None:
-        node, maps = _get(self.old, place), network.maps
+        node, maps = value_at(self.old, place), network.maps
         old_channels = [m.channels for m in maps]
         index = node.get('in_index')
         if index is None and isinstance(given, int):
@@ -302,16 +298,18 @@ class _Planner:
                 if isinstance(end := node.get(name), int) and end > 0:
                     self._change(f'{place}.{name}', end - dropped, 'maps below it are gone')
 
-    def _repair(self) -> None:
-        """Change what still does not fit where the channels of a map stand under another name."""
+    def _repair(self) -> Measured:
+        """Change what still does not fit where the channels of a map stand under another name.
+
+        Returns:
+            What is measured of the swapped model.
+        """
         for _ in range(REPAIRS):
             measured = measure(self.plan_.cfg)
-            fixed = False
-            for network in measured.networks:
-                for misfit in network.misfits:
-                    fixed = fixed or self._repair_one(misfit)
-            if not fixed:
-                return
+            misfits = [misfit for network in measured.networks for misfit in network.misfits]
+            if not any(self._repair_one(misfit) for misfit in misfits):
+                break
+        return measured
 
     def _repair_one(self, misfit) -> bool:
         parts = misfit.place.split('.')
@@ -356,7 +354,7 @@ class _Planner:
             last = max(
                 (
                     n.get('output_stride', 32)
-                    for n in [_get(self.plan_.cfg, c.key) for c in self.plan_.changes]
+                    for n in [value_at(self.plan_.cfg, c.key) for c in self.plan_.changes]
                     if _is(n)
                 ),
                 default=32,
@@ -369,10 +367,9 @@ class _Planner:
                     'else the border of an image does not reach the last map',
                 )
 
-    def _recipe(self, recipe: Recipe) -> None:
-        cfg, images = self.plan_.cfg, recipe.images
-        measured = measure(cfg)
-        optimizer = optimizer_of(self.old, recipe, measured.model, self.plan_.backbones)
+    def _recipe(self, recipe: Recipe, swapped: Measured) -> None:
+        images = recipe.images
+        optimizer = optimizer_of(self.old, recipe, swapped.model, self.plan_.backbones)
         if optimizer is None:
             if 'optim_wrapper' in self.old:
                 self._note('optim_wrapper stays: it has several optimizers; give the backbone AdamW by hand')
@@ -398,12 +395,12 @@ class _Planner:
         kind, rate = type_name(optimizer), optimizer.get('lr')
         self._note(
             f'optimizer and schedule stay ({kind or "none"}, lr={rate}): ConvNeXt was published with AdamW, '
-            'weight decay 0.05 and layer decay; with another optimizer or rate it may train worse, or not at all'
+            'weight decay 0.05 and layer decay; with others it may train worse, or not at all'
         )
 
 
 def _stages(kept: list[int], maps: Sequence[Map], key: str, kind: str, node: dict) -> tuple[list[int], int]:
-    """Return the stages of a ConvNeXt that emit maps at the strides of the kept ones, and its output stride."""
+    """Return the stages of a ConvNeXt whose maps have the strides of the kept ones, and its output stride."""
     strides = []
     for i in kept:
         down, across = maps[i].stride
@@ -411,9 +408,7 @@ def _stages(kept: list[int], maps: Sequence[Map], key: str, kind: str, node: dic
         strides.append(near[0] if near else None)
     shown = ', '.join(f'{s:g}' for s in sorted({round(maps[i].stride[0], 1) for i in kept}))
     if None in strides:
-        raise Refused(
-            f'{key} ({kind}) emits maps at strides {shown}, of which ConvNeXt has only 4, 8, 16 and 32'
-        )
+        raise Refused(f'{key} ({kind}) emits maps at strides {shown}; ConvNeXt has 4, 8, 16 and 32')
     dilated = any(d > 1 for d in node.get('dilations') or () if isinstance(d, int))
     for output_stride in sorted(OUTPUT_STRIDES, reverse=not dilated):
         if dilated and output_stride < max(strides):
@@ -468,31 +463,3 @@ def _same(a, b) -> bool:
 def _short(value) -> str:
     text = repr(dict(value) if _is(value) else value)
     return text if len(text) <= 40 else f'{text[:37]}...'
-
-
-def _get(cfg, key: str):
-    """Return what stands at a dotted key; ``None`` if nothing does."""
-    node = cfg
-    for part in key.split('.'):
-        if isinstance(node, (list, tuple)):
-            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
-        else:
-            node = node.get(part) if hasattr(node, 'get') else None
-    return node
-
-
-def _set(cfg, key: str, value) -> None:
-    """Set what stands at a dotted key; dicts on the way are made, tuples become lists."""
-    *way, last = key.split('.')
-    node = cfg
-    for part in way:
-        place = int(part) if isinstance(node, list) else part
-        if isinstance(node, (dict, Config)):
-            if node.get(part) is None:
-                node[part] = {}
-            if isinstance(node[part], tuple):
-                node[part] = list(node[part])
-        elif isinstance(node[place], tuple):
-            node[place] = list(node[place])
-        node = node[place]
-    node[int(last) if isinstance(node, list) else last] = value

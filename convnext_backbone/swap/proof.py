@@ -7,7 +7,7 @@ from mmengine.config import Config
 from ..checks.model import check_model
 from ..errors import UserError, some
 from ..findings import Findings
-from ..measure import Trial, measure, try_training
+from ..measure import Trial, settings, try_training
 from .plan import Plan
 
 
@@ -65,7 +65,5 @@ def _norm_of(cfg: Config, backbone: str, name: str) -> int | None:
     part = name.partition('.')[0]
     if not part.startswith('norm') or not part[4:].isdigit():
         return None
-    for network in measure(cfg).networks:
-        if network.name(network.backbone) == backbone:
-            return getattr(network.module, network.backbone).out_indices.index(int(part[4:]))
-    return None
+    _, node = settings(cfg, backbone)
+    return list(node.get('out_indices', range(4))).index(int(part[4:]))

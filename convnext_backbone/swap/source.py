@@ -1,6 +1,7 @@
 """Reads the config whose backbone is to be replaced, wherever it lies and however it is written."""
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import os
@@ -12,13 +13,15 @@ from mmengine.config import Config
 
 from ..checkpoint.read import close_unsafe_reader
 from ..config.files import find_config
+from ..config.foreign import own_backbones
 from ..config.legacy import NEW, check_legacy, check_source
 from ..errors import UserError, message, suggest
+from ..measure import Measured, measure
 
 PACKAGES = ('mmdet', 'mmseg')  # whose configs are named by ``mmdet::folder/file.py``
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """Is a config to be swapped.
 
@@ -31,6 +34,19 @@ class Source:
     cfg: Config
     base: str
     lazy: bool
+
+    @functools.cached_property
+    def known(self) -> Config:
+        """The config as plain settings, with ours in the place of another library's ConvNeXt."""
+        cfg = Config(copy.deepcopy(self.cfg.to_dict()), filename=self.cfg.filename)
+        for place, node in own_backbones(cfg):  # which may not be there
+            replace(cfg, place, node)
+        return cfg
+
+    @functools.cached_property
+    def measured(self) -> Measured:
+        """The maps of its backbones, and what reads them."""
+        return measure(self.known)
 
 
 def shipped_configs(package: str) -> dict[str, Path]:
@@ -123,3 +139,31 @@ def _is_base(name: str) -> bool:
         except Exception:
             return False
     return True
+
+
+def value_at(cfg, key: str):
+    """Return what stands at a dotted key; ``None`` if nothing does."""
+    node = cfg
+    for part in key.split('.'):
+        if isinstance(node, (list, tuple)):
+            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if hasattr(node, 'get') else None
+    return node
+
+
+def replace(cfg, key: str, value) -> None:
+    """Set what stands at a dotted key; dicts on the way are made, tuples become lists."""
+    *way, last = key.split('.')
+    node = cfg
+    for part in way:
+        place = int(part) if isinstance(node, list) else part
+        if isinstance(node, (dict, Config)):
+            if node.get(part) is None:
+                node[part] = {}
+            if isinstance(node[part], tuple):
+                node[part] = list(node[part])
+        elif isinstance(node[place], tuple):
+            node[place] = list(node[place])
+        node = node[place]
+    node[int(last) if isinstance(node, list) else last] = value

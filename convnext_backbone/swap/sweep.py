@@ -190,6 +190,11 @@ def report_text(rows: list[dict], arch: str) -> str:
     counts = collections.Counter(row['outcome'] for row in rows)
     lines = [row['lines'] for row in rows if 'lines' in row]
     seconds = sum(row.get('seconds', 0) for row in rows)
+    written = (
+        f'Lines of what is written: median {statistics.median(lines):g}, at most {max(lines)}. '
+        if lines
+        else ''
+    )
     text = [
         '# Every config of mmdet and mmseg, swapped',
         '',
@@ -197,13 +202,8 @@ def report_text(rows: list[dict], arch: str) -> str:
         'built and trained one step on made-up data: all losses and gradients finite, a gradient for every '
         'parameter of the backbone, strides of anchors and regions those of the maps.',
         '',
-        f'{len(rows)} configs: {", ".join(f"{counts[o]} {o}" for o in OUTCOMES)}. '
-        + (
-            f'Lines of what is written: median {statistics.median(lines):g}, at most {max(lines)}. '
-            if lines
-            else ''
-        )
-        + f'{seconds / 3600:.1f} hours of one core.',
+        f'{len(rows)} configs: {", ".join(f"{counts[o]} {o}" for o in OUTCOMES)}. {written}'
+        f'{seconds / 3600:.1f} hours of one core.',
         '',
         '| task | backbone | neck | swapped | unproven | refused | failed |',
         '|---|---|---|---|---|---|---|',
