@@ -48,6 +48,11 @@ class Writer:
         raise NotImplementedError
 
     def write(self, encoded) -> None:
+        """Write what :meth:`encode` gave.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
         for file, content in encoded.items():
             write_whole(file, content)
 
@@ -69,6 +74,7 @@ class PictureAndJson(Writer):
         self.predictor, self.out, self.min_score = predictor, out, min_score
 
     def encode(self, image: Image, sample) -> dict[Path, bytes]:
+        """Return the PNG with what was found drawn into it, and the JSON."""
         result = dict(image=str(image.file), **self.predictor.to_json(sample, self.min_score))
         picture = self.predictor.draw(image.file, sample, self.min_score)
         # the whole name, suffix included: a.jpg and a.png do not overwrite each other
@@ -93,6 +99,7 @@ class LabelMaps(Writer):
         self.palette = np.asarray(palette, np.uint8)[: len(self.classes)] if has_palette else None
 
     def start(self, stack: contextlib.ExitStack) -> None:
+        """Write ``classes.json``: names, colours, and what the value of a pixel means."""
         rule = 'the value of a pixel is the place of its class in this list, counted from 0'
         if self.zero_is_left_out:
             rule += '; in the annotations of the training it is one more (reduce_zero_label)'
@@ -102,6 +109,7 @@ class LabelMaps(Writer):
         write_whole(self.folder / 'classes.json', json.dumps(facts, indent=1).encode())
 
     def encode(self, image: Image, sample) -> dict[Path, bytes]:
+        """Return the PNG of class numbers, 8 bits up to 256 classes, else 16."""
         labels = class_numbers(sample)
         if len(self.classes) > 256:
             content = png(labels.astype(np.uint16))
@@ -137,9 +145,11 @@ class CocoResults(Writer):
             self.categories = annotations.categories_of(self.classes)
 
     def start(self, stack: contextlib.ExitStack) -> None:
+        """Open ``predictions.json``, which appears under its name when ``stack`` ends without an error."""
         self._add = stack.enter_context(_json_list(self.out / 'predictions.json'))
 
     def encode(self, image: Image, sample) -> tuple[dict, list[dict]]:
+        """Return the record of the image, and its objects from the least score on."""
         found = sample.pred_instances
         found = found[found.scores >= self.min_score]
         results = []
@@ -157,12 +167,18 @@ class CocoResults(Writer):
         return dict(id=image.number, file_name=image.name, width=width, height=height), results
 
     def write(self, encoded: tuple[dict, list[dict]]) -> None:
+        """Append the objects to ``predictions.json``, so that they need no memory."""
         image, results = encoded
         for result in results:
             self._add(result)
         self.images.append(image)
 
     def finish(self) -> str:
+        """Write ``images.json``, unless there is an annotation file.
+
+        Returns:
+            A warning if images had another size than the annotation file says, else empty.
+        """
         if self.annotations:
             return self.annotations.other_sizes(self.images)
         categories = [dict(id=i, name=name) for i, name in zip(self.categories, self.classes)]

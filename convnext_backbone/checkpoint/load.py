@@ -49,6 +49,7 @@ class LoadReport:
 
     @property
     def fits(self) -> bool:
+        """Return whether no tensor is left over on either side that was not named in advance."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def __str__(self) -> str:

@@ -30,6 +30,7 @@ FORMATS = ('official', 'timm', 'torchvision', 'hf', 'mmpretrain', 'safetensors')
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('file', nargs='?', help='path, URL or released name')
     parser.add_argument('--to', choices=FORMATS)
@@ -45,6 +46,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> Path | None:
+    """Convert a file and return the path of the new one; with ``--list`` print the released names."""
     args = parse_args(argv)
     if args.list:
         for name, released in RELEASED.items():

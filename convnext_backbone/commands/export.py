@@ -22,6 +22,7 @@ from ..inference import trained_model
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='path, URL or released name')
@@ -36,6 +37,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> Path:
+    """Export a model, print the differences from eager, and return the path of the file."""
     args = parse_args(argv)
     cfg = read_config(args.config)
     stem = Path(args.config).stem + ('_backbone' if args.part == 'backbone' else '')

@@ -31,6 +31,7 @@ NAMES = {'detection': 'a detector', 'segmentation': 'a segmenter'}
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
@@ -59,6 +60,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> None:
+    """Predict on the images and write the results in the formats that are asked for."""
     args = parse_args(argv)
     if args.score is not None and not 0 <= args.score <= 1:
         raise UserError(f'--score is a number from 0 to 1, got {args.score:g}')
@@ -109,6 +111,7 @@ def named_files(args) -> dict[str, Path]:
 
 
 def make_writers(args, predictor: Predictor, annotations: AnnotationFile | None) -> list:
+    """Return a writer for each format that is asked for."""
     out, score, meta = Path(args.out), args.score, predictor.meta
     make = {
         'json': lambda: PictureAndJson(predictor, out, 0.3 if score is None else score),
@@ -199,4 +202,5 @@ def size_of(file: Path) -> str:
 
 
 def shorten(text: str, characters: int = 300) -> str:
+    """Return a text, cut off after so many characters."""
     return text if len(text) <= characters else f'{text[:characters]} ...'

@@ -22,6 +22,7 @@ from ..errors import UserError
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config', help='of the training; the weights must fit it')
     parser.add_argument('checkpoint')
@@ -31,6 +32,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> Path:
+    """Write the file to be given away and return its path."""
     args = parse_args(argv)
     cfg = read_config(args.config)
     check_work_dir(args.out, '--out')

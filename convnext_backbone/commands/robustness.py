@@ -37,6 +37,7 @@ METRICS = ('bbox_mAP', 'segm_mAP', 'mIoU')  # of detectors and segmenters, by th
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='path, URL or released name')
@@ -77,6 +78,14 @@ def main(argv=None) -> dict:
 
 
 def classifier(args, cfg, **which) -> dict:
+    """Score a classifier on the datasets of Table 8 (arXiv:2201.03545), print the row and return all results.
+
+    Args:
+        which: ``corruptions`` and ``severities`` to evaluate.
+
+    Raises:
+        UserError: ``--data-root`` is no folder, or the checkpoint does not fit.
+    """
     device = choose_device(args.device)
     if not args.data_root or not Path(args.data_root).is_dir():
         given = args.data_root or 'nothing'

@@ -37,7 +37,11 @@ def choose_device(wanted: str | None) -> str:
 
 
 def use_plain_batch_norm(cfg: Config) -> list[str]:
-    """Replace SyncBN by BN: for a single process, or on a CPU."""
+    """Replace SyncBN by BN: for a single process, or on a CPU.
+
+    Returns:
+        A line for the log; none if there was no SyncBN.
+    """
     count = 0
     for node in dicts(cfg.model):
         if type_name(node) in ('SyncBN', 'MMSyncBN'):

@@ -71,7 +71,11 @@ class Runner(MMEngineRunner):
     @classmethod
     @report_build_errors
     def from_cfg(cls, cfg) -> 'Runner':
-        """Build from a config, with our classes in the place of mmengine's, see config/stand_ins.py."""
+        """Build from a config, with our classes in the place of mmengine's, see config/stand_ins.py.
+
+        Raises:
+            UserError: a part of it cannot be built; with the key.
+        """
         cfg = copy.deepcopy(cfg)
         notes = use_stand_ins(cfg)
         return super().from_cfg(cfg).log_notes(notes)
@@ -80,7 +84,11 @@ class Runner(MMEngineRunner):
     build_param_scheduler = report_build_errors(MMEngineRunner.build_param_scheduler)
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Set up the environment as in mmengine; then all processes must have the same code and config."""
+        """Set up the environment as in mmengine; then compare the processes.
+
+        Raises:
+            UserError: a process has other code or another config than the first one.
+        """
         super().setup_env(env_cfg)
         device = torch.cuda.get_device_name() if get_device() == 'cuda' else get_device()
         told = dict(host=socket.gethostname(), device=device)
@@ -102,10 +110,15 @@ class Runner(MMEngineRunner):
 
     @property
     def checkpoint_hook(self) -> CheckpointHook | None:
+        """Return the hook that writes checkpoints, ``None`` if there is none."""
         return next((hook for hook in self.hooks if isinstance(hook, CheckpointHook)), None)
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
+        """Build as in mmengine, from datasets with ours mixed in; the seed of an image goes with it.
+
+        ``dataloader`` is a config, which stays as it is, or a ready data loader.
+        """
         if isinstance(dataloader, dict):
             dataloader = copy.deepcopy(dataloader)
             for _, dataset in datasets({'': dataloader}, ('',)):
@@ -120,6 +133,7 @@ class Runner(MMEngineRunner):
         return loader
 
     def build_evaluator(self, evaluator):
+        """Build as in mmengine, from metrics with ours mixed in; a config stays as it is."""
         if isinstance(evaluator, (dict, list)):
             evaluator = copy.deepcopy(evaluator)
             for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
@@ -128,6 +142,12 @@ class Runner(MMEngineRunner):
 
     @report_build_errors
     def build_train_loop(self, loop):
+        """Build as in mmengine; data that can be resumed gets a sampler that can.
+
+        Raises:
+            UserError: the data has less than a batch, its classes are not those of the heads, or another
+                process has other data.
+        """
         if isinstance(loop, dict) and (kind := type_name(loop)) in LOOPS:
             endless = kind.endswith('IterLoop')
             self._train_dataloader = _resumable(self._train_dataloader, endless, self.seed)
@@ -147,6 +167,11 @@ class Runner(MMEngineRunner):
 
     @report_build_errors
     def build_val_loop(self, loop):
+        """Build as in mmengine, and compare the classes with those of the training data.
+
+        Raises:
+            UserError: they differ.
+        """
         loop = super().build_val_loop(loop)
         forget_annotations()  # dataset and metric have what they need
         batches = launch.compare_processes('validation data', {}, len(loop.dataloader), seconds=600)
@@ -162,13 +187,18 @@ class Runner(MMEngineRunner):
 
     @report_build_errors
     def build_test_loop(self, loop):
+        """Build as in mmengine, and keep the classes, with which those of the checkpoint are compared."""
         loop = super().build_test_loop(loop)
         forget_annotations()
         self._test_classes = _classes(loop)
         return loop
 
     def log_notes(self, notes: Iterable[str]) -> 'Runner':
-        """Put what was changed about the config into the log, once."""
+        """Put what was changed about the config into the log, once.
+
+        Args:
+            notes: lines; one that begins with ``warning: `` becomes a warning.
+        """
         for note in notes:
             level = logging.WARNING if note.startswith('warning: ') else logging.INFO
             self.logger.log(level, note.removeprefix('warning: '))
@@ -263,6 +293,7 @@ class Runner(MMEngineRunner):
         return self.cfg.get('fsdp', False)
 
     def wrap_model(self, model_wrapper_cfg, model):
+        """Wrap as in mmengine; a model that will be sharded is moved to its device only."""
         if self._sharded:
             return model.to(get_device())
         return super().wrap_model(model_wrapper_cfg, model)
@@ -305,7 +336,12 @@ class Runner(MMEngineRunner):
     def resume(
         self, filename, resume_optimizer=True, resume_param_scheduler=True, map_location='cpu'
     ) -> None:
-        """Resume as in mmengine; random numbers and half-accumulated gradients are restored, too."""
+        """Resume as in mmengine; random numbers and half-accumulated gradients are restored, too.
+
+        Raises:
+            UnreadableCheckpoint: the file is damaged, or holds weights and no state of a training.
+            UserError: the config asks for another optimizer or other schedules than the checkpoint has.
+        """
         checkpoint = self._resumed or read_checkpoint(local_file(filename))
         self._resumed = checkpoint
         if self._sharded and 'optimizer' in checkpoint:
