@@ -236,7 +236,7 @@ class Stub:
     task = 'detection'
     errors = {}
 
-    def __init__(self, config, checkpoint, device):
+    def __init__(self, config, checkpoint, device, prefix):
         self.seen = Stub.seen = []
 
     def predict(self, image):

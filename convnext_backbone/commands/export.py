@@ -29,6 +29,7 @@ def parse_args(argv=None):
     parser.add_argument('--format', required=True, choices=SUFFIXES)
     parser.add_argument('--part', choices=('whole', 'backbone'), default='whole')
     parser.add_argument('--weights', choices=('final', 'ema'), help='of a training with a moving average')
+    parser.add_prefix_option()
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('H', 'W'), help='of the images it is traced with'
     )
@@ -45,7 +46,7 @@ def main(argv=None) -> Path:
     if out.exists():
         raise UserError(f'{out} exists: remove it, or give another name with --out')
     check_work_dir(str(out.parent), '--out')
-    model, content, report = trained_model(cfg, args.checkpoint, args.weights)
+    model, content, report = trained_model(cfg, args.checkpoint, args.weights, args.prefix)
     print(report)
     meta = dict(
         config=Path(args.config).stem,

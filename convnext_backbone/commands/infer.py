@@ -54,6 +54,7 @@ def parse_args(argv=None):
         type=float,
         help='least score of an object, 0 to 1; default 0.3, with coco 0, since all are evaluated',
     )
+    parser.add_prefix_option()
     parser.add_argument('--recursive', action='store_true', help='images in sub-folders, too')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
     return parser.parse_args(argv)
@@ -70,7 +71,7 @@ def main(argv=None) -> None:
     annotations = AnnotationFile(args.ann_file) if args.ann_file else None
     numbers = annotations.numbers_of(files) if annotations else dict(zip(files, range(1, len(files) + 1)))
     check_work_dir(args.out, '--out')
-    predictor = Predictor(args.config, args.checkpoint, args.device)
+    predictor = Predictor(args.config, args.checkpoint, args.device, args.prefix)
     for name in args.format:
         if predictor.task not in FORMATS[name]:
             fitting = [other for other in FORMATS if predictor.task in FORMATS[other]]

@@ -28,6 +28,7 @@ def parse_args(argv=None):
     parser.add_argument('checkpoint')
     parser.add_argument('--out', default='.', metavar='DIR', help='default: here')
     parser.add_argument('--weights', choices=('final', 'ema'), help='of a training with a moving average')
+    parser.add_prefix_option()
     return parser.parse_args(argv)
 
 
@@ -42,7 +43,7 @@ def main(argv=None) -> Path:
         raise UserError(f'{args.checkpoint} holds final weights and their average: choose with --weights')
     model = build_on_meta(cfg)
     model.to_empty(device='cpu')
-    print(load_trained(model, content, file, weights=args.weights))
+    print(load_trained(model, content, file, weights=args.weights, prefix=args.prefix))
     published = dict(
         arch=getattr(model.backbone, 'arch', None),
         dataset_meta=dataset_meta(content) or None,

@@ -47,6 +47,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--severities', nargs='+', type=int, choices=scoring.SEVERITIES, default=scoring.SEVERITIES
     )
+    parser.add_prefix_option()
     parser.add_run_options()
     return parser.parse_args(argv)
 
@@ -90,7 +91,7 @@ def classifier(args, cfg, **which) -> dict:
     if not args.data_root or not Path(args.data_root).is_dir():
         given = args.data_root or 'nothing'
         raise UserError(f'--data-root must be the folder of the datasets (val, imagenet-a, ...), got {given}')
-    model, content, report = trained_model(cfg, args.checkpoint)
+    model, content, report = trained_model(cfg, args.checkpoint, prefix=args.prefix)
     print(report)
     model.to(device)
     wnids = ImageNetInfo('imagenet-1k').label_names()
@@ -137,7 +138,7 @@ def dense(args, corruptions, severities) -> dict:
             for _, dataset in datasets(cfg, ('test_dataloader',)):
                 step = dict(type='convnext_backbone.Corrupt', corruption=corruption, severity=severity)
                 dataset['pipeline'] = [dataset['pipeline'][0], step, *dataset['pipeline'][1:]]
-        for_testing(cfg, args.checkpoint)
+        for_testing(cfg, args.checkpoint, args.prefix)
         found = Runner.from_cfg(cfg).log_notes(notes).test()
         return {name: float(found[key]) for name in METRICS for key in found if key.endswith(name)}
 

@@ -16,6 +16,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--tta', action='store_true', help="test-time augmentation: the config's tta_model and tta_pipeline"
     )
+    parser.add_prefix_option()
     parser.add_run_options()
     return parser.parse_args(argv)
 
