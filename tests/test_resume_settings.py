@@ -299,7 +299,7 @@ def test_nothing_is_listed_where_nothing_differs(begun, shapes, tmp_path):
         ),
         (
             ['param_scheduler.1.type=PolyLR'],
-            'of the checkpoint are LinearLR, CosineAnnealingLR, those of the config LinearLR, PolyLR',
+            'in the checkpoint are LinearLR, CosineAnnealingLR, those of the config LinearLR, PolyLR',
         ),
         (['optim_wrapper.constructor=DefaultOptimWrapperConstructor'], None),
         (['model.backbone.frozen_stages=1'], 'model.backbone.frozen_stages differ from it'),
@@ -310,6 +310,104 @@ def test_a_state_that_cannot_be_taken_up_ends_in_one_line(changes, words, begun,
         go_on(begun, shapes, tmp_path / 'a', changes=changes)
     assert '\n' not in str(error.value)
     assert words is None or words in str(error.value)
+
+
+TWO_OPTIMIZERS = """
+custom_imports = dict(imports=['two_optimizers'])
+model = dict(type='TwoOptimizers')
+param_scheduler = dict(
+    _delete_=True,
+    body=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10)],
+    head=[dict(type='MultiStepLR', milestones=[5], by_epoch=False)],
+)
+optim_wrapper = dict(
+    _delete_=True,
+    constructor='TwoOptimizersConstructor',
+    body=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3)),
+    head=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+)
+"""
+TWO_OPTIMIZERS_CODE = """
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+
+from convnext_backbone.classification import Classifier
+
+
+@MODELS.register_module()
+class TwoOptimizers(Classifier):
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        loss, log = self.parse_losses(self(**data, mode='loss'))
+        optim_wrapper.zero_grad()
+        loss.backward()
+        for wrapper in optim_wrapper.values():
+            wrapper.step()
+        return log
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TwoOptimizersConstructor:
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        self.given = optim_wrapper_cfg
+
+    def __call__(self, model):
+        parts = dict(body=model.backbone, head=model.head)
+        wrappers = {
+            name: OptimWrapper(
+                OPTIMIZERS.build(dict(self.given[name]['optimizer'], params=list(part.parameters())))
+            )
+            for name, part in parts.items()
+            if self.given[name]
+        }
+        return OptimWrapperDict(**wrappers)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group('resume_settings')
+def test_of_several_optimizers_each_takes_its_new_rate(shapes, tmp_path, monkeypatch):
+    """Full rates and factors of the schedules by hand: the rate at a step is their product."""
+    (tmp_path / 'two_optimizers.py').write_text(TWO_OPTIMIZERS_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / 'begun'
+    folder.mkdir()
+    tool('train').main(arguments(write_config(folder, TWO_OPTIMIZERS), shapes, folder / 'w', '--stop-at', 4))
+
+    def used(name: str, log: str) -> dict[int, float]:
+        found = re.findall(rf'Iter\(train\) +\[ *(\d+)/\d+\].* {name}\.lr: (\S+)', log)
+        return {int(step): float(rate) for step, rate in found}
+
+    changes = ['optim_wrapper.body.optimizer.lr=0.002', 'optim_wrapper.head.optimizer.lr=0.05']
+    changes += ['optim_wrapper.head.optimizer.momentum=0.5']
+    for option, body, head in (((), 1e-3, 0.1), (('--new-lr',), 2e-3, 0.05)):
+        log = go_on(folder, shapes, tmp_path / f'on{len(option)}', *option, changes=changes, stop=8)
+        assert used('body', log) == pytest.approx(
+            {step: body * (0.1 + 0.9 * (step - 1) / 9) for step in range(5, 9)}, rel=1e-3
+        )
+        assert used('head', log) == pytest.approx(
+            {step: head * 0.1 ** (step > 5) for step in range(5, 9)}, rel=1e-3
+        )
+        listed = rows(log)
+        assert ('holds (config), not' if option else 'takes the config') in listed[
+            'optim_wrapper.body.optimizer.lr'
+        ]
+        assert listed['optim_wrapper.head.optimizer.momentum'] == ('0.9 holds (checkpoint), not 0.5 (config)')
+        content = torch.load(
+            sorted((tmp_path / f'on{len(option)}').glob('iter_*.pth'))[-1], weights_only=False
+        )
+        kept = read_settings(content['meta']['cfg'])['optim_wrapper']
+        assert [kept[name]['optimizer']['lr'] for name in ('body', 'head')] == [body, head]
+        assert kept['head']['optimizer']['momentum'] == 0.9
+    for change, words in (
+        ('optim_wrapper.head=None', 'has the state of body, head, the config asks for body'),
+        (
+            'param_scheduler.head.0.type=MultiStepMomentum',
+            'schedules of head in the checkpoint are MultiStepLR',
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            go_on(folder, shapes, tmp_path / 'refused', '--new-lr', changes=[change])
 
 
 @pytest.mark.xdist_group('resume_settings')
