@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 
 from ..config.keys import READ
+from ..config.literals import value_of
 from ..errors import UserError
 
 # Where things lie, how much is shown, and what sets nothing in a training that goes on.
@@ -49,7 +50,7 @@ def read_settings(text: str) -> dict[str, Any] | None:
     try:
         lines = ast.parse(text).body
         return {
-            line.targets[0].id: _value(line.value)
+            line.targets[0].id: value_of(line.value, _other)
             for line in lines
             if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
         }
@@ -57,27 +58,8 @@ def read_settings(text: str) -> dict[str, Any] | None:
         return None
 
 
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        return [_value(each) for each in node.elts]
-    if isinstance(node, ast.Dict):
-        found = {}
-        for key, value in zip(node.keys, node.values):
-            found.update(_value(value) if key is None else {str(_value(key)): _value(value)})
-        return found
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        found = {}
-        for each in [*node.args, *node.keywords]:
-            keyed = isinstance(each, ast.keyword) and each.arg is not None
-            inner = _value(each.value if isinstance(each, ast.keyword) else each)
-            found.update({each.arg: inner} if keyed else inner)
-        return found
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _value(node.operand)
-        if isinstance(value, (int, float)):
-            return -value
+def _other(node: ast.expr) -> Any:
+    """Return the value of what is no literal: infinity, NaN, or its text."""
     if isinstance(node, ast.Name) and node.id in ('inf', 'nan'):
         return float(node.id)
     return _Text(ast.unparse(node))
@@ -96,7 +78,7 @@ def _plain(value: Any) -> Any:
             value.__name__ if value.__module__ == 'builtins' else f'{value.__module__}.{value.__name__}'
         )
     try:
-        return _value(ast.parse(str(value), mode='eval').body)
+        return value_of(ast.parse(str(value), mode='eval').body, _other)
     except (SyntaxError, ValueError, TypeError, RecursionError):
         return _Text(value)
 
