@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from .errors import UserError, suggest
+from .datasets.annotations import Listing, without_collecting
+from .errors import UserError, some, suggest
 
 
 @dataclass
@@ -191,25 +192,20 @@ class AnnotationFile:
     """Holds the numbers that a COCO annotation file gives to images and categories.
 
     Raises:
-        UserError: it cannot be read or has no images and categories.
+        UserError: it cannot be read, or its images and categories are not in the format.
     """
 
     def __init__(self, file: str | Path):
         self.file = file
         try:
-            content = json.loads(Path(file).read_text())
-            self.images = {image['id']: image for image in content['images']}
-            self.categories = [(category['name'], category['id']) for category in content['categories']]
-            self._by_parts = {}
-            for number, image in self.images.items():
-                self._by_parts.setdefault(_parts(image['file_name']), []).append(number)
-        except OSError as error:
-            raise UserError(f'--ann-file {file} cannot be read ({error.strerror})') from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f'--ann-file {file} is no COCO annotation file ({type(error).__name__}: {error}): '
-                'expected images with id and file_name, categories with id and name'
-            ) from error
+            with without_collecting():
+                listing = Listing(file)
+        except UserError as error:
+            raise UserError(f'--ann-file {error}') from error
+        self.images, self.categories = listing.images, listing.categories
+        self._by_parts = {}
+        for number, image in self.images.items():
+            self._by_parts.setdefault(_parts(image['file_name']), []).append(number)
 
     def numbers_of(self, files: dict[str, Path]) -> dict[str, int]:
         """Return the id of each image by its name; ``file_name`` is the end of the path of its file.
@@ -248,21 +244,16 @@ class AnnotationFile:
         """Return the category id of each class by its name.
 
         Raises:
-            UserError: a class is not there, or twice.
+            UserError: a class is not there.
         """
-        found = []
-        names = [name for name, _ in self.categories]
-        for name in classes:
-            numbers = [number for other, number in self.categories if other == name]
-            if len(numbers) != 1:
-                number = 'no category' if not numbers else f'{len(numbers)} categories'
-                listed = ', '.join(map(str, names[:8])) + (', ...' if len(names) > 8 else '')
-                raise UserError(
-                    f'--ann-file {self.file} has {number} {name!r}, a class of the model; it lists {listed}'
-                    f'{suggest(str(name), names)}; give one with the classes of the training, or none'
-                )
-            found += numbers
-        return found
+        ids = {name: number for number, name in self.categories.items()}
+        if absent := [name for name in classes if name not in ids]:
+            raise UserError(
+                f'--ann-file {self.file} has no category {absent[0]!r}, a class of the model; it lists '
+                f'{some(ids)}{suggest(str(absent[0]), ids)}; give one with the classes of the training, or '
+                'none'
+            )
+        return [ids[name] for name in classes]
 
     def other_sizes(self, images: list[dict]) -> str:
         """Return a line about the images that were predicted in another size than the file says."""
