@@ -565,20 +565,25 @@ def test_updates_that_are_not_finite_are_left_out_and_then_stop_the_training(sha
     assert log_of(tmp_path / 'w').count('this update is left out') == 3
 
 
-def test_the_layer_that_makes_infinity_is_named():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)))
+@pytest.mark.parametrize('named', [True, False])
+def test_the_layer_that_makes_infinity_is_named(named):
+    class Model(torch.nn.Sequential):
+        def forward(self, x, mode):
+            return super().forward(x)
+
+    model = Model(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)))
     model.data_preprocessor = lambda data, training: data
-    model._run_forward = lambda data, mode: model(data)
     with torch.no_grad():
         model[1][0].weight.fill_(3e38)
         model[0].weight.fill_(10)
     hook = hooks.NonFiniteGuardHook()
     hook._buffers = []
-    found = hook._layer(SimpleNamespace(model=model), torch.ones(1, 2), RandomStream(0).states)
+    data = dict(x=torch.ones(1, 2)) if named else [torch.ones(1, 2)]
+    found = hook._layer(SimpleNamespace(model=model), data, RandomStream(0).states)
     assert found == 'first layer with a non-finite output: 1.0 (from finite input)'
     with torch.no_grad():
         model[0].bias[0] = float('nan')
-    found = hook._layer(SimpleNamespace(model=model), torch.ones(1, 2), RandomStream(0).states)
+    found = hook._layer(SimpleNamespace(model=model), data, RandomStream(0).states)
     assert found == 'the weight 0.bias itself is not finite'
 
 

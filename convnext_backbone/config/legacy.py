@@ -130,7 +130,7 @@ def check_legacy(cfg: Config, path: str, backbone: str = '') -> None:
     Raises:
         UserError: with the new names of all old keys that are there.
     """
-    given = dict(dict.items(cfg._cfg_dict))  # its own ``items`` imports the classes of a new-style config
+    given = cfg.to_dict()  # the config's own ``items`` imports the classes of a new-style one
     tops = {key for key in given if key in TOP}
     if tops:
         tops &= {key for key, _, _ in unread(cfg)}
