@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from test_resume import arguments, write_config
+from yapf.yapflib import yapf_api
 
 from convnext_backbone.engine.resume_settings import _scale, differences, read_settings
 from convnext_backbone.errors import UserError
@@ -275,6 +276,29 @@ def test_a_new_learning_rate_takes_the_place_and_stays(begun, shapes, tmp_path):
     later = go_on(begun, shapes, tmp_path / 'b', '--resume', str(file), changes=[change], stop=8)
     assert 'the settings are those of the checkpoint' in later
     assert rates(later)[8] == pytest.approx(3 * base * expected_warmup(begun, 7), rel=1e-3)
+
+
+@pytest.mark.xdist_group('resume_settings')
+def test_the_config_is_formatted_once_and_again_where_a_resume_changes_it(
+    begun, shapes, tmp_path, monkeypatch
+):
+    """yapf takes a second for a detector's config; mmengine asks for the text at every checkpoint."""
+    texts, original = [], yapf_api.FormatCode
+
+    def counted(text: str, **options):
+        texts.append(text)
+        return original(text, **options)
+
+    monkeypatch.setattr(yapf_api, 'FormatCode', counted)
+    changes = ['default_hooks.checkpoint.interval=1']
+    go_on(begun, shapes, tmp_path / 'a', changes=changes, stop=8)
+    assert len(list((tmp_path / 'a').glob('*.pth'))) == 3
+    assert len(texts) == 1
+    go_on(begun, shapes, tmp_path / 'b', changes=[*changes, 'optim_wrapper.optimizer.lr=0.5'], stop=8)
+    assert len(texts) == 3
+    assert ['lr=0.5' in text for text in texts] == [False, True, False]
+    kept = torch.load(tmp_path / 'b/iter_8.pth', weights_only=False)['meta']['cfg']
+    assert read_settings(kept)['optim_wrapper']['optimizer']['lr'] != 0.5
 
 
 @pytest.mark.xdist_group('resume_settings')

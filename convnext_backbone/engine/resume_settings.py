@@ -240,18 +240,19 @@ class ResumedSettings:
         """Set in the config what was taken from the checkpoint: the next checkpoint has it as text."""
         cfg, before = self.runner.cfg, self.before
         for name in {'': None, **self.wrappers}:
-            kept, wrapper = (_part(settings, name) for settings in (before, cfg))
+            kept, now, wrapper = (_part(settings, name) for settings in (before, self.now, cfg))
             if kept is None or wrapper is None:
                 continue
             for key in ('optimizer', 'constructor', 'paramwise_cfg'):
-                if key in kept:
-                    wrapper[key] = kept[key]
-                else:
+                if key not in kept:
                     wrapper.pop(key, None)
+                elif differences(kept[key], now.get(key, NONE)):
+                    wrapper[key] = kept[key]
             if self.new_lr and name in self.rates and 'optimizer' in wrapper:
                 wrapper['optimizer']['lr'] = self.rates[name][1]
-        if 'param_scheduler' in before:
-            cfg.param_scheduler = before['param_scheduler']
+        schedules = before.get('param_scheduler', NONE)
+        if schedules is not NONE and differences(schedules, self.now.get('param_scheduler', NONE)):
+            cfg.param_scheduler = schedules
 
     def _check_optimizers(self) -> None:
         if not self.checkpoint.get('optimizer'):

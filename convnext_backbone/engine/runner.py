@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import (
     broadcast_object_list,
@@ -33,6 +34,7 @@ from ..checkpoint.read import (
 from ..checkpoint.sharding import is_sharded
 from ..checkpoint.write import read_metadata, write_checkpoint
 from ..config import check_classes, datasets, use_stand_ins
+from ..config.text import format_once
 from ..datasets import forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
@@ -81,7 +83,7 @@ class Runner(MMEngineRunner):
         Raises:
             UserError: a part of it cannot be built; with the key.
         """
-        cfg = copy.deepcopy(cfg)
+        cfg = format_once(cfg) if isinstance(cfg, Config) else copy.deepcopy(cfg)
         notes = use_stand_ins(cfg)
         return super().from_cfg(cfg).log_notes(notes)
 
