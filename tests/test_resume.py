@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -37,7 +38,7 @@ from convnext_backbone.cli import run
 from convnext_backbone.config import divide_model
 from convnext_backbone.engine import ResumableBatchSampler, checkpoint_hook, hooks, launch
 from convnext_backbone.engine.randomness import RandomStream
-from convnext_backbone.engine.sampler import fetch_seeded
+from convnext_backbone.engine.sampler import fetch_seeded, read_batches
 from convnext_backbone.errors import Stopped, UserError
 
 CONFIG = f"""
@@ -465,6 +466,40 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(straight, shapes, 
         os.truncate(file, 10)
     with pytest.raises(UserError, match='no checkpoint in .* is whole'):
         tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume'))
+
+
+@pytest.mark.parametrize(
+    ('error', 'dies'),
+    [
+        (ConnectionResetError(104, 'Connection reset by peer'), True),
+        (EOFError(), True),
+        (RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'), True),
+        (
+            ConnectionResetError('Caught ConnectionResetError in DataLoader worker process 0.\nOriginal'),
+            False,
+        ),
+        (RuntimeError('of a dataset'), False),
+    ],
+)
+def test_a_data_loader_process_that_dies_while_it_hands_a_batch_over_is_replaced(error, dies):
+    """The connection may break before torch sees the process dead; what a dataset raises is no death."""
+    sampler = ResumableBatchSampler(DefaultSampler(range(8), shuffle=False), 2)
+
+    class Loader:
+        batch_sampler, num_workers, errors = sampler, 1, [error]
+
+        def __iter__(self):
+            for number, batch in enumerate(self.batch_sampler):
+                if number == 1 and self.errors:
+                    raise self.errors.pop()
+                yield list(batch)
+
+    batches = read_batches(Loader(), 0, 0, 4, logging.getLogger('test'))
+    if dies:
+        assert list(batches) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    else:
+        with pytest.raises(type(error)):
+            list(batches)
 
 
 @pytest.mark.xdist_group('resume')
