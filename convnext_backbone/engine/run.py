@@ -43,7 +43,7 @@ def train(
         amp: mixed precision, if the config has none.
         resume: path of a checkpoint to go on from, or ``True`` for the newest whole one in the work dir.
         new_lr: the learning rate of the config takes the place of the checkpoint's when resuming; the rest of
-            the schedule changes in proportion.
+            the schedule changes in proportion. Of several optimizers each takes its own.
         stop_at: end after so many steps in all, with a checkpoint.
         fsdp: divide parameters, gradients and optimizer states among the processes.
         auto_scale_lr: learning rate in proportion to the batch, where that differs from the recipe's.
