@@ -20,6 +20,7 @@ from ..findings import Findings
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('--json', action='store_true', help='print the findings as JSON')

@@ -9,5 +9,6 @@ gradients included.
 from .block import FUSED, block_implementation, has_plain_layers
 from .depthwise import depthwise_conv
 from .mlp import norm_mlp
+from .norm import channel_norm
 
-__all__ = ['FUSED', 'block_implementation', 'depthwise_conv', 'has_plain_layers', 'norm_mlp']
+__all__ = ['FUSED', 'block_implementation', 'channel_norm', 'depthwise_conv', 'has_plain_layers', 'norm_mlp']

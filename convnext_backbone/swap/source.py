@@ -37,7 +37,7 @@ class Source:
 
     @functools.cached_property
     def known(self) -> Config:
-        """The config as plain settings, with ours in the place of another library's ConvNeXt."""
+        """Return the config as plain settings, with ours in the place of another library's ConvNeXt."""
         cfg = Config(copy.deepcopy(self.cfg.to_dict()), filename=self.cfg.filename)
         for place, node in own_backbones(cfg):  # which may not be there
             replace(cfg, place, node)
@@ -45,7 +45,7 @@ class Source:
 
     @functools.cached_property
     def measured(self) -> Measured:
-        """The maps of its backbones, and what reads them."""
+        """Measure the maps of its backbones, and what reads them."""
         return measure(self.known)
 
 
@@ -112,13 +112,11 @@ def _find(name: str) -> tuple[Path, str]:
     for package in PACKAGES:
         if importlib.util.find_spec(package) is not None:
             configs = shipped_configs(package)
-            found += [(configs[c], f'{package}::{c}') for c in configs if c == name or c.endswith(f'/{name}')]
+            found += [f'{package}::{c}' for c in configs if c == name or c.endswith(f'/{name}')]
     if len(found) > 1:
-        raise UserError(
-            f'{name} is the name of {len(found)} configs: write {" or ".join(b for _, b in found)}'
-        )
+        raise UserError(f'{name} is the name of {len(found)} configs: write {" or ".join(found)}')
     if found:
-        return found[0]
+        return _find(found[0])
     try:
         path = find_config(name)
     except UserError:

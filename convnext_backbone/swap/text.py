@@ -22,7 +22,7 @@ def config_text(source: Source, plan: Plan, arch: str, folder: str | os.PathLike
         folder: in which the text will lie: a base that is a path is written relative to it.
     """
     base = source.base
-    if '::' not in base:
+    if '::' not in base and '.mim' not in base.split(os.sep):  # what is installed stays where it is
         base = os.path.relpath(base, folder)
         base = base if base.startswith('.') else f'./{base}'
     tree = _tree(plan.changes)
