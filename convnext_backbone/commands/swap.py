@@ -23,7 +23,7 @@ from ..swap.text import table
 
 
 def parse_args(argv=None):
-    """Read the command line."""
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config', nargs='?', help='a file, mmdet::folder/file.py, or the name of such a file')
     parser.add_argument(
