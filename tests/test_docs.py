@@ -12,8 +12,8 @@ from conftest import ROOT
 from mmengine.config import Config
 
 from convnext_backbone.cli import COMMANDS
-from convnext_backbone.config import find_config
-from convnext_backbone.swap import read_source, read_config
+from convnext_backbone.config import find_config, read_config
+from convnext_backbone.swap import read_source
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
 PYTHON = re.compile(r'```python\n(.*?)```', re.DOTALL)
