@@ -58,10 +58,10 @@ KINDS = {
     'hrnet/fcn_hr18_4xb2-40k_cityscapes-512x1024.py': ((0, 1, 2, 3), 32),
     'point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py': ((0, 1, 2, 3), 32),
     'sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py': ((0, 1, 2, 3), 32),
-    PSP: ((0, 1, 2, 3), 8),
-    OCR: ((0, 1, 2, 3), 8),
+    PSP: ((2, 3), 8),
+    OCR: ((2, 3), 8),
     'deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py': ((0, 1, 2, 3), 8),
-    'deeplabv3/deeplabv3_r101-d16-mg124_4xb2-40k_cityscapes-512x1024.py': ((0, 1, 2, 3), 16),
+    'deeplabv3/deeplabv3_r101-d16-mg124_4xb2-40k_cityscapes-512x1024.py': ((2, 3), 16),
     'encnet/encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': ((0, 1, 2, 3), 8),
     'fastfcn/fastfcn_r50-d32_jpu_psp_4xb2-80k_cityscapes-512x1024.py': ((1, 2, 3), 32),
     'knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py': ((0, 1, 2, 3), 32),
@@ -156,11 +156,20 @@ def test_the_result_trains_a_step(name):
 
 def test_maps_that_nothing_reads_are_not_emitted():
     """PSPNet's heads read the last two maps; the norms of the others would have no gradient."""
-    plan, _ = swapped(read_source(PSP), 'atto', None, 'paper', proof=True)
-    model = plan.cfg.model
+    model = plan_swap(read_source(PSP), 'atto').cfg.model
     assert tuple(model.backbone.out_indices) == (2, 3)
     assert (model.decode_head.in_index, model.auxiliary_head.in_index) == (1, 0)
     assert (model.decode_head.in_channels, model.auxiliary_head.in_channels) == (320, 160)
+
+
+def test_maps_that_nothing_reads_are_found_by_the_proof():
+    """CenterNet reads the last map of four; DeepLabV3+ the first, without naming it, and two others."""
+    for name, stages in (
+        ('centernet/centernet_r18_8xb16-crop512-140e_coco.py', (3,)),
+        ('deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py', (0, 2, 3)),
+    ):
+        plan, _ = swapped(read_source(name), 'atto', None, 'paper', proof=True)
+        assert tuple(plan.cfg.model.backbone.out_indices) == stages
 
 
 @pytest.mark.parametrize('name', [MASK, PSP, OCR])
