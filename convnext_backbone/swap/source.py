@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import difflib
 import functools
 import importlib.util
 import os
@@ -124,6 +125,17 @@ def _find(name: str) -> tuple[Path, str]:
         near = suggest(Path(name).name, [Path(c).name for c in names], 0.6)
         raise UserError(f'no config file at {name}, and neither mmdet nor mmseg ships one{near}') from None
     return path, str(path)
+
+
+def similar_configs(name: str, number: int = 8) -> list[str]:
+    """Return names of shipped configs that are called nearly like a config, the nearest first."""
+    inner = name.rpartition('::')[2]
+    names = [f'{p}::{c}' for p in PACKAGES if importlib.util.find_spec(p) for c in shipped_configs(p)]
+    stems = {full.rpartition('::')[2]: full for full in names}
+    near = difflib.get_close_matches(inner, stems, number + 1, 0.3)
+    near += difflib.get_close_matches(Path(inner).name, [Path(s).name for s in stems], number, 0.5)
+    full = [stems.get(n) or next(f for s, f in stems.items() if s.endswith(f'/{n}')) for n in near]
+    return [n for n in dict.fromkeys(full) if not n.endswith(f'::{inner}')]
 
 
 @functools.cache
