@@ -26,7 +26,7 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
         """Normalise each position over its channels."""
         x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
-        triton = ops.chosen('channel_norm', self.fused, x, x.shape[-1])
+        triton = ops.chosen('channel_norm', self.fused, x, self.normalized_shape[0])
         x = ops.channel_norm(x, self.weight, self.bias, self.eps, triton)
         return x.permute(0, 3, 1, 2)
 

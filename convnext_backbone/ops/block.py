@@ -20,7 +20,7 @@ def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Te
         block: a :class:`convnext_backbone.backbones.block.Block`.
         x: (N, C, H, W).
     """
-    if block.fused and supports(block, x) and has_plain_layers(block):
+    if block.fused and has_plain_layers(block) and supports(block, x):
         return fused_block
     return folded_block if block.folded else None
 
@@ -41,7 +41,7 @@ def supports(block: nn.Module, x: Tensor) -> bool:
 
 def by_triton(block: nn.Module, x: Tensor) -> tuple[bool, bool]:
     """Return whether the Triton kernels compute the convolution, and whether norm and MLP (V1)."""
-    channels = x.shape[1]
+    channels = block.norm.normalized_shape[0]  # a constant for torch.compile
     convolution = trial.chosen('depthwise', block.fused, x, channels, block.dwconv.dilation[0])
     statistics = convolution and channels <= triton_kernels.WIDEST
     v1 = isinstance(block.grn, nn.Identity)
@@ -90,7 +90,8 @@ def fused_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
 def _residual_sum(block: nn.Module, x: Tensor, scale: float | Tensor | None = None) -> Tensor:
     """Return ``x + scale * branch(x)``; ``scale`` is one number, or (N, 1, 1, 1)."""
     conv, (conv_triton, triton) = block.dwconv, by_triton(block, x)
-    y, statistics = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], conv_triton, triton)
+    both = conv_triton and triton
+    y, statistics = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], conv_triton, both)
     y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
     folded = block.folded
     of_layers = torch.compiler.is_compiling() and x.is_cuda and not triton  # which the compiler fuses
