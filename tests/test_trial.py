@@ -70,7 +70,6 @@ class Machine:
         monkeypatch.delenv(trial.SWITCH, raising=False)
         self.said = []
         monkeypatch.setattr(trial, 'print_log', lambda line, _, level: self.said.append((line, level)))
-        gc.collect()
         monkeypatch.setattr(trial, '_layers', type(trial._layers)())
         self.restart()
 
