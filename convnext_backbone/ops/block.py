@@ -34,7 +34,7 @@ def supports(block: nn.Module, x: Tensor) -> bool:
     """
     if trial.being_exported():
         return False
-    if torch.compiler.is_compiling() and x.device.type == 'cuda':
+    if torch.compiler.is_compiling() and x.device.type == trial.DEVICE:
         return any(by_triton(block, x))
     return x.device.type in ('cpu', 'cuda')
 
@@ -94,8 +94,8 @@ def _residual_sum(block: nn.Module, x: Tensor, scale: float | Tensor | None = No
     y, statistics = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], conv_triton, both)
     y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
     folded = block.folded
-    of_layers = torch.compiler.is_compiling() and x.is_cuda and not triton  # which the compiler fuses
-    if of_layers or not isinstance(block.grn, nn.Identity):
+    compiled = torch.compiler.is_compiling() and x.device.type == trial.DEVICE
+    if (compiled and not triton) or not isinstance(block.grn, nn.Identity):  # layers, which it fuses
         y = (_folded_mlp(block, y) if folded else _mlp(block, y)).permute(0, 3, 1, 2)
         return x + (y if scale is None else y * scale)
     if folded:

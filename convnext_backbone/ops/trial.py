@@ -36,7 +36,12 @@ DEVICE = 'cuda'  # on which to try
 ROWS = depthwise.LARGE  # of a large call; so one whose weight gradient is Triton's is large
 LONGEST = 60  # seconds of a process for all its trials, waiting for another process included
 LONGEST_KIND = 25  # seconds for a kind of call, most of which compile
-COMMAND = [sys.executable, '-P', '-m', 'convnext_backbone.ops.trial_child']
+SHORTEST = 8  # seconds without which no child is begun
+SCRIPT = (  # modules are to be found where this process finds them
+    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
+    'from convnext_backbone.ops import trial_child; trial_child.main()'
+)
+COMMAND = [sys.executable, '-c', SCRIPT]
 
 # Set by torch.export: torch.compiler.is_exporting() is true in any compilation, too (torch 2.11), and torch
 # 2.6 has one flag for both, which torch.compile does not set.
@@ -147,13 +152,13 @@ def _find(kind: Kind) -> dict:
         with contextlib.suppress(OSError, ValueError):
             if found := _read(path, machine).get(kind.name):
                 return found
-        if _seconds_left <= 0:
+        if _seconds_left < SHORTEST:
             _not_kept.setdefault(kind.name, pytorch('this process has no time left to try Triton'))
         if kind.name not in _not_kept:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f'{path}.lock', timeout=max(0.0, _seconds_left)):  # of several processes one tries
-                left = _seconds_left - (time.monotonic() - begin)
-                if found := _try_expected(kind, path, machine, left).get(kind.name):
+                left = _seconds_left - (time.monotonic() - begin)  # most of it: others wait as long
+                if found := _try_expected(kind, path, machine, 0.9 * left).get(kind.name):
                     return found
         return _not_kept[kind.name]
     except Timeout:
@@ -187,7 +192,7 @@ def _try_expected(kind: Kind, path: Path, machine: dict, seconds: float) -> dict
     if kind.name in found:
         return found
     kinds = [k for k in _expected(kind) if k.name not in found]
-    line = f'trying the Triton kernels on this GPU, once ({min(seconds, LONGEST):.0f} s at most): {path}'
+    line = f'trying the Triton kernels on this GPU, once ({seconds:.0f} s at most): {path}'
     print_log(line, 'current', logging.INFO)
     tried = _try_in_children(kinds, seconds)
     _not_kept.update((name, verdict) for name, verdict in tried.items() if verdict.pop('passing', False))
@@ -280,7 +285,7 @@ def _try_in_children(kinds: list[Kind], seconds: float) -> dict[str, dict]:
     found, why = {}, 'no time was left'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         while pending := [kind for kind in kinds if kind.name not in found]:
-            if time.monotonic() >= end:
+            if end - time.monotonic() < SHORTEST:
                 break
             begun, why, hung = _run_child(pending, end, Path(folder), found)
             if begun is None or time.monotonic() >= end:
@@ -302,17 +307,9 @@ def _run_child(kinds: list[Kind], end: float, folder: Path, found: dict) -> tupl
     asked = dict(kinds=kinds, seconds=max(1.0, end - time.monotonic()))
     request.write_text(json.dumps(asked, default=lambda value: str(value).removeprefix('torch.')))
     result.write_text('')
-    home = str(Path(__file__).parents[2])  # of the package, whichever way it came here
-    path = os.pathsep.join([home, *filter(None, [os.environ.get('PYTHONPATH')])])
     with request.open() as given, log.open('w') as said:
-        child = subprocess.Popen(
-            COMMAND + [str(result)],
-            stdin=given,
-            stdout=said,
-            stderr=said,
-            env={**os.environ, 'PYTHONPATH': path},
-            start_new_session=True,
-        )
+        line = [*COMMAND, json.dumps(sys.path), str(result)]
+        child = subprocess.Popen(line, stdin=given, stdout=said, stderr=said, start_new_session=True)
     lines, status, last = [], None, time.monotonic()
     try:
         while status is None and time.monotonic() < min(end, last + LONGEST_KIND):
