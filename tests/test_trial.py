@@ -66,6 +66,7 @@ class Machine:
         monkeypatch.setattr(trial, 'FOLDER', str(folder / 'cache'))
         monkeypatch.setattr(trial, '_machine', lambda device: dict(self.versions))
         monkeypatch.setattr(trial, 'LONGEST_KIND', 1.0)
+        monkeypatch.setattr(trial, 'SHORTEST', 0.2)
         monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
         monkeypatch.setattr(triton_kernels, 'INTERPRETED', True)  # so that they support a CPU
         monkeypatch.delenv(trial.SWITCH, raising=False)
@@ -466,13 +467,13 @@ def test_a_compiler_gets_the_layers_that_are_not_tritons(machine, monkeypatch, d
     """Norm and MLP; the convolution, of which it makes nothing, only with them."""
     graphs = []
 
+    def convolution(x, weight, bias, _):
+        return F.conv2d(x, weight, bias, padding=3, groups=32)
+
     def by_pytorch(x, _, residual, weights, keep, out):
-        norm, linears = (
-            (weights.norm_weight, weights.norm_bias),
-            (weights.w1, weights.b1, weights.w2, weights.b2),
-        )
-        y = F.gelu(F.linear(F.layer_norm(x, (32,), *norm, weights.eps), *linears[:2]))
-        out.copy_(residual + weights.gain * F.linear(y, *linears[2:]))
+        y = F.layer_norm(x, (32,), weights.norm_weight, weights.norm_bias, weights.eps)
+        y = F.gelu(F.linear(y, weights.w1, weights.b1))
+        out.copy_(residual + weights.gain * F.linear(y, weights.w2, weights.b2))
         return []
 
     def look(graph, _):
@@ -480,9 +481,7 @@ def test_a_compiler_gets_the_layers_that_are_not_tritons(machine, monkeypatch, d
         return graph.forward
 
     monkeypatch.setattr(trial, '_verdict', lambda operator, *_: depthwise if operator == 'depthwise' else mlp)
-    monkeypatch.setattr(
-        triton_kernels, 'depthwise_conv', lambda x, w, b, _: F.conv2d(x, w, b, padding=3, groups=32)
-    )
+    monkeypatch.setattr(triton_kernels, 'depthwise_conv', convolution)
     monkeypatch.setattr(mlp_ops, '_by_triton', by_pytorch)
     block = Block(32, layer_scale=0.5).eval()
     x = torch.randn(2, 32, 5, 6).contiguous(memory_format=torch.channels_last)

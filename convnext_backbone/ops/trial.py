@@ -231,7 +231,7 @@ def _machine(device: torch.device) -> dict[str, str]:
     return dict(
         gpu=torch.cuda.get_device_name(device),
         driver=_driver(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         cuda=str(torch.version.cuda),
         triton=triton_kernels.triton.__version__,
         sources=_sources(),
