@@ -212,11 +212,22 @@ def test_a_process_waits_no_longer_than_it_may_and_nothing_is_kept_of_it(machine
     assert [ask(96), ask(96), ask(192)] == [False] * 3
     assert time.monotonic() - begin < 3
     assert len(machine.asked()) == 1
+    assert sum('trying the Triton kernels' in line for line, _ in machine.said) == 1
     assert machine.kept() == {}
     assert 'could not be tried: the time was over' in machine.lines(logging.WARNING)[0]
     machine.restart()
     machine.act({'all': FAST})
     assert ask(96) is True
+
+
+def test_after_a_crash_no_child_begins_for_which_no_time_is_left(machine):
+    machine.act({'96': 'take time', '192': 'crash', '384': FAST})
+    machine.patch.setattr(trial, 'SHORTEST', 53.5)  # of 54
+    kinds = [kind(torch.float32)._replace(channels=c) for c in (96, 192, 384)]
+    found = trial._try_in_children(kinds, 54.0)
+    assert [verdict['triton'] for verdict in found.values()] == [True, False, False]
+    assert [verdict.get('passing', False) for verdict in found.values()] == [False, False, True]
+    assert len(machine.asked()) == 1
 
 
 @pytest.mark.parametrize('passing', [True, False])
@@ -588,6 +599,14 @@ def test_wrong_numbers_are_found(kernels, monkeypatch, fault, dtype):
     assert re.match(r'Triton is wrong (at one place|on the whole) by (nan|[\d.e-]+) of ', found['why'])
     if fault.startswith('of'):  # which inference does not use
         assert trial_child._try(kind(dtype, training=False))['triton'] is True
+
+
+def test_if_pytorch_is_as_wrong_there_is_no_verdict_for_triton():
+    exact, wrong = torch.ones(4, 4, dtype=torch.float64), torch.full((4, 4), 2.0)
+    assert trial_child._wrong(wrong, wrong, exact, 2**-7).startswith(
+        'Triton is wrong at one place by 1 of 1,'
+    )
+    assert trial_child._wrong(exact.float(), exact.float(), exact, 2**-7) == ''
 
 
 @pytest.mark.parametrize(
