@@ -41,6 +41,8 @@ def supports(block: nn.Module, x: Tensor) -> bool:
 
 def by_triton(block: nn.Module, x: Tensor) -> tuple[bool, bool]:
     """Return whether the Triton kernels compute the convolution, and whether norm and MLP (V1)."""
+    if x.device.type != trial.DEVICE and block.fused is True:
+        return False, False  # before anything that takes time on a CPU
     channels = block.norm.normalized_shape[0]  # a constant for torch.compile
     convolution = trial.chosen('depthwise', block.fused, x, channels, block.dwconv.dilation[0])
     statistics = convolution and channels <= triton_kernels.WIDEST
