@@ -16,7 +16,7 @@ from conftest import ROOT
 
 import convnext_backbone.engine.runner  # noqa: F401  what it replaces is replaced before we look
 from convnext_backbone.engine import CheckpointHook, EpochLoop, IterLoop, Runner
-from convnext_backbone.ops.block import EXPORTING
+from convnext_backbone.ops.trial import EXPORTING
 
 # Beside each private name: why there is no public way. What is public is here for its signature or its place.
 FUNCTIONS = {  # dotted name: parameters

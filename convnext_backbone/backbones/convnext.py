@@ -81,8 +81,9 @@ class ConvNeXt(FourStageBackbone):
         with_cp: gradient checkpointing; see :class:`DenseBackbone`.
         output_norm: a norm on every emitted map; ``False`` for a classifier, which has its own.
         fused: ``True``: blocks compute by :mod:`convnext_backbone.ops`, and in training leave out the samples
-            whose branch is dropped. ``'triton'``: on CUDA also by our Triton kernels, in 16 bit.
-            ``False``: by the ordinary layers.
+            whose branch is dropped; on CUDA by our Triton kernels where a trial at first use finds them
+            right and faster (see docs/speed.md). ``'triton'``: by those without a trial, wherever they
+            support it. ``False``: by the ordinary layers.
         init_cfg: as in mmengine.
 
     Raises:

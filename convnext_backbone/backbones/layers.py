@@ -20,11 +20,14 @@ class LayerNorm2d(nn.LayerNorm):
     def __init__(self, dim: int, eps: float = 1e-6, fused: bool | str = True):
         super().__init__(dim, eps=eps)
         self.fused = fused
+        if fused is True:
+            ops.expect(self, dim, 'channel_norm')
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
         """Normalise each position over its channels."""
         x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
-        x = ops.channel_norm(x, self.weight, self.bias, self.eps, self.fused == 'triton')
+        triton = ops.chosen('channel_norm', self.fused, x, self.normalized_shape[0])
+        x = ops.channel_norm(x, self.weight, self.bias, self.eps, triton)
         return x.permute(0, 3, 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Computes LayerNorm over the channels of a map; on CUDA by Triton, where asked for.
+"""Computes LayerNorm over the channels of a map; on CUDA by Triton, where that was chosen.
 
 PyTorch's kernel for CUDA gives each position a block of threads of its own, of which few have work while
 there are few channels: it takes eight times as long as a copy of the map (96 channels, H100).

@@ -46,8 +46,13 @@ def supports(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> bool
         dtype: the data type that ``x`` will have.
     """
     dtype = dtype or x.dtype
+    return takes(channels, dtype) and _supports(x, dtype)
+
+
+def takes(channels: int, dtype: torch.dtype) -> bool:
+    """Return whether there are kernels for so many channels of a data type, whatever the device."""
     low = INTERPRETED or dtype != torch.float32
-    return low and channels % CHANNELS == 0 and _supports(x, dtype)
+    return low and dtype in DTYPES and channels % CHANNELS == 0
 
 
 def norm_supports(x: Tensor) -> bool:
@@ -68,13 +73,12 @@ def _device_supports(device: int) -> bool:
 
 @cache
 def _capable(device: int) -> bool:
+    if not torch.cuda.is_available():  # a tensor that only stands for one on CUDA
+        return False
     major, minor = torch.cuda.get_device_capability(device)
     found = major >= 8
-    print_log(
-        f"fused='triton': kernels {'on' if found else 'off'}, compute capability {major}.{minor}",
-        'current',
-        logging.INFO,
-    )
+    said = 'may be used' if found else 'are not used: 8.0 is needed'
+    print_log(f'Triton kernels {said}, compute capability {major}.{minor}', 'current', logging.INFO)
     return found
 
 
