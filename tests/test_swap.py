@@ -1,5 +1,6 @@
 """`convnext swap`: what changes by kind of config, what is written and refused, that the result trains."""
 
+import json
 import statistics
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from convnext_backbone.measure import settings, try_training
 from convnext_backbone.swap import Refused, config_text, plan_swap, prove, read_source
 from convnext_backbone.swap.recipe import images_of_step, recipe_of
 from convnext_backbone.swap.source import value_at
-from convnext_backbone.swap.sweep import report_text, row_of, swapped
+from convnext_backbone.swap.sweep import report_text, row_of, swapped, sweep
 
 RETINA, MASK = 'retinanet/retinanet_r50_fpn_1x_coco.py', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 PSP = 'pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'
+DETR = 'detr/detr_r50_8xb2-150e_coco.py'
 OCR = 'ocrnet/ocrnet_r101-d8_8xb2-40k_cityscapes-512x1024.py'
 # One for each kind of neck and head: maps by their stage, output stride.
 KINDS = {
@@ -43,7 +45,7 @@ KINDS = {
     'queryinst/queryinst_r50_fpn_1x_coco.py': ((0, 1, 2, 3), 32),
     'dino/dino-4scale_r50_8xb2-12e_coco.py': ((1, 2, 3), 32),
     'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': ((1, 2, 3), 32),
-    'detr/detr_r50_8xb2-150e_coco.py': ((3,), 32),
+    DETR: ((3,), 32),
     'yolof/yolof_r50-c5_8xb8-1x_coco.py': ((3,), 32),
     'centernet/centernet_r18_8xb16-crop512-140e_coco.py': ((0, 1, 2, 3), 32),
     'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': ((0, 1, 2, 3), 32),
@@ -67,7 +69,7 @@ KINDS = {
     'knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py': ((0, 1, 2, 3), 32),
     'ann/ann_r50-d8_4xb2-40k_cityscapes-512x1024.py': ((0, 1, 2, 3), 8),
 }
-PROVEN = (RETINA, PSP, OCR, 'yolox/yolox_s_8xb8-300e_coco.py', 'detr/detr_r50_8xb2-150e_coco.py')
+PROVEN = (RETINA, PSP, OCR, 'yolox/yolox_s_8xb8-300e_coco.py', DETR)
 WIDTHS = (96, 192, 384, 768)  # of ConvNeXt-T (paper, Section 2.2)
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
@@ -143,8 +145,6 @@ def test_what_reads_the_maps_gets_their_channels(name, expected):
 )
 def test_the_result_trains_a_step(name):
     """Finite losses, a gradient for every parameter of the backbone, and no warning about a swap by hand."""
-    row = row_of(name, 'atto', 'paper')
-    assert row['outcome'] == 'swapped', row
     plan, trial = swapped(read_source(name), 'atto', None, 'paper', proof=True)
     assert trial.losses
     assert not [n for n in trial.without_gradient if any(n.startswith(f'{b}.') for b in plan.backbones)]
@@ -321,7 +321,7 @@ def test_what_cannot_be_swapped_is_refused_with_the_reason(name, reason):
         ((MASK, '--out', 'nowhere/new.py'), 'a folder that exists'),
         (
             ('faster-rcnn_r50-caffe-c4_ms-1x_coco.py',),
-            'stage of a ResNet; the nearest .* faster_rcnn/faster-rcnn_r50',
+            'stage of a ResNet; the nearest that can be is mmdet::faster_rcnn/faster-rcnn_r50',
         ),
         (('broken.py',), 'broken.py cannot be read: SyntaxError'),
         (('part.py',), 'has no model'),
@@ -348,6 +348,23 @@ def test_a_model_that_does_not_train_is_not_written(tmp_path, monkeypatch):
     plan.cfg.model.bbox_head.anchor_generator.strides = [4, 8, 16, 32, 64]
     with pytest.raises(UserError, match='anchor_generator.strides'):
         prove(plan)
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    """What is in the file beside the report is not done again; the report has every config."""
+    names = dict.fromkeys(['rpn/rpn_r50_fpn_1x_coco.py', DETR, 'no/such.py'])
+    monkeypatch.setattr('convnext_backbone.swap.sweep.shipped_configs', lambda package: names)
+    monkeypatch.setattr(
+        'convnext_backbone.swap.sweep._rows', lambda left, *args: [row_of(n, *args) for n in left]
+    )
+    known = dict(config=f'mmdet::{DETR}', arch='atto', outcome='refused', reason='by hand')
+    (tmp_path / 'all.jsonl').write_text(json.dumps(known) + '\n')
+    rows = sweep(['mmdet'], tmp_path / 'all.md', 'atto', 'paper')
+    assert [row['outcome'] for row in rows] == ['swapped', 'refused', 'unreadable']
+    assert '1 swapped, 0 unproven, 1 refused, 0 failed, 1 unreadable' in capsys.readouterr().out
+    text = (tmp_path / 'all.md').read_text()
+    assert '| mmdet::rpn/rpn_r50_fpn_1x_coco.py | swapped | [0, 1, 2, 3] stride 32 |' in text
+    assert '| 1 | by hand |' in text
 
 
 def test_the_report_counts_what_came_of_each():
