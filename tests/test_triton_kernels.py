@@ -29,6 +29,10 @@ every_dtype = pytest.mark.parametrize(
 )
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def close(found: torch.Tensor, exact: torch.Tensor, bound: float) -> None:
     assert found.shape == exact.shape
     assert (found.double() - exact).abs().max() <= bound * exact.abs().max()
@@ -53,7 +57,7 @@ def test_all_kernels_in_the_interpreter(tests):
 @every_dtype
 @pytest.mark.parametrize(
     ('n', 'c', 'height', 'width'),
-    [(1, 64, 7, 7), (2, 32, 9, 11), (1, 32, 20, 5), (3, 32, 2, 3), (1, 32, 1, 17)],
+    [(1, 64, 7, 7), (2, 32, 9, 11), (1, 32, 20, 5), slow(3, 32, 2, 3), slow(1, 32, 1, 17)],
 )
 def test_depthwise_convolution(n, c, height, width, dtype):
     """Maps smaller than the kernel, of one row, higher than the rows of a program; not whole strips."""
@@ -184,7 +188,7 @@ def test_gelu_of_every_bfloat16_number_is_within_a_rounding():
 
 
 @direct
-@pytest.mark.parametrize('wide', [False, True], ids=['narrow', 'wide'])
+@pytest.mark.parametrize('wide', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['narrow', 'wide'])
 @pytest.mark.parametrize(
     ('autocast', 'bound'),
     [pytest.param(False, {'cpu': 1e-4, 'cuda': 0.05}[DEVICE], marks=pytest.mark.slow), (True, 0.05)],

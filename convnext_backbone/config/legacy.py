@@ -131,7 +131,8 @@ def check_legacy(cfg: Config, path: str, backbone: str = '') -> None:
         UserError: with the new names of all old keys that are there.
     """
     given = cfg.to_dict()  # the config's own ``items`` imports the classes of a new-style one
-    tops = {key for key in given if key in TOP and given[key] is not None}  # None: turned off
+    off = {key for key in given if given[key] is None} if NEW & set(given) else set()  # in a swapped config
+    tops = {key for key in given if key in TOP} - off
     if tops:
         tops &= {key for key, _, _ in unread(cfg)}
     _report(given, tops, path, backbone)
