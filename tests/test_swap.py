@@ -282,6 +282,12 @@ def test_the_schedule_keeps_its_length_and_its_end():
     assert plan.cfg.train_cfg == source.cfg.train_cfg
 
 
+def test_images_are_padded_to_the_stride_of_the_last_map():
+    """SSD's images of 300 pixels have maps of 38 and 19 positions, as with VGG: at strides 8 and 16."""
+    for name, divisor in (('ssd/ssd300_coco.py', 16), ('dino/dino-4scale_r50_8xb2-12e_coco.py', 32)):
+        assert plan_swap(read_source(name), 'tiny').cfg.model.data_preprocessor.pad_size_divisor == divisor
+
+
 def test_keep_leaves_optimizer_and_schedule_and_says_what_that_risks():
     source = read_source(MASK)
     plan = plan_swap(source, 'tiny', recipe='keep')

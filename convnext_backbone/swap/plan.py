@@ -114,11 +114,12 @@ def default_weights(arch: str) -> str | None:
 
 class _Planner:
     def __init__(self, source: Source, arch: str, weights: str | None, recipe: str, unused: dict):
-        self.source, self.arch, self.recipe_name, self.unused = source, arch, recipe, unused
+        self.source, self.arch, self.unused = source, arch, unused
         self.weights = weights or default_weights(arch)
         self.old, self.original = source.known, Config(copy.deepcopy(source.cfg.to_dict()))
         self.plan_ = Plan(Config(copy.deepcopy(self.old.to_dict()), filename=source.cfg.filename))
         self.recipe = recipe_of(self.old, arch, source.base) if recipe == 'paper' else None
+        self.stride = 1  # of the coarsest map
 
     def plan(self) -> Plan:
         self._refuse_by_kind()
@@ -188,6 +189,7 @@ class _Planner:
             raise Refused(f'{key} ({kind}) was run, but not what reads it: {" ".join(failed.split())}')
         kept = self._kept(network, key)
         indices, output_stride = _stages(kept, network.maps, key, kind, node)
+        self.stride = max(self.stride, min(STRIDES[indices[-1]], output_stride))
         stage = dict(zip(kept, indices))
         channels = {i: ARCHITECTURES[self.arch][1][stage[i]] for i in kept}
         self.plan_.backbones.append(network.name(network.backbone))
@@ -350,9 +352,8 @@ class _Planner:
         mean, std = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))
         detection = task_of(self.old.model) != 'segmentation'
         for place, node in walk(self.old.model, 'model'):
-            if place.rpartition('.')[2] != 'data_preprocessor' or isinstance(
-                node.get('data_preprocessor'), dict
-            ):
+            outer = isinstance(node.get('data_preprocessor'), dict)
+            if place.rpartition('.')[2] != 'data_preprocessor' or outer:
                 continue
             given = node.get('mean')
             if isinstance(given, (list, tuple)) and len(given) not in (1, 3):
@@ -366,19 +367,11 @@ class _Planner:
                     self._change(f'{place}.bgr_to_rgb', True, why)
                 if node.get('rgb_to_bgr'):
                     self._change(f'{place}.rgb_to_bgr', False, why)
-            last = max(
-                (
-                    n.get('output_stride', 32)
-                    for n in [value_at(self.plan_.cfg, c.key) for c in self.plan_.changes]
-                    if _is(n)
-                ),
-                default=32,
-            )
             divisor = node.get('pad_size_divisor', 1)
-            if detection and isinstance(divisor, int) and divisor % last:
+            if detection and isinstance(divisor, int) and divisor % self.stride:
                 self._change(
                     f'{place}.pad_size_divisor',
-                    last,
+                    self.stride,
                     'else the border of an image does not reach the last map',
                 )
 
