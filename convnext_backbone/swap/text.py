@@ -226,7 +226,8 @@ def _filled(items: list[tuple[str, object]], indent: str) -> list[str]:
     rows = []
     for start, value in items:
         text = f'{start}{_repr(value)},'
-        if rows and rows[-1].endswith(',') and len(rows[-1]) + len(text) < WIDTH:
+        plain = rows and rows[-1].endswith(',') and rows[-1].lstrip()[0] not in ')]}'
+        if plain and len(rows[-1]) + len(text) < WIDTH:
             rows[-1] += f' {text}'
         else:
             rows += _value(start, value, indent, ',')

@@ -65,6 +65,7 @@ class Data:
         """Return the data loaders that take the place of ``data``."""
         old, new = dict(old), {}
         batch, workers = old.pop('samples_per_gpu', 1), old.pop('workers_per_gpu', 2)
+        old.pop('persistent_workers', None)  # only how long processes live
         for split in ('train', 'val', 'test'):
             given, own = old.pop(split, None), dict(old.pop(f'{split}_dataloader', None) or {})
             if given is None:
@@ -82,7 +83,7 @@ class Data:
     def _loader(self, split: str, own: dict, dataset: dict, by_epoch: bool) -> dict:
         train, workers = split == 'train', own.pop('workers_per_gpu')
         new = dict(batch_size=own.pop('samples_per_gpu'), num_workers=workers, persistent_workers=workers > 0)
-        own.pop('persistent_workers', None)  # only how long processes live
+        own.pop('persistent_workers', None)
         kind = 'InfiniteSampler' if train and not by_epoch else 'DefaultSampler'
         new['sampler'] = dict(type=kind, shuffle=own.pop('shuffle', train))
         if balanced := own.pop('class_aware_sampler', None):

@@ -170,7 +170,8 @@ class Steps:
         rest = [step for step in inner if type_name(step) not in ('Resize', 'RandomFlip')]
         loading, others = self._steps(before, place, False), self._steps(rest, place, False)
         first, *more = _scales(views)
-        resizes = [self._step(dict(resize), place)[0] | scale if scale else None for scale in (first, *more)]
+        rest = {key: v for key, v in self._step(resize, place)[0].items() if key != 'type'}
+        resizes = [dict(type='Resize', **scale, **rest) if scale else None for scale in (first, *more)]
         packing = self._packing([*before, *inner], False)
         if more[1:] or views.get('flip'):
             turns = [dict(type='RandomFlip', prob=0.0)]
