@@ -3,13 +3,14 @@
 import copy
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 from ..config.foreign import OURS, own_backbones
-from ..config.keys import READ, nodes
+from ..config.keys import READ, dicts, nodes, unread
 from ..config.legacy import TOP, old_task
 from ..registry import type_name
 from .old.data import Data
-from .old.lines import LOST, Lines
+from .old.lines import LOST, Lines, found, takes
 from .old.run import runtime
 from .old.schedule import length_of, loops, optimizer, schedule
 
@@ -18,6 +19,7 @@ REMADE = {
     *('DETR', 'DeformableDETR', 'ConditionalDETR', 'DABDETR', 'MaskFormer', 'Mask2Former'),
     *('DETRHead', 'DeformableDETRHead', 'MaskFormerHead', 'Mask2FormerHead'),
 }
+COSTS = ('cls_cost', 'reg_cost', 'iou_cost', 'mask_cost', 'dice_cost')  # of assigners: now a list
 FOREIGN = ('mmcls', 'mmpretrain', 'mmcv_custom')  # packages imported for their ConvNeXt or its optimizer
 
 
@@ -34,7 +36,7 @@ def translated(cfg: Config) -> tuple[Config, list[str]]:
     old, lines = copy.deepcopy(cfg.to_dict()), Lines()
     detection = old_task(old) != 'segmentation'
     scope = 'mmdet' if detection else 'mmseg'
-    variables = _variables(old)
+    variables = _variables(cfg, old)
     old.pop('img_norm_cfg', None)  # stands in the pipelines, too
     model = _model(old, scope, lines)
     evaluation = dict(old.pop('evaluation', None) or {})
@@ -65,11 +67,12 @@ def translated(cfg: Config) -> tuple[Config, list[str]]:
     return Config(new, filename=cfg.filename), lines
 
 
-def _variables(old: dict) -> set[str]:
-    """Return the keys at the top level that only helped to write others."""
+def _variables(cfg: Config, old: dict) -> set[str]:
+    """Return the keys at the top level that only helped to write others: by their name, or by their value."""
     read = [value for key, value in old.items() if key in TOP or key in READ]
     read = [node for node in nodes(read) if not isinstance(node, (bool, type(None)))]
-    return {key for key, value in old.items() if key not in TOP and (key == 'data_root' or value in read)}
+    lost = {key for key, _, _ in unread(cfg)} - {'data_root'}
+    return {key for key, value in old.items() if key not in TOP and (key not in lost or value in read)}
 
 
 def _model(old: dict, scope: str, lines: Lines) -> dict:
@@ -93,6 +96,12 @@ def _model(old: dict, scope: str, lines: Lines) -> dict:
         weights = model.pop('pretrained', None)
         if weights and not backbone.get('init_cfg'):
             backbone['init_cfg'] = dict(type='Pretrained', checkpoint=weights)
+    for node in dicts(model):
+        costs = {key: node.pop(key) for key in COSTS if key in node}
+        if costs:
+            node['match_costs'] = list(costs.values())
+    if (model.get('test_cfg') or {}).get('panoptic') and type_name(model) == 'PanopticFPN':
+        lines.name('model.test_cfg.panoptic', model['test_cfg']['panoptic'], 'is in model.test_cfg.rcnn now')
     parts = [model, *(model.get(key) for key in ('bbox_head', 'panoptic_head'))]
     for kind in sorted({type_name(part) for part in parts if isinstance(part, dict)} & REMADE):
         advice = 'its settings are arranged anew: take the model from the config of mmdet 3 of that name'
@@ -103,6 +112,11 @@ def _model(old: dict, scope: str, lines: Lines) -> dict:
 def _with_images(model: dict, data: Data) -> dict:
     """Return the model with its preprocessor behind the type."""
     preprocessor, rest = data.steps.preprocessor(), dict(model)
+    for node in dicts(rest) if data.steps.label_scale else ():
+        for key in ('seg_scale_factor', 'seg_rescale_factor'):  # of the head that reads label maps
+            cls = found(MODELS, 'mmdet', node.get('type'))
+            if cls is not None and takes(cls, key):
+                node[key] = data.steps.label_scale
     if type_name(model) == 'YOLOX':  # resized the images of a batch by itself
         rest.pop('input_size', None)
         multiple, every = rest.pop('size_multiplier', 32), rest.pop('random_size_interval', 10)

@@ -1,5 +1,7 @@
 """Translates data loaders, data sets and metrics of mmdet 2.x and mmseg 0.x."""
 
+import os
+
 from mmengine.registry import DATASETS
 
 from ...registry import type_name
@@ -126,13 +128,19 @@ class Data:
         folders = {new: given.pop(old) for old, new in PREFIXES.items() if given.get(old) is not None}
         if kind in XML and 'img' in folders:
             folders = dict(sub_data_root=folders['img'])
-        root, paths = given.pop('data_root', None), [file, *folders.values()]
+        proposals = given.pop('proposal_file', None)
+        if proposals is not None:
+            advice = 'its format is another now: write it anew by tools/test.py of mmdet 3'
+            self.lines.name(f'{place}.proposal_file', proposals, advice)
+        root, paths = given.pop('data_root', None), [file, proposals, *folders.values()]
         paths = [path for path in paths if isinstance(path, str)]
         if root is None and self.root and paths and all(path.startswith(self.root) for path in paths):
             root = self.root
             file = file.removeprefix(root) if isinstance(file, str) else file
+            proposals = proposals.removeprefix(root) if isinstance(proposals, str) else proposals
             folders = {key: path.removeprefix(root) for key, path in folders.items()}
-        new |= {key: v for key, v in dict(data_root=root, ann_file=file).items() if v is not None}
+        given_paths = dict(data_root=root, ann_file=file, proposal_file=proposals)
+        new |= {key: path for key, path in given_paths.items() if path is not None}
         if folders:
             new['data_prefix'] = folders
         meta = {key: given.pop(key) for key in ('classes', 'palette') if given.get(key) is not None}
@@ -182,8 +190,9 @@ class Data:
             first = 'VOC2007' in f'{file}{dataset.get("data_prefix")}'
             return dict(new, metric=known, eval_mode='11points' if first else 'area')
         if isinstance(file, str) and kind != 'OpenImagesMetric':
-            root = f'{root}/' if root and not root.endswith('/') else root
-            new['ann_file'] = file if file.startswith('/') else f'{root}{file}'
+            new['ann_file'] = os.path.join(root, file)
+            if kind == 'CocoPanopticMetric' and 'seg' in dataset.get('data_prefix', {}):
+                new['seg_prefix'] = os.path.join(root, dataset['data_prefix']['seg'])
         return new if len(names) == 1 else dict(new, metric=known)
 
     def _known(self, metric, names: tuple) -> list:

@@ -59,11 +59,13 @@ def runtime(old: dict, detection: bool, by_epoch: bool, evaluation: dict, prefix
     )
     processes = dict(mp_start_method='fork', opencv_num_threads=0)
     processes = {key: old.pop(key, value) for key, value in processes.items()}
+    distributed = dict(old.pop('dist_params', None) or {})
     environment = dict(
         cudnn_benchmark=old.pop('cudnn_benchmark', False),
         mp_cfg=processes,
-        dist_cfg=old.pop('dist_params', None) or dict(backend='nccl'),
+        dist_cfg=dict(backend=distributed.pop('backend', 'nccl')),
     )
+    lines.left('dist_params', distributed, 'give it to the launcher: MASTER_PORT=... tools/dist_train.sh')
     new = dict(default_hooks=hooks)
     if custom := _hooks(old.pop('custom_hooks', None) or [], 'mmdet' if detection else 'mmseg', lines):
         new['custom_hooks'] = custom

@@ -52,7 +52,7 @@ def loops(old: dict, by_epoch: bool, length: int, evaluation: dict, lines: Lines
         unit = 'epochs' if by_epoch else 'steps'
         lines.name('evaluation.by_epoch', not by_epoch, f'set train_cfg.val_interval, which counts {unit}')
     flow = old.pop('workflow', None)
-    if flow and [list(step) for step in flow] != [['train', 1]]:
+    if any(step[0] != 'train' for step in flow or ()):
         lines.name('workflow', flow, 'losses of validation images are not computed; metrics are')
     return dict(train_cfg=train, val_cfg=dict(type='ValLoop'), test_cfg=dict(type='TestLoop'))
 
@@ -153,6 +153,8 @@ def _warm_up(warm: dict, policy: str, lines: Lines) -> dict:
     if policy == 'YOLOX' and kind == 'exp' and ratio == 1:
         return dict(type='mmdet.QuadraticWarmupLR', **span)
     if kind == 'constant':
+        if not span['by_epoch']:
+            span['end'] += 1  # the last step of mmengine's has the whole rate already
         return dict(type='ConstantLR', factor=ratio, **span)
     if kind != 'linear':
         lines.name('lr_config.warmup', kind, 'the rate rises linearly now, from the same to the same')

@@ -15,6 +15,7 @@ TEST_META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 VIEWS_META = (*TEST_META, 'flip', 'flip_direction')
 RENAMED = {  # step: old argument, new one
     'RandomFlip': {'flip_ratio': 'prob'},
+    'RandomShift': {'shift_ratio': 'prob'},
     **dict.fromkeys(
         ('Resize', 'RandomResize', 'RandomChoiceResize'), {'bbox_clip_border': 'clip_object_border'}
     ),
@@ -34,8 +35,10 @@ LABELS = {'gt_labels': 'gt_bboxes_labels'}  # in the settings of Albu
 # Steps for which it is the same whether images are normalised before or after them: now it is after all.
 ANYWHERE = {
     *('Resize', 'RandomFlip', 'RandomCrop', 'Normalize', 'Pad'),
-    *('LoadAnnotations', 'FilterAnnotations', 'SegRescale'),
+    *('LoadAnnotations', 'LoadPanopticAnnotations', 'FilterAnnotations', 'SegRescale'),
 }
+ANNOTATIONS = ('LoadAnnotations', 'LoadPanopticAnnotations')
+MOVING = ('Resize', *RESIZERS, 'RandomFlip')  # steps that move proposals, too
 BEHIND = 'images are normalised after all steps now, so it works on other values: check its arguments'
 
 
@@ -45,6 +48,7 @@ class Steps:
     Attributes:
         annotations: the step that loads them in the training.
         views: pipeline of test-time augmentation, if the old test had several views.
+        label_scale: factor by which a detector's label maps were made smaller; its head does that now.
     """
 
     def __init__(self, detection: bool, lines: Lines):
@@ -52,6 +56,7 @@ class Steps:
         self.scope = 'mmdet' if detection else 'mmseg'
         self.annotations: dict = {}
         self.views: list[dict] = []
+        self.label_scale = None
         self._normalize: dict = {}
         self._pads: dict[bool, dict] = {}  # of the training, of the evaluation
         self._crop = None
@@ -63,10 +68,10 @@ class Steps:
             return self._tested(steps, views, place)
         new = self._steps(steps, place, train)
         if train and not self.annotations:
-            self.annotations = next((step for step in new if type_name(step) == 'LoadAnnotations'), {})
+            self.annotations = next((step for step in new if type_name(step) in ANNOTATIONS), {})
             self._crop = next((step['crop_size'] for step in new if type_name(step) == 'RandomCrop'), None)
         packs = any(type_name(step) in PACKED for step in steps)
-        return [*new, *self._packing(steps, train)] if packs else new
+        return [*_broadcast(new), *self._packing(steps, train)] if packs else new
 
     def _steps(self, steps: list, place: str, train: bool) -> list[dict]:
         """Return the steps without packing, normalisation, and padding of a normalised image."""
@@ -79,6 +84,8 @@ class Steps:
             if kind == 'Normalize':
                 normalized = True
                 self._normalization(step, place)
+            elif kind == 'SegRescale' and self.detection:
+                self.label_scale = step.get('scale_factor', 1)
             elif kind == 'Pad' and normalized and not step.get('pad_to_square'):
                 self._padding(step, place, train)
             else:
@@ -153,14 +160,20 @@ class Steps:
         new = dict(type='PackDetInputs' if self.detection else 'PackSegInputs')
         collect = next((step for step in steps if type_name(step) == 'Collect'), {})
         if given := collect.get('meta_keys'):
-            names = [META.get(name, name) for name in given]
+            names = ['img_id', *(META.get(name, name) for name in given)]  # metrics find images by it
             new['meta_keys'] = tuple(dict.fromkeys(filter(None, names)))
         elif not train and self.detection:
             new['meta_keys'] = TEST_META
-        if train or any(type_name(step) == 'LoadAnnotations' for step in steps):
+        if train or any(type_name(step) in ANNOTATIONS for step in steps):
             return [new]
-        boxes = dict(with_bbox=True) if self.detection else {}
-        return [copy.deepcopy(self.annotations) or dict(type='LoadAnnotations', **boxes), new]
+        return [self._annotations(), new]
+
+    def _annotations(self) -> dict:
+        """Return the step by which an evaluation loads what it compares with."""
+        if type_name(self.annotations) != 'LoadAnnotations' or not self.detection:
+            return copy.deepcopy(self.annotations) or dict(type='LoadAnnotations')
+        masks = dict(with_mask=True) if self.annotations.get('with_mask') else {}
+        return dict(type='LoadAnnotations', with_bbox=True, **masks)
 
     def _tested(self, steps: list, views: dict, place: str) -> list[dict]:
         """Return the pipeline of one view of an evaluation; several views become :attr:`views`."""
@@ -185,7 +198,7 @@ class Steps:
             text = f'{len(sizes)} sizes{", each also flipped" if views.get("flip") else ""}'
             advice = 'an evaluation has one view now; all are in tta_model and tta_pipeline'
             self.lines.name(f'{place}.MultiScaleFlipAug', text, advice)
-        return [*loading, *filter(None, resizes[:1]), *others, *packing]
+        return [*_broadcast([*loading, *filter(None, resizes[:1]), *others]), *packing]
 
     def preprocessor(self) -> dict:
         """Return ``model.data_preprocessor``, for Normalize and Pad of the pipelines."""
@@ -199,7 +212,8 @@ class Steps:
                 new['test_cfg'] = dict(size_divisor=test['size_divisor'])
             return new
         masks = dict(pad_mask=True) if self.annotations.get('with_mask') else {}
-        masks |= dict(pad_seg=True) if self.annotations.get('with_seg') else {}
+        seg = self.annotations.get('with_seg', type_name(self.annotations) == 'LoadPanopticAnnotations')
+        masks |= dict(pad_seg=True) if seg else {}
         new = dict(type='DetDataPreprocessor', **self._normalize, **masks)
         value = train.get('pad_val', 0)
         value = value.get('img', 0) if isinstance(value, dict) else value
@@ -231,9 +245,22 @@ def backend_of(given) -> dict | None:
     return None if not given or given.get('backend') == 'disk' else dict(given)
 
 
+def _broadcast(steps: list[dict]) -> list[dict]:
+    """Return steps of which those that move proposals, if some are loaded, are told to do so."""
+    if not any(type_name(step) == 'LoadProposals' for step in steps):
+        return steps
+    places = [place for place, step in enumerate(steps) if type_name(step) in MOVING]
+    if not places:
+        return steps
+    first, last = places[0], places[-1] + 1
+    moving = dict(type='ProposalBroadcaster', transforms=steps[first:last])
+    return [*steps[:first], moving, *steps[last:]]
+
+
 def _renamed(node, names: dict):
     if isinstance(node, dict):
         return {names.get(key, key): _renamed(value, names) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return type(node)(_renamed(value, names) for value in node)
+        new = type(node)(_renamed(value, names) for value in node)
+        return [*new, 'gt_ignore_flags'] if 'gt_labels' in node else new  # as long as the labels
     return names.get(node, node) if isinstance(node, str) else node
