@@ -50,6 +50,14 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_data_options()
 
+    def add_prefix_option(self) -> None:
+        """Add the option of every command that reads a network from a checkpoint."""
+        self.add_argument(
+            '--prefix',
+            help='what is in front of the names of the network to take (such as teacher.), of a file with '
+            'several',
+        )
+
     def add_data_options(self) -> None:
         """Add the options of every command that looks at the data of a config."""
         from mmengine.config import DictAction

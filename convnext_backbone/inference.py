@@ -29,12 +29,13 @@ from .predictions import class_numbers, image_size, rle
 from .registry import SCOPE, class_of, type_name
 
 
-def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
+def trained_model(cfg: Config, checkpoint: str, weights: str | None = None, prefix: str | None = None):
     """Return the model of a config, filled completely from a checkpoint, in evaluation mode on the CPU.
 
     Args:
         checkpoint: path, URL or released name.
         weights: ``'final'`` or ``'ema'``; see :func:`~convnext_backbone.checkpoint.load_trained`.
+        prefix: what is in front of the names of the network to take, of a file with several.
 
     Returns:
         The model, the content of the file, and the report of what was loaded.
@@ -50,7 +51,7 @@ def trained_model(cfg: Config, checkpoint: str, weights: str | None = None):
     file = local_file(checkpoint)
     content = read_checkpoint(file)
     model = report_build_errors(MODELS.build)(cfg.model)
-    return model.eval(), content, load_trained(model, content, file, weights=weights)
+    return model.eval(), content, load_trained(model, content, file, weights=weights, prefix=prefix)
 
 
 class Predictor:
@@ -61,6 +62,7 @@ class Predictor:
         checkpoint: what the training wrote; it must fit completely. The class names are the ones it
             was trained with, or, if it does not hold them, those of the config's test data.
         device: ``cpu`` or ``cuda``; by default ``cuda`` where there is a GPU.
+        prefix: what is in front of the names of the network to take, of a file with several.
 
     ``task`` is ``'detection'`` or ``'segmentation'``, ``meta`` has the names and colours of the classes.
 
@@ -68,14 +70,14 @@ class Predictor:
         UserError: config or checkpoint cannot be read, do not fit each other, or do not name the classes.
     """
 
-    def __init__(self, config: str, checkpoint: str, device: str | None = None):
+    def __init__(self, config: str, checkpoint: str, device: str | None = None, prefix: str | None = None):
         self.device = choose_device(device)
         cfg = read_config(config)
         self.task = task_of(cfg.model)
         dense = self.task in ('detection', 'segmentation')
         if not dense or cfg.get('test_dataloader') is None or not cfg.get('visualizer'):
             raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')
-        self.model, content, _ = trained_model(cfg, checkpoint)
+        self.model, content, _ = trained_model(cfg, checkpoint, prefix=prefix)
         self.model.to(self.device)
         use_stand_ins(cfg)
         self.meta = _with_colours(_names_of(content, cfg, checkpoint))

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from .errors import UserError, suggest
+from .datasets.annotations import Listing, without_collecting
+from .errors import UserError, some, suggest
 
 
 @dataclass
@@ -48,6 +49,11 @@ class Writer:
         raise NotImplementedError
 
     def write(self, encoded) -> None:
+        """Write what :meth:`encode` gave.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
         for file, content in encoded.items():
             write_whole(file, content)
 
@@ -69,6 +75,7 @@ class PictureAndJson(Writer):
         self.predictor, self.out, self.min_score = predictor, out, min_score
 
     def encode(self, image: Image, sample) -> dict[Path, bytes]:
+        """Return the PNG with what was found drawn into it, and the JSON."""
         result = dict(image=str(image.file), **self.predictor.to_json(sample, self.min_score))
         picture = self.predictor.draw(image.file, sample, self.min_score)
         # the whole name, suffix included: a.jpg and a.png do not overwrite each other
@@ -93,6 +100,7 @@ class LabelMaps(Writer):
         self.palette = np.asarray(palette, np.uint8)[: len(self.classes)] if has_palette else None
 
     def start(self, stack: contextlib.ExitStack) -> None:
+        """Write ``classes.json``: names, colours, and what the value of a pixel means."""
         rule = 'the value of a pixel is the place of its class in this list, counted from 0'
         if self.zero_is_left_out:
             rule += '; in the annotations of the training it is one more (reduce_zero_label)'
@@ -102,6 +110,7 @@ class LabelMaps(Writer):
         write_whole(self.folder / 'classes.json', json.dumps(facts, indent=1).encode())
 
     def encode(self, image: Image, sample) -> dict[Path, bytes]:
+        """Return the PNG of class numbers, 8 bits up to 256 classes, else 16."""
         labels = class_numbers(sample)
         if len(self.classes) > 256:
             content = png(labels.astype(np.uint16))
@@ -137,9 +146,11 @@ class CocoResults(Writer):
             self.categories = annotations.categories_of(self.classes)
 
     def start(self, stack: contextlib.ExitStack) -> None:
+        """Open ``predictions.json``, which appears under its name when ``stack`` ends without an error."""
         self._add = stack.enter_context(_json_list(self.out / 'predictions.json'))
 
     def encode(self, image: Image, sample) -> tuple[dict, list[dict]]:
+        """Return the record of the image, and its objects from the least score on."""
         found = sample.pred_instances
         found = found[found.scores >= self.min_score]
         results = []
@@ -157,12 +168,18 @@ class CocoResults(Writer):
         return dict(id=image.number, file_name=image.name, width=width, height=height), results
 
     def write(self, encoded: tuple[dict, list[dict]]) -> None:
+        """Append the objects to ``predictions.json``, so that they need no memory."""
         image, results = encoded
         for result in results:
             self._add(result)
         self.images.append(image)
 
     def finish(self) -> str:
+        """Write ``images.json``, unless there is an annotation file.
+
+        Returns:
+            A warning if images had another size than the annotation file says, else empty.
+        """
         if self.annotations:
             return self.annotations.other_sizes(self.images)
         categories = [dict(id=i, name=name) for i, name in zip(self.categories, self.classes)]
@@ -175,25 +192,20 @@ class AnnotationFile:
     """Holds the numbers that a COCO annotation file gives to images and categories.
 
     Raises:
-        UserError: it cannot be read or has no images and categories.
+        UserError: it cannot be read, or its images and categories are not in the format.
     """
 
     def __init__(self, file: str | Path):
         self.file = file
         try:
-            content = json.loads(Path(file).read_text())
-            self.images = {image['id']: image for image in content['images']}
-            self.categories = [(category['name'], category['id']) for category in content['categories']]
-            self._by_parts = {}
-            for number, image in self.images.items():
-                self._by_parts.setdefault(_parts(image['file_name']), []).append(number)
-        except OSError as error:
-            raise UserError(f'--ann-file {file} cannot be read ({error.strerror})') from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f'--ann-file {file} is no COCO annotation file ({type(error).__name__}: {error}): '
-                'expected images with id and file_name, categories with id and name'
-            ) from error
+            with without_collecting():
+                listing = Listing(file)
+        except UserError as error:
+            raise UserError(f'--ann-file {error}') from error
+        self.images, self.categories = listing.images, listing.categories
+        self._by_parts = {}
+        for number, image in self.images.items():
+            self._by_parts.setdefault(_parts(image['file_name']), []).append(number)
 
     def numbers_of(self, files: dict[str, Path]) -> dict[str, int]:
         """Return the id of each image by its name; ``file_name`` is the end of the path of its file.
@@ -232,21 +244,16 @@ class AnnotationFile:
         """Return the category id of each class by its name.
 
         Raises:
-            UserError: a class is not there, or twice.
+            UserError: a class is not there.
         """
-        found = []
-        names = [name for name, _ in self.categories]
-        for name in classes:
-            numbers = [number for other, number in self.categories if other == name]
-            if len(numbers) != 1:
-                number = 'no category' if not numbers else f'{len(numbers)} categories'
-                listed = ', '.join(map(str, names[:8])) + (', ...' if len(names) > 8 else '')
-                raise UserError(
-                    f'--ann-file {self.file} has {number} {name!r}, a class of the model; it lists {listed}'
-                    f'{suggest(str(name), names)}; give one with the classes of the training, or none'
-                )
-            found += numbers
-        return found
+        ids = {name: number for number, name in self.categories.items()}
+        if absent := [name for name in classes if name not in ids]:
+            raise UserError(
+                f'--ann-file {self.file} has no category {absent[0]!r}, a class of the model; it lists '
+                f'{some(ids)}{suggest(str(absent[0]), ids)}; give one with the classes of the training, or '
+                'none'
+            )
+        return [ids[name] for name in classes]
 
     def other_sizes(self, images: list[dict]) -> str:
         """Return a line about the images that were predicted in another size than the file says."""

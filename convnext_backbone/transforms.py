@@ -45,6 +45,10 @@ class LoadImage(LoadImageFromFile):
         self._skipped = SKIPPED
 
     def transform(self, results: dict) -> dict | None:
+        """Add the image at ``img_path`` as ``img``, (H, W, 3) uint8 BGR unless ``color_type`` says otherwise.
+
+        ``None`` for an unreadable file under ``skip_corrupt``.
+        """
         file = results['img_path']
         try:
             if self.color_type != 'unchanged' and (deep := self._deep(file)) is not None:
@@ -147,6 +151,10 @@ class LoadMask(BaseTransform):
         self.num_classes, self.ignore_index = num_classes, ignore_index
 
     def transform(self, results: dict) -> dict | None:
+        """Add the mask at ``seg_map_path``: ``gt_seg_map``, (H, W) class numbers, uint8 or uint16.
+
+        ``None`` for an unreadable file under ``skip_corrupt``.
+        """
         file = results['seg_map_path']
         reduce = results.get('reduce_zero_label', False)
         if self.reduce_zero_label not in (None, reduce):
@@ -190,6 +198,7 @@ class Corrupt(BaseTransform):
         self.corruption, self.severity = corruption, severity
 
     def transform(self, results: dict) -> dict:
+        """Corrupt ``img``, (H, W, 3) uint8 BGR."""
         seed = zlib.crc32(os.path.basename(results['img_path']).encode())
         image = np.ascontiguousarray(results['img'][..., ::-1])
         results['img'] = np.ascontiguousarray(corrupt(image, self.corruption, self.severity, seed)[..., ::-1])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from yapf.yapflib import yapf_api
 
 from convnext_backbone import cli
 from convnext_backbone.cli import COMMANDS
@@ -24,25 +23,6 @@ DATA = ROOT / 'tests' / 'data'  # reference outputs, published tables and recipe
 REAL_DATA = ROOT.parent / 'shared' / 'data'  # small real datasets, too large for the repository
 
 torch.set_num_threads(1)
-
-
-def remember_formatted_text() -> None:
-    """Let yapf format no text twice: a training prints its config at the start and at every checkpoint.
-
-    That took most of the time of short ones.
-    """
-    original, formatted = yapf_api.FormatCode, {}
-
-    def remembered(text: str, style_config=None, **options):
-        key = text, repr((style_config, options))
-        if key not in formatted:
-            formatted[key] = original(text, style_config=style_config, **options)
-        return formatted[key]
-
-    yapf_api.FormatCode = remembered
-
-
-remember_formatted_text()
 
 
 def kernels_are_built() -> bool:

@@ -677,7 +677,7 @@ def test_a_config_that_cannot_be_read_is_a_finding(capsys):
 
 
 def test_the_registered_classes_stay_as_they_are(detector):
-    Runner.build_dataloader(detector.train_dataloader)
     init_default_scope('mmdet')
+    Runner.build_dataloader(detector.train_dataloader)
     with DATASETS.switch_scope_and_registry('mmdet') as registry:
         assert improve(registry.get('CocoDataset')) is not registry.get('CocoDataset')

@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from convnext_backbone.cli import COMMANDS
 from convnext_backbone.config import find_config, read_config
+from convnext_backbone.swap import read_source
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
 PYTHON = re.compile(r'```python\n(.*?)```', re.DOTALL)
@@ -103,7 +104,10 @@ def check_command(words: list[str]) -> None:
         assert name in COMMANDS
         args = vars(importlib.import_module(f'convnext_backbone.commands.{name}').parse_args(options))
         for config in filter(None, [args.get('config'), *args.get('configs', [])]):
-            check_config(config)
+            if name == 'swap':  # of mmdet's and mmseg's, too
+                assert config in PLACEHOLDERS or read_source(config)
+            else:
+                check_config(config)
     else:
         check_script(program, arguments)
 

@@ -236,7 +236,7 @@ class Stub:
     task = 'detection'
     errors = {}
 
-    def __init__(self, config, checkpoint, device):
+    def __init__(self, config, checkpoint, device, prefix):
         self.seen = Stub.seen = []
 
     def predict(self, image):
@@ -376,7 +376,7 @@ def test_the_memory_that_is_left_is_at_most_what_the_machine_says():
         (['--format', 'json', 'labels'], 'labels needs a segmenter'),
         (['--ann-file', 'a.json'], '--ann-file numbers COCO results: give --format coco'),
         (['--score', '30'], 'from 0 to 1, got 30'),
-        (['--format', 'coco', '--ann-file', 'no.json'], 'no.json cannot be read (No such file'),
+        (['--format', 'coco', '--ann-file', 'no.json'], '--ann-file no.json cannot be read: No such file'),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_predicted(stub, tmp_path, options, words):
@@ -424,14 +424,22 @@ def test_numbers_of_categories_come_from_their_names(tmp_path):
             ['dog', 'cats'],
             "no category 'cat', a class of the model; it lists dog, cats; did you mean 'cats'?",
         ),
-        (['dog', 'cat', 'cat'], "2 categories 'cat'"),
+        (['dog', 'cat', 'cat'], "2 categories are called 'cat' (ids 5, 6)"),
     ):
         with pytest.raises(UserError) as error:
             annotations(tmp_path, [], categories).categories_of(['cat', 'dog'])
         assert words in message(error.value)
-    for text in ('[]', '{}', 'x', '{"images": [{"id": 1}], "categories": []}'):
+    for text, words in (
+        ('[]', 'is no COCO annotation file: it holds a list'),
+        ('{}', "is no COCO annotation file: 'categories' is absent"),
+        ('x', 'is no COCO annotation file: no valid JSON'),
+        ('{"images": [{"id": 1}], "categories": []}', r"images\[0\] .* has no 'file_name'"),
+        ('{"images": [{"id": [1], "file_name": "a"}], "categories": []}', r'id of images\[0\] is a list'),
+        ('{"images": [{"id": 1, "file_name": 2}], "categories": []}', 'file_name of .* is a number'),
+        ('{"images": [], "categories": [{"id": {}, "name": "a"}]}', r'id of categories\[0\] is an object'),
+    ):
         (tmp_path / 'a.json').write_text(text)
-        with pytest.raises(UserError, match='is no COCO annotation file'):
+        with pytest.raises(UserError, match=f'^--ann-file .*a.json.*{words}'):
             AnnotationFile(tmp_path / 'a.json')
 
 

@@ -3,13 +3,20 @@
 import pytest
 import torch
 from conftest import tool
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from convnext_backbone.backbones import ConvNeXt
 from convnext_backbone.checkpoint import CheckpointMismatch, load_checkpoint, load_trained, read_checkpoint
 from convnext_backbone.checkpoint.networks import find_tensors, tensors_of
 from convnext_backbone.classification import Classifier
-from convnext_backbone.config import read_config, set_pretrained, start_from
+from convnext_backbone.config import (
+    drop_pretrained,
+    read_config,
+    set_pretrained,
+    start_from,
+    use_plain_batch_norm,
+)
 from convnext_backbone.errors import UserError
 from convnext_backbone.hub import create_model
 
@@ -406,6 +413,97 @@ def test_the_option_goes_into_init_cfg_and_is_refused_where_nothing_reads_it(fir
     cfg.load_from = str(tmp_path / 'a.pth')
     with pytest.raises(UserError, match='--pretrained-prefix a: another checkpoint has all the weights'):
         start_from(cfg, None, None, None, 'a')
+
+
+# The option of the commands
+
+
+SEGMENTER = 'upernet_shapes'
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+    """Student and teacher in one file, as semi-supervised trainings write them, and the teacher alone."""
+    folder = tmp_path_factory.mktemp('pair')
+    cfg = read_config(SEGMENTER)
+    use_plain_batch_norm(cfg)
+    drop_pretrained(cfg)
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    student, teacher = (MODELS.build(cfg.model) for _ in range(2))
+    meta = dict(dataset_meta=dict(classes=['background', 'circle', 'cross', 'square', 'star', 'triangle']))
+    content = {**below('student.', student), **below('teacher.', teacher), 'step': torch.ones(1)}
+    torch.save(dict(state_dict=content, meta=meta), folder / 'pair.pth')
+    torch.save(dict(state_dict=teacher.state_dict(), meta=meta), folder / 'teacher.pth')
+    return folder
+
+
+def published(file, options, shapes, folder):
+    out = tool('publish').main([SEGMENTER, str(file), '--out', str(folder), *options])
+    return torch.load(out)['state_dict']
+
+
+def inferred(file, options, shapes, folder):
+    arguments = [SEGMENTER, str(file), str(shapes / 'images/val'), '--out', str(folder), *options]
+    tool('infer').main([*arguments, '--format', 'labels', '--device', 'cpu'])
+    return {path.name: path.read_bytes() for path in (folder / 'labels').iterdir()}
+
+
+def evaluated(file, options, shapes, folder):
+    arguments = [SEGMENTER, str(file), '--data-root', str(shapes), '--work-dir', str(folder), *options]
+    workers = ['test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']
+    # mmengine gives two runs of one name within a second the same log
+    name = f'experiment_name=prefixes_{folder.name}'
+    return tool('test').main([*arguments, '--device', 'cpu', '--cfg-options', *workers, name])
+
+
+@pytest.mark.xdist_group('prefixes')
+@pytest.mark.parametrize('result', [published, inferred, evaluated])
+def test_commands_take_the_network_that_the_option_names(result, pair, shapes, tmp_path):
+    for options, words in (
+        ([], 'name one, by .* or by --prefix student.$'),
+        (
+            ['--prefix', 'techer'],
+            "no tensor below the prefix 'techer'; networks lie below 'student.', 'teacher.'",
+        ),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            result(pair / 'pair.pth', options, shapes, tmp_path / 'none')
+        assert '\n' not in str(error.value)
+    alone = result(pair / 'teacher.pth', [], shapes, tmp_path / 'alone')
+    for written in ('teacher', 'teacher.', 'state_dict.teacher.'):
+        named = result(pair / 'pair.pth', ['--prefix', written], shapes, tmp_path / written)
+        assert named.keys() == alone.keys()
+        assert all(
+            torch.equal(a, b) if torch.is_tensor(a) else a == b
+            for a, b in zip(named.values(), alone.values())
+        )
+    with pytest.raises(UserError, match="no tensor below the prefix 'teacher'; its network has no prefix"):
+        result(pair / 'teacher.pth', ['--prefix', 'teacher'], shapes, tmp_path / 'none')
+
+
+def test_the_converter_takes_the_network_that_the_option_names(tmp_path):
+    import timm
+
+    one, other = (timm.create_model('convnext_atto', num_classes=3) for _ in range(2))
+    torch.save({**below('online.', one), **below('target.', other)}, tmp_path / 'a.pth')
+    torch.save({**below('backbone.', one), 'neck.conv.weight': torch.ones(1)}, tmp_path / 'b.pth')
+
+    def convert(file: str, *options: str):
+        arguments = [str(tmp_path / file), '--to', 'timm', '--out', str(tmp_path / 'o.pth'), *options]
+        return torch.load(tool('convert').main(arguments))
+
+    for file, options, words in (
+        ('a.pth', [], 'by --prefix, which may be online. or target.$'),
+        ('a.pth', ['--prefix', 'on'], "networks lie below 'online.', 'target.'$"),
+        ('b.pth', [], 'neck.conv.weight: name the network to take by --prefix, which may be backbone.$'),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            convert(file, *options)
+        assert '\n' not in str(error.value)
+    other.load_state_dict(convert('a.pth', '--prefix', 'target'), strict=True)
+    (tmp_path / 'o.pth').unlink()
+    one.load_state_dict(convert('b.pth', '--prefix', 'backbone.'), strict=True)
 
 
 def test_the_state_of_a_training_is_no_network(first):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -37,7 +38,7 @@ from convnext_backbone.cli import run
 from convnext_backbone.config import divide_model
 from convnext_backbone.engine import ResumableBatchSampler, checkpoint_hook, hooks, launch
 from convnext_backbone.engine.randomness import RandomStream
-from convnext_backbone.engine.sampler import fetch_seeded
+from convnext_backbone.engine.sampler import fetch_seeded, read_batches
 from convnext_backbone.errors import Stopped, UserError
 
 CONFIG = f"""
@@ -467,6 +468,40 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(straight, shapes, 
         tool('train').main(arguments(config, shapes, tmp_path / 'w', '--resume'))
 
 
+@pytest.mark.parametrize(
+    ('error', 'dies'),
+    [
+        (ConnectionResetError(104, 'Connection reset by peer'), True),
+        (EOFError(), True),
+        (RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'), True),
+        (
+            ConnectionResetError('Caught ConnectionResetError in DataLoader worker process 0.\nOriginal'),
+            False,
+        ),
+        (RuntimeError('of a dataset'), False),
+    ],
+)
+def test_a_data_loader_process_that_dies_while_it_hands_a_batch_over_is_replaced(error, dies):
+    """The connection may break before torch sees the process dead; what a dataset raises is no death."""
+    sampler = ResumableBatchSampler(DefaultSampler(range(8), shuffle=False), 2)
+
+    class Loader:
+        batch_sampler, num_workers, errors = sampler, 1, [error]
+
+        def __iter__(self):
+            for number, batch in enumerate(self.batch_sampler):
+                if number == 1 and self.errors:
+                    raise self.errors.pop()
+                yield list(batch)
+
+    batches = read_batches(Loader(), 0, 0, 4, logging.getLogger('test'))
+    if dies:
+        assert list(batches) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    else:
+        with pytest.raises(type(error)):
+            list(batches)
+
+
 @pytest.mark.xdist_group('resume')
 def test_a_folder_with_a_training_is_not_overwritten_and_not_shared(straight, shapes, tmp_path):
     config = write_config(tmp_path)
@@ -565,20 +600,25 @@ def test_updates_that_are_not_finite_are_left_out_and_then_stop_the_training(sha
     assert log_of(tmp_path / 'w').count('this update is left out') == 3
 
 
-def test_the_layer_that_makes_infinity_is_named():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)))
+@pytest.mark.parametrize('named', [True, False])
+def test_the_layer_that_makes_infinity_is_named(named):
+    class Model(torch.nn.Sequential):
+        def forward(self, x, mode):
+            return super().forward(x)
+
+    model = Model(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)))
     model.data_preprocessor = lambda data, training: data
-    model._run_forward = lambda data, mode: model(data)
     with torch.no_grad():
         model[1][0].weight.fill_(3e38)
         model[0].weight.fill_(10)
     hook = hooks.NonFiniteGuardHook()
     hook._buffers = []
-    found = hook._layer(SimpleNamespace(model=model), torch.ones(1, 2), RandomStream(0).states)
+    data = dict(x=torch.ones(1, 2)) if named else [torch.ones(1, 2)]
+    found = hook._layer(SimpleNamespace(model=model), data, RandomStream(0).states)
     assert found == 'first layer with a non-finite output: 1.0 (from finite input)'
     with torch.no_grad():
         model[0].bias[0] = float('nan')
-    found = hook._layer(SimpleNamespace(model=model), torch.ones(1, 2), RandomStream(0).states)
+    found = hook._layer(SimpleNamespace(model=model), data, RandomStream(0).states)
     assert found == 'the weight 0.bias itself is not finite'
 
 

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from test_resume import arguments, write_config
+from yapf.yapflib import yapf_api
 
 from convnext_backbone.engine.resume_settings import _scale, differences, read_settings
 from convnext_backbone.errors import UserError
@@ -278,6 +279,29 @@ def test_a_new_learning_rate_takes_the_place_and_stays(begun, shapes, tmp_path):
 
 
 @pytest.mark.xdist_group('resume_settings')
+def test_the_config_is_formatted_once_and_again_where_a_resume_changes_it(
+    begun, shapes, tmp_path, monkeypatch
+):
+    """yapf takes a second for a detector's config; mmengine asks for the text at every checkpoint."""
+    texts, original = [], yapf_api.FormatCode
+
+    def counted(text: str, **options):
+        texts.append(text)
+        return original(text, **options)
+
+    monkeypatch.setattr(yapf_api, 'FormatCode', counted)
+    changes = ['default_hooks.checkpoint.interval=1']
+    go_on(begun, shapes, tmp_path / 'a', changes=changes, stop=8)
+    assert len(list((tmp_path / 'a').glob('*.pth'))) == 3
+    assert len(texts) == 1
+    go_on(begun, shapes, tmp_path / 'b', changes=[*changes, 'optim_wrapper.optimizer.lr=0.5'], stop=8)
+    assert len(texts) == 3
+    assert ['lr=0.5' in text for text in texts] == [False, True, False]
+    kept = torch.load(tmp_path / 'b/iter_8.pth', weights_only=False)['meta']['cfg']
+    assert read_settings(kept)['optim_wrapper']['optimizer']['lr'] != 0.5
+
+
+@pytest.mark.xdist_group('resume_settings')
 def test_nothing_is_listed_where_nothing_differs(begun, shapes, tmp_path):
     log = go_on(begun, shapes, tmp_path / 'a', changes=['default_hooks.logger.interval=2'])
     assert rows(log) == {}
@@ -299,7 +323,7 @@ def test_nothing_is_listed_where_nothing_differs(begun, shapes, tmp_path):
         ),
         (
             ['param_scheduler.1.type=PolyLR'],
-            'of the checkpoint are LinearLR, CosineAnnealingLR, those of the config LinearLR, PolyLR',
+            'in the checkpoint are LinearLR, CosineAnnealingLR, those of the config LinearLR, PolyLR',
         ),
         (['optim_wrapper.constructor=DefaultOptimWrapperConstructor'], None),
         (['model.backbone.frozen_stages=1'], 'model.backbone.frozen_stages differ from it'),
@@ -310,6 +334,104 @@ def test_a_state_that_cannot_be_taken_up_ends_in_one_line(changes, words, begun,
         go_on(begun, shapes, tmp_path / 'a', changes=changes)
     assert '\n' not in str(error.value)
     assert words is None or words in str(error.value)
+
+
+TWO_OPTIMIZERS = """
+custom_imports = dict(imports=['two_optimizers'])
+model = dict(type='TwoOptimizers')
+param_scheduler = dict(
+    _delete_=True,
+    body=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10)],
+    head=[dict(type='MultiStepLR', milestones=[5], by_epoch=False)],
+)
+optim_wrapper = dict(
+    _delete_=True,
+    constructor='TwoOptimizersConstructor',
+    body=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3)),
+    head=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+)
+"""
+TWO_OPTIMIZERS_CODE = """
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+
+from convnext_backbone.classification import Classifier
+
+
+@MODELS.register_module()
+class TwoOptimizers(Classifier):
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        loss, log = self.parse_losses(self(**data, mode='loss'))
+        optim_wrapper.zero_grad()
+        loss.backward()
+        for wrapper in optim_wrapper.values():
+            wrapper.step()
+        return log
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TwoOptimizersConstructor:
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        self.given = optim_wrapper_cfg
+
+    def __call__(self, model):
+        parts = dict(body=model.backbone, head=model.head)
+        wrappers = {
+            name: OptimWrapper(
+                OPTIMIZERS.build(dict(self.given[name]['optimizer'], params=list(part.parameters())))
+            )
+            for name, part in parts.items()
+            if self.given[name]
+        }
+        return OptimWrapperDict(**wrappers)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group('resume_settings')
+def test_of_several_optimizers_each_takes_its_new_rate(shapes, tmp_path, monkeypatch):
+    """Full rates and factors of the schedules by hand: the rate at a step is their product."""
+    (tmp_path / 'two_optimizers.py').write_text(TWO_OPTIMIZERS_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / 'begun'
+    folder.mkdir()
+    tool('train').main(arguments(write_config(folder, TWO_OPTIMIZERS), shapes, folder / 'w', '--stop-at', 4))
+
+    def used(name: str, log: str) -> dict[int, float]:
+        found = re.findall(rf'Iter\(train\) +\[ *(\d+)/\d+\].* {name}\.lr: (\S+)', log)
+        return {int(step): float(rate) for step, rate in found}
+
+    changes = ['optim_wrapper.body.optimizer.lr=0.002', 'optim_wrapper.head.optimizer.lr=0.05']
+    changes += ['optim_wrapper.head.optimizer.momentum=0.5']
+    for option, body, head in (((), 1e-3, 0.1), (('--new-lr',), 2e-3, 0.05)):
+        log = go_on(folder, shapes, tmp_path / f'on{len(option)}', *option, changes=changes, stop=8)
+        assert used('body', log) == pytest.approx(
+            {step: body * (0.1 + 0.9 * (step - 1) / 9) for step in range(5, 9)}, rel=1e-3
+        )
+        assert used('head', log) == pytest.approx(
+            {step: head * 0.1 ** (step > 5) for step in range(5, 9)}, rel=1e-3
+        )
+        listed = rows(log)
+        assert ('holds (config), not' if option else 'takes the config') in listed[
+            'optim_wrapper.body.optimizer.lr'
+        ]
+        assert listed['optim_wrapper.head.optimizer.momentum'] == ('0.9 holds (checkpoint), not 0.5 (config)')
+        content = torch.load(
+            sorted((tmp_path / f'on{len(option)}').glob('iter_*.pth'))[-1], weights_only=False
+        )
+        kept = read_settings(content['meta']['cfg'])['optim_wrapper']
+        assert [kept[name]['optimizer']['lr'] for name in ('body', 'head')] == [body, head]
+        assert kept['head']['optimizer']['momentum'] == 0.9
+    for change, words in (
+        ('optim_wrapper.head=None', 'has the state of body, head, the config asks for body'),
+        (
+            'param_scheduler.head.0.type=MultiStepMomentum',
+            'schedules of head in the checkpoint are MultiStepLR',
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            go_on(folder, shapes, tmp_path / 'refused', '--new-lr', changes=[change])
 
 
 @pytest.mark.xdist_group('resume_settings')

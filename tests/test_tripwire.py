@@ -16,7 +16,7 @@ from conftest import ROOT
 
 import convnext_backbone.engine.runner  # noqa: F401  what it replaces is replaced before we look
 from convnext_backbone.engine import CheckpointHook, EpochLoop, IterLoop, Runner
-from convnext_backbone.ops.block import EXPORTING
+from convnext_backbone.ops.trial import EXPORTING
 
 # Beside each private name: why there is no public way. What is public is here for its signature or its place.
 FUNCTIONS = {  # dotted name: parameters
@@ -29,8 +29,6 @@ FUNCTIONS = {  # dotted name: parameters
     # the classes that a dataset would have, without its files
     'mmengine.dataset.BaseDataset._load_metainfo': 'metainfo',
     'mmengine.runner.checkpoint.CheckpointLoader.register_scheme': 'prefixes loader force',
-    # hands the preprocessor's output to the model as a training step does, whatever its type
-    'mmengine.model.BaseModel._run_forward': 'self data mode',
     'mmengine.hooks.EMAHook.after_val_epoch': 'self runner metrics',
     'mmengine.optim.OptimWrapper.initialize_count_status': 'self model init_counts max_counts',
     'mmengine.dataset.InfiniteSampler.__init__': 'self dataset shuffle seed',
@@ -71,10 +69,6 @@ VALUES = [  # dotted names that are read, or set
     'timm.data.IterableImageDataset',
 ]
 ATTRIBUTES = {  # class: what its objects have, found in the text of its constructor
-    # resuming: mmengine decides about it in its constructor, and keeps what it was given to itself
-    'mmengine.runner.Runner': (
-        '_train_dataloader _train_loop _resume _load_from _randomness_cfg _has_loaded'
-    ),
     # set by our loops, and by mmengine when it resumes
     'mmengine.runner.EpochBasedTrainLoop': '_iter _epoch dynamic_milestones dynamic_intervals',
     'mmengine.runner.IterBasedTrainLoop': '_iter _epoch dynamic_milestones dynamic_intervals',
@@ -86,7 +80,6 @@ ATTRIBUTES = {  # class: what its objects have, found in the text of its constru
     'torch.utils.data.DataLoader': '_iterator',  # persistent_workers: the loader keeps dead processes
     'torch.nn.Module': '_forward_hooks _forward_pre_hooks',  # whether somebody watches a layer
     'mmengine.dataset.InfiniteSampler': 'indices size shuffle seed',
-    'mmengine.config.Config': '_imported_names _cfg_dict',  # which names are imports; what was set
     'mmengine.logging.MMLogger': '_instance_dict',  # whether there is a log; asking for it makes one
 }
 # Listed by what they belong to, above; and those that a test cannot look up.

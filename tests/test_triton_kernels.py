@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import command
 
 from convnext_backbone.backbones import ConvNeXt, fuse_for_inference
+from convnext_backbone.ops import depthwise
 from convnext_backbone.ops import triton_kernels as kernels
 
 triton = pytest.importorskip('triton')
@@ -26,6 +27,10 @@ every_dtype = pytest.mark.parametrize(
     ],
     ids=lambda dtype: str(dtype)[6:],
 )
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def close(found: torch.Tensor, exact: torch.Tensor, bound: float) -> None:
@@ -52,7 +57,7 @@ def test_all_kernels_in_the_interpreter(tests):
 @every_dtype
 @pytest.mark.parametrize(
     ('n', 'c', 'height', 'width'),
-    [(1, 64, 7, 7), (2, 32, 9, 11), (1, 32, 20, 5), (3, 32, 2, 3), (1, 32, 1, 17)],
+    [(1, 64, 7, 7), (2, 32, 9, 11), (1, 32, 20, 5), slow(3, 32, 2, 3), slow(1, 32, 1, 17)],
 )
 def test_depthwise_convolution(n, c, height, width, dtype):
     """Maps smaller than the kernel, of one row, higher than the rows of a program; not whole strips."""
@@ -94,12 +99,6 @@ def test_linear_layers_with_what_follows(rows, dim, dtype):
     close(hidden, F.linear(x.double(), w1.double(), b1.double()), BOUND[dtype])
     close(activated, F.gelu(F.linear(x.double(), w1.double(), b1.double())), BOUND[dtype])
     assert torch.equal(activated, kernels.linear_gelu(x, w1, b1))
-    grad = torch.randn(rows, dim, device=DEVICE).to(dtype)
-    leaf = hidden.double().requires_grad_()
-    F.linear(F.gelu(leaf), w2.double()).backward(grad.double())
-    dhidden, again = kernels.linear_gelu_backward(grad, w2, hidden)
-    close(dhidden, leaf.grad, BOUND[dtype])
-    close(again, F.gelu(hidden.double()), BOUND[dtype])
     scale = torch.rand(rows, 1, device=DEVICE).to(dtype)
     for columns, across in ((gain, None), (None, None), (gain, scale), (None, scale)):
         out = torch.empty_like(residual)
@@ -131,6 +130,50 @@ def test_linear_layer_that_norms_what_it_reads(rows, dim, affine, dtype):
 
 
 @direct
+@every_dtype
+@pytest.mark.parametrize(('rows', 'columns'), [(50, 32), (1, 128), (300, 160)])
+def test_gradient_of_gelu_and_sums_of_rows(rows, columns, dtype):
+    torch.manual_seed(0)
+    grad, hidden = (torch.randn(rows, columns, device=DEVICE).to(dtype) for _ in range(2))
+    close(kernels.column_sums(grad), grad.double().sum(0), 2e-5)
+    leaf = hidden.double().requires_grad_()
+    F.gelu(leaf).backward(grad.double())
+    found = grad.clone()
+    activated, sums = kernels.gelu_gradient(found, hidden)
+    close(found, leaf.grad, BOUND[dtype])
+    close(activated, F.gelu(hidden.double()), BOUND[dtype])
+    assert sums.dtype == torch.float32
+    assert (sums.double() - leaf.grad.sum(0)).abs().max() <= 2e-4 * leaf.grad.abs().sum(0).max()
+    assert torch.equal(kernels.gelu_gradient(grad.clone(), hidden)[1], sums)
+
+
+@direct
+@every_dtype
+@pytest.mark.parametrize('affine', [True, False], ids=['affine', 'plain'])
+@pytest.mark.parametrize(('rows', 'dim'), [(50, 32), (1, 96), (300, 40), (3, 1536)])
+def test_norm_and_its_gradients(rows, dim, affine, dtype):
+    """Rows that fill no program, channels that are no power of two, a mean far from zero."""
+    torch.manual_seed(0)
+    x = (torch.randn(rows, dim, device=DEVICE) + 3).to(dtype)
+    grad = torch.randn(rows, dim, device=DEVICE).to(dtype)
+    weight, bias = (torch.randn(dim, device=DEVICE).to(dtype) if affine else None for _ in range(2))
+    leaves = [t if t is None else t.double().requires_grad_() for t in (x, weight, bias)]
+    exact = F.layer_norm(leaves[0], (dim,), *leaves[1:], 1e-6)
+    exact.backward(grad.double())
+    close(kernels.norm(x, weight, bias, 1e-6), exact.detach(), BOUND[dtype])
+    normed = torch.empty_like(x)
+    dx, dnorm = kernels.norm_gradient(grad, x, weight, bias, 1e-6, normed)
+    assert torch.equal(normed, kernels.norm(x, weight, bias, 1e-6))
+    close(dx, leaves[0].grad, BOUND[dtype])
+    assert (dnorm is not None) is affine
+    if affine:
+        assert dnorm.dtype == torch.float32
+        close(dnorm[0], leaves[1].grad, 2e-5)
+        close(dnorm[1], leaves[2].grad, 2e-5)
+    assert torch.equal(kernels.norm_gradient(grad, x, weight, bias, 1e-6)[0], dx)
+
+
+@direct
 def test_gelu_of_every_bfloat16_number_is_within_a_rounding():
     """Also of large ones, whose square or exponential is infinite."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
@@ -145,12 +188,18 @@ def test_gelu_of_every_bfloat16_number_is_within_a_rounding():
 
 
 @direct
+@pytest.mark.parametrize('wide', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['narrow', 'wide'])
 @pytest.mark.parametrize(
     ('autocast', 'bound'),
     [pytest.param(False, {'cpu': 1e-4, 'cuda': 0.05}[DEVICE], marks=pytest.mark.slow), (True, 0.05)],
 )
-def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast, bound):
-    """Float32 in the interpreter, or under autocast: maps and gradients, and folded inference."""
+def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast, bound, wide, monkeypatch):
+    """Float32 in the interpreter, or under autocast: maps and gradients, and folded inference.
+
+    Wide: matrix products by PyTorch, as for many channels.
+    """
+    monkeypatch.setattr(kernels, 'WIDEST', 0 if wide else 32)
+    monkeypatch.setattr(depthwise, 'LARGE', 4)
     torch.manual_seed(0)
     sizes = dict(depths=(1, 1, 1, 1), dims=(32,) * 4, layer_scale_init_value=0.5)
     model = ConvNeXt(**sizes, fused='triton').to(DEVICE)
@@ -170,6 +219,34 @@ def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast, bound):
             close(ours, reference, bound)
 
 
+@direct
+def test_operators_tell_torch_compile_what_they_give():
+    """Shapes, data types and order in memory, forward and backward."""
+    torch.manual_seed(0)
+    low = dict(device=DEVICE, dtype=torch.bfloat16)
+    x, grad = (torch.randn(2, 32, 5, 8, **low).contiguous(memory_format=torch.channels_last) for _ in '12')
+    weight, bias = torch.randn(32, 1, 7, 7, **low), torch.randn(32, **low)
+    rows, residual = (t.permute(0, 2, 3, 1) for t in (x, grad))
+    mlp = [bias, bias.clone(), 1e-6, torch.randn(128, 32, **low), torch.randn(128, **low)]
+    mlp += [torch.randn(32, 128, **low), bias.clone(), bias.clone(), torch.rand(2, **low), True]
+    ops = torch.ops.convnext_backbone
+    statistics = ops.depthwise_conv(x, weight, bias, 1, True, True)[1]
+    hidden = ops.norm_mlp(rows, statistics, residual, *mlp, True, False)[1]
+    for operator, arguments in (
+        (ops.depthwise_conv, (x, weight, bias, 1, True, True)),
+        (ops.depthwise_conv, (x, weight, None, 1, True, False)),
+        (ops.depthwise_conv_gradient, (x, grad, 7, 1, True)),
+        (ops.norm_mlp, (rows, statistics, residual, *mlp, True, False)),
+        (ops.norm_mlp, (rows, None, residual, *mlp, False, False)),
+        (ops.norm_mlp_backward, (residual, rows, hidden, *mlp)),
+        (ops.channel_norm, (rows, bias, bias.clone(), 1e-6)),
+        (ops.channel_norm_backward, (residual, rows, bias, bias.clone(), 1e-6)),
+    ):
+        checks = ('test_schema', 'test_faketensor', 'test_aot_dispatch_static')
+        found = torch.library.opcheck(operator.default, arguments, test_utils=checks)
+        assert set(found.values()) == {'SUCCESS'}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(kernels.INTERPRETED, reason='the interpreter has no compiler')
 def test_kernels_compile_for_a_gpu_that_is_not_here():
@@ -179,7 +256,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here():
     from triton.tools.disasm import get_sass
 
     types = dict.fromkeys(('height', 'width', 'rows', 'strips', 'm'), 'i32')
-    types |= dict(mean_ptr='*fp32', square_ptr='*fp32', eps='fp32')
+    types |= dict(mean_ptr='*fp32', square_ptr='*fp32', sums_ptr='*fp32', eps='fp32')
 
     def compiled(function, constants, types=types, **options):
         names = function.arg_names
@@ -192,16 +269,31 @@ def test_kernels_compile_for_a_gpu_that_is_not_here():
         assert 'STL' not in sass
         return found['ptx']
 
-    tile = dict(C=96, K=7, BW=kernels.COLUMNS, BC=kernels.CHANNELS)
+    columns, channels, _, warps = kernels.CONVOLUTION
+    tile = dict(C=96, K=7, BW=columns, BC=channels)
     for statistics in (True, False):
         constants = dict(HAS_BIAS=True, STATISTICS=statistics, **tile)
-        assert 'fma.rn.f32' in compiled(kernels._depthwise, constants)
-    assert 'fma.rn.f32' in compiled(kernels._depthwise_weight_gradient, tile, types | dict(out_ptr='*fp32'))
-    for end, dim, norm in ((0, 96, True), (0, 2048, True), (0, 96, False), (1, 96, False), (2, 96, False)):
-        constants = dict(N=4 * dim, K=dim, END=end, TRANSPOSED=end != 1, HAS_GAIN=end == 2)
-        constants |= dict(HAS_SCALE=end == 2, SAVE=end != 2, NORM=32 if norm else 0, AFFINE=norm)
-        constants |= dict(EXACT=False, WIDEN=False, BM=128, BN=128 if end == 0 else 64, BK=32)
-        assert 'wgmma' in compiled(kernels._linear, constants, num_warps=8)  # tensor cores
+        assert 'fma.rn.f32' in compiled(kernels._depthwise, constants, num_warps=warps)
+    columns, channels, _, warps = kernels.WEIGHT_GRADIENT
+    tile = dict(C=96, K=7, BW=columns, BC=channels)
+    single = types | dict(out_ptr='*fp32')
+    assert 'fma.rn.f32' in compiled(kernels._depthwise_weight_gradient, tile, single, num_warps=warps)
+    for dim in (96, 1536):
+        rows, columns = kernels._rows_and_columns(kernels.NORM[0], dim)
+        compiled(kernels._norm, dict(C=dim, AFFINE=True, BM=rows, BC=columns), num_warps=kernels.NORM[1])
+        rows, columns = kernels._rows_and_columns(kernels.NORM_GRADIENT[0], dim)
+        constants = dict(C=dim, AFFINE=True, SAVE=True, BM=rows, BC=columns)
+        compiled(kernels._norm_gradient, constants, num_warps=kernels.NORM_GRADIENT[2])
+    rows, columns, _, warps = kernels.ELEMENTS
+    for gelu in (True, False):
+        constants = dict(N=384, GELU=gelu, EXACT=False, BM=rows, BN=columns)
+        compiled(kernels._column_sums, constants, num_warps=warps)
+    for residual, dim, norm in ((False, 96, True), (False, 256, True), (False, 96, False), (True, 96, False)):
+        rows, columns, depth, warps = kernels.LINEAR[residual]
+        constants = dict(N=4 * dim, K=dim, RESIDUAL=residual, HAS_GAIN=residual, HAS_SCALE=residual)
+        constants |= dict(SAVE=not residual, NORM=32 if norm else 0, AFFINE=norm, EXACT=False, WIDEN=False)
+        constants |= dict(BM=rows, BN=columns, BK=depth)
+        assert 'wgmma' in compiled(kernels._linear, constants, num_warps=warps)  # tensor cores
 
 
 def test_without_a_gpu_the_kernels_are_not_used():

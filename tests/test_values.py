@@ -21,7 +21,7 @@ from convnext_backbone.checks.types import check_types
 from convnext_backbone.checks.values import check_values
 from convnext_backbone.config import read_config
 from convnext_backbone.config.foreign import foreign_backbones, released_name
-from convnext_backbone.config.legacy import TOP, check_legacy
+from convnext_backbone.config.legacy import TOP, check_legacy, own_values
 from convnext_backbone.errors import UserError, message, report_build_errors
 from convnext_backbone.findings import Findings
 
@@ -1044,3 +1044,17 @@ def test_the_commands_stop_at_what_comes_from_elsewhere(tmp_path):
     file = written(tmp_path, OLD_DETECTOR)
     with pytest.raises(UserError, match='is a config of mmdet 2.x'):
         tool('train').main([str(file), '--device', 'cpu', '--work-dir', str(tmp_path / 'w')])
+
+
+def test_values_are_read_out_of_a_file_without_running_it(tmp_path):
+    """The values are Python's, but lists for tuples and ``...`` for what would have to be run."""
+    (tmp_path / 'a.py').write_text(
+        'norm = dict(mean=(1.5, -2), to_rgb=True)\n'
+        "a = dict(dict(x=1), type='A', **norm, **{'b.c': {3: None}})\n"
+        'b = [a, 2 * 3, __import__("os").system("false"), -norm, norm["mean"], unknown]\n'
+        'c = dict(**unknown, d={**norm, "e": {1}})\n'
+    )
+    norm = dict(mean=[1.5, -2], to_rgb=True)
+    a = {'x': 1, 'type': 'A', **norm, 'b.c': {'3': None}}
+    expected = dict(norm=norm, a=a, b=[a, ..., ..., ..., ..., ...], c=dict(d={**norm, 'e': [1]}))
+    assert own_values(tmp_path / 'a.py') == expected

@@ -14,5 +14,4 @@ env_cfg = dict(
 )
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'
-load_from = None
 resume = False

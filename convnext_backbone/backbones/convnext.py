@@ -6,6 +6,7 @@ of the released checkpoints of both, so those load without renaming.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,8 +81,9 @@ class ConvNeXt(FourStageBackbone):
         with_cp: gradient checkpointing; see :class:`DenseBackbone`.
         output_norm: a norm on every emitted map; ``False`` for a classifier, which has its own.
         fused: ``True``: blocks compute by :mod:`convnext_backbone.ops`, and in training leave out the samples
-            whose branch is dropped. ``'triton'``: on CUDA also by our Triton kernels, which have run in
-            Triton's interpreter only so far. ``False``: by the ordinary layers.
+            whose branch is dropped; on CUDA by our Triton kernels where a trial at first use finds them
+            right and faster (see docs/speed.md). ``'triton'``: by those without a trial, wherever they
+            support it. ``False``: by the ordinary layers.
         init_cfg: as in mmengine.
 
     Raises:
@@ -132,13 +134,13 @@ class ConvNeXt(FourStageBackbone):
         dilation = 1  # of the stage before, then of the stage at hand
         for i, dim in enumerate(self.dims[: self.num_built]):
             if i == 0:
-                down = nn.Sequential(nn.Conv2d(in_channels, dim, 4, stride=4), LayerNorm2d(dim))
+                down = nn.Sequential(nn.Conv2d(in_channels, dim, 4, stride=4), LayerNorm2d(dim, fused=fused))
             else:
                 before = self.dims[i - 1]
                 halve = STRIDES[i] <= output_stride
                 resample = Downsample(before, dim, stride=2 if halve else 1, dilation=dilation)
                 dilation *= 1 if halve else 2
-                down = nn.Sequential(LayerNorm2d(before), resample)
+                down = nn.Sequential(LayerNorm2d(before, fused=fused), resample)
             self.downsample_layers.append(down)
             block = dict(
                 layer_scale=None if v2 else layer_scale_init_value or None,
@@ -149,7 +151,7 @@ class ConvNeXt(FourStageBackbone):
             stage = [Block(dim, drop_path=rate, **block) for rate in self.drop_rates[i]]
             self.stages.append(nn.Sequential(*stage))
         self.apply(init_layer)
-        self.add_output_norms_and_freeze(LayerNorm2d)
+        self.add_output_norms_and_freeze(partial(LayerNorm2d, fused=fused))
 
 
 def _sizes(arch: str, depths, dims) -> tuple[tuple[int, ...], tuple[int, ...]]:

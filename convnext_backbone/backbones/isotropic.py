@@ -6,6 +6,7 @@ the released checkpoints, so those load without renaming.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -106,10 +107,11 @@ class IsotropicConvNeXt(DenseBackbone):
         self.blocks = nn.Sequential(
             *[Block(dim, drop_path=rate, layer_scale=layer_scale, fused=fused) for rate in rates]
         )
+        norm = partial(LayerNorm2d, fused=fused)
         pyramid = [
             nn.Sequential(
                 nn.ConvTranspose2d(dim, dim // 2, 2, stride=2),
-                LayerNorm2d(dim // 2),
+                norm(dim // 2),
                 nn.GELU(),
                 nn.ConvTranspose2d(dim // 2, dim // 4, 2, stride=2),
             ),
@@ -119,7 +121,7 @@ class IsotropicConvNeXt(DenseBackbone):
         ]
         self.pyramid = nn.ModuleDict({str(i): pyramid[i] for i in self.out_indices})
         self.apply(init_layer)
-        self.add_output_norms_and_freeze(LayerNorm2d)
+        self.add_output_norms_and_freeze(norm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the maps that are emitted.

@@ -1,23 +1,33 @@
 """Defines the small layers the networks are made of."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .. import ops
 
 
 class LayerNorm2d(nn.LayerNorm):
     """Normalises an (N, C, H, W) map over its channels, at every position by itself (LayerNorm).
 
     A map in channels_last memory is normalised where it lies: both permutes are views.
+
+    Args:
+        dim: channels.
+        eps: added to the variance.
+        fused: see :class:`ConvNeXt`.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6):
+    def __init__(self, dim: int, eps: float = 1e-6, fused: bool | str = True):
         super().__init__(dim, eps=eps)
+        self.fused = fused
+        if fused is True:
+            ops.expect(self, dim, 'channel_norm')
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
         """Normalise each position over its channels."""
         x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
-        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        triton = ops.chosen('channel_norm', self.fused, x, self.normalized_shape[0])
+        x = ops.channel_norm(x, self.weight, self.bias, self.eps, triton)
         return x.permute(0, 3, 1, 2)
 
 

@@ -49,6 +49,7 @@ class LoadReport:
 
     @property
     def fits(self) -> bool:
+        """Return whether no tensor is left over on either side that was not named in advance."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def __str__(self) -> str:
@@ -136,7 +137,8 @@ def load_checkpoint(
         report, chosen = _compare(module, released, file=f'{file} (sha256 {hashed}, {family})', **options)
         return _Trial(inner, outside, released, report, chosen)
 
-    return _fill(module, _choose(found, FIRST, compare, weights, str(file)))
+    options = 'load_checkpoint or init_cfg, or by --pretrained-prefix'
+    return _fill(module, _choose(found, FIRST, compare, weights, str(file), options))
 
 
 def load_trained(
@@ -162,8 +164,9 @@ def load_trained(
         CheckpointMismatch: something is left over on either side; the model is unchanged.
         UserError: there are no such tensors, or several networks fit.
     """
-    found = find_tensors(content, str(file), weights, prefix)
     names = getattr(model, 'checkpoint_names', None)
+    first = FIRST if names else list(model.state_dict())[:1]
+    found = find_tensors(content, str(file), weights, prefix, first)
     said = f'sha256 {file_hash(file)}'
 
     def compare(tensors: dict[str, Tensor]) -> _Trial:
@@ -175,8 +178,8 @@ def load_trained(
         report, chosen = _compare(model, tensors, file=label, target=type(model).__name__, **options)
         return _Trial('', [], tensors, report, chosen)
 
-    first = FIRST if names else list(model.state_dict())[:1]
-    return _fill(model, _choose(found, first, compare, weights, str(file)))
+    options = 'load_trained or load_from, or by --prefix'
+    return _fill(model, _choose(found, first, compare, weights, str(file), options))
 
 
 @dataclass
@@ -207,12 +210,13 @@ class _Trial:
         return infer_arch(self.tensors) is None, mistakes
 
 
-def _choose(found: Tensors, first, compare, weights: str | None, file: str) -> _Trial:
+def _choose(found: Tensors, first, compare, weights: str | None, file: str, options: str) -> _Trial:
     """Find the prefix below which the tensors fit, if it is one alone.
 
     Args:
         first: ends of the names by which a network is found.
         compare: gives the :class:`_Trial` of tensors without the prefix.
+        options: what takes a prefix, for errors; ends with an option of the command line.
 
     Raises:
         UserError: several networks of the file fit, or the average that was asked for is not there.
@@ -236,8 +240,8 @@ def _choose(found: Tensors, first, compare, weights: str | None, file: str) -> _
         places = [f'{start}{place}' for place in wanted]
         raise UserError(
             f'{file} holds {len(wanted)} networks that fit {tried[""].report.target}, below '
-            f'{", ".join(map(repr, places))}: name one, by prefix={places[0]!r} of load_checkpoint, init_cfg '
-            f'or load_from, or by --pretrained-prefix {places[0] or repr("")}'
+            f'{", ".join(map(repr, places))}: name one, by prefix={places[0]!r} of {options} '
+            f'{places[0] or repr("")}'
         )
     if wanted:
         place, prefix = next(iter(wanted.items()))

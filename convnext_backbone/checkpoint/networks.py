@@ -45,13 +45,15 @@ class Tensors:
     prefix: str | None = None
 
 
-def tensors_of(content: dict, file: str, weights: str | None = None) -> dict[str, Tensor]:
+def tensors_of(
+    content: dict, file: str, weights: str | None = None, prefix: str | None = None
+) -> dict[str, Tensor]:
     """Return the named tensors in a checkpoint; see :func:`find_tensors`.
 
     Raises:
         UserError: there are none, or ``'ema'`` where there is no average.
     """
-    found = find_tensors(content, file, weights)
+    found = find_tensors(content, file, weights, prefix)
     if weights == 'ema' and not found.average:
         raise UserError(no_average(file))
     return found.named
@@ -62,7 +64,13 @@ def no_average(file: str) -> str:
     return f'{file} holds no moving average (EMA): take its final weights'
 
 
-def find_tensors(content: dict, file: str, weights: str | None = None, prefix: str | None = None) -> Tensors:
+def find_tensors(
+    content: dict,
+    file: str,
+    weights: str | None = None,
+    prefix: str | None = None,
+    stems: Iterable[str] = (),
+) -> Tensors:
     """Return the named tensors in a checkpoint, out of their wrappers and without ``module.``.
 
     Args:
@@ -71,6 +79,8 @@ def find_tensors(content: dict, file: str, weights: str | None = None, prefix: s
             evaluated.
         prefix: take only what lies below it; it may begin with the name of a wrapper. Empty: the network
             without a prefix.
+        stems: ends of the names by which an error finds the prefixes that are there; by default those of our
+            networks.
 
     Raises:
         UserError: there are no tensors, or none below ``prefix``.
@@ -101,11 +111,11 @@ def find_tensors(content: dict, file: str, weights: str | None = None, prefix: s
             result.named, result.prefix = inside, None if prefix is None else place
             result.average = average or bool(place and AVERAGE.search(place))
             return result
-    near = sorted({name.removesuffix(stem) for name in tensors for stem in STEMS if _ends(name, stem)})
-    raise UserError(
-        f'{file} has no tensor below the prefix {prefix!r}; '
-        + (f'networks lie below {_quoted(near)}' if near else f'its names are {_quoted(list(tensors)[:4])}')
-    )
+    near = find_places(tensors, stems) or find_places(tensors)
+    there = f'networks lie below {_quoted(near)}' if near else f'its names are {_quoted(list(tensors)[:4])}'
+    if near == ['']:
+        there = 'its network has no prefix, leave it out'
+    raise UserError(f'{file} has no tensor below the prefix {prefix!r}; {there}')
 
 
 def _choose(found: dict, parts: list[str], weights: str | None) -> tuple[list[str], bool]:
@@ -215,6 +225,13 @@ STEMS = {
 
 def _ends(name: str, stem: str) -> bool:
     return name == stem or name.endswith(f'.{stem}')
+
+
+def find_places(names: Iterable[str], stems: Iterable[str] = STEMS) -> list[str]:
+    """Return the prefixes below which networks lie; empty text for one without a prefix."""
+    ends = sorted(stems, key=len, reverse=True)  # 0.0.weight is the end of another's stem, too
+    found = ((name, next((stem for stem in ends if _ends(name, stem)), None)) for name in names)
+    return sorted({name.removesuffix(stem) for name, stem in found if stem})
 
 
 def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

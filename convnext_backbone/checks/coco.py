@@ -19,6 +19,11 @@ class CocoCheck(DatasetCheck):
     """Checks a COCO file and its images."""
 
     def check(self) -> None:
+        """Add to the findings what is wrong with the COCO file and its images.
+
+        Raises:
+            UserError: the file is missing or not in the format.
+        """
         file = self.path(self.dataset.get('ann_file'))
         if self.remote or not self.dataset.get('ann_file'):
             return

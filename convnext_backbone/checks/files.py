@@ -25,6 +25,7 @@ class Folders:
         self._names: dict[str, set[str] | None] = {}
 
     def names(self, folder: str) -> set[str]:
+        """Return the names in a folder; none if it cannot be listed."""
         if folder not in self._names:
             try:
                 self._names[folder] = set(os.listdir(folder or '.'))
@@ -33,6 +34,7 @@ class Folders:
         return self._names[folder]
 
     def has(self, path: str) -> bool:
+        """Return whether there is a file at ``path``."""
         folder, name = os.path.split(path)
         return name in self.names(folder)
 
@@ -77,13 +79,16 @@ class DatasetCheck:
         self._headers: dict[str, Header] = {}
 
     def add(self, level: str, kind: str, text: str, examples=None, count: int = 0, where: str = '') -> None:
+        """Add a finding about this dataset; see :meth:`Findings.add`."""
         self.findings.add(level, kind, where or f'{self.split}', text, examples, count)
 
     def path(self, name: str | None) -> str:
+        """Return a name from the config below the data root of the dataset."""
         return os.path.join(self.root, name or '')
 
     @property
     def remote(self) -> bool:
+        """Return whether the files lie in a storage that cannot be looked into here."""
         return '://' in self.root or bool(self.dataset.get('backend_args'))
 
     def missing(self, what: str, files: list[str], total: int) -> None:

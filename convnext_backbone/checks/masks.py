@@ -20,6 +20,11 @@ class MaskCheck(DatasetCheck):
     """Checks the images and masks of a segmentation dataset."""
 
     def check(self) -> None:
+        """Add to the findings what is wrong with the images and masks.
+
+        Raises:
+            UserError: the dataset cannot be built.
+        """
         if self.remote:
             return
         own = dict(self.dataset, pipeline=[], serialize_data=False, lazy_init=False)

@@ -22,7 +22,7 @@ OWN_DECAY = f'{SCOPE}.LayerDecayConstructor'
 RATE_OF_SGD = 0.01  # at and above this no AdamW recipe of a detector or segmenter has its rate
 LARGE_SCALE = 0.1  # of layer scale: from here on float16 may overflow
 FEW = 2  # images, of which batch norm knows too little
-# Heads that mmseg ships on dilated networks alone: the stride of the map that they were made for.
+# Heads that mmseg ships on dilated networks (but for three PSPNets at stride 32): the stride of their map.
 DILATED = dict.fromkeys(
     ('ANNHead', 'APCHead', 'ASPPHead', 'CCHead', 'DAHead', 'DMHead', 'DNLHead', 'DepthwiseSeparableASPPHead')
     + ('EMAHead', 'EncHead', 'GCHead', 'ISAHead', 'NLHead', 'OCRHead', 'PSAHead', 'PSPHead'),

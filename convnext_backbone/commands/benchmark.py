@@ -50,6 +50,7 @@ TOLERANCE = 1e-3  # of the largest number of our output, in float32
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('--sizes', nargs='+', default=['tiny'], choices=DROP_PATH)
     parser.add_argument(
@@ -85,6 +86,7 @@ class Cell:
 
     @property
     def image(self) -> tuple[int, int]:
+        """Return height and width of the images in pixels."""
         return (224, 224) if self.task == 'classify' else tuple(map(int, self.task.split('x')[1:]))
 
     def __str__(self) -> str:
@@ -105,6 +107,7 @@ def network(size: str, dense: bool, **options) -> nn.Module:
 
 
 def ours(size: str, dense: bool, drop_path: float, weights: dict, **options) -> nn.Module:
+    """Build our network with the given weights."""
     model = network(size, dense, drop_path_rate=drop_path, **options)
     names = released_names(model.state_dict())
     model.load_state_dict({own: weights[name] for own, name in names.items()})
@@ -112,6 +115,7 @@ def ours(size: str, dense: bool, drop_path: float, weights: dict, **options) -> 
 
 
 def timm(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Module:
+    """Build timm's network with the given weights."""
     import timm
 
     options = dict(features_only=True) if dense else {}
@@ -138,6 +142,11 @@ class _TorchvisionMaps(nn.Module):
 
 
 def torchvision(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Module:
+    """Build torchvision's network with the given weights.
+
+    Raises:
+        ImportError: torchvision does not have the size.
+    """
     from torchvision import models
 
     if size == 'xlarge':
@@ -159,6 +168,7 @@ class _HuggingFace(nn.Module):
 
 
 def transformers(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Module:
+    """Build Hugging Face's network with the given weights."""
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     depths, dims = ARCHITECTURES[size]
@@ -179,6 +189,7 @@ class _MMPretrain(nn.Module):
 
 
 def mmpretrain(size: str, dense: bool, drop_path: float, weights: dict) -> nn.Module:
+    """Build mmpretrain's network with the given weights."""
     from mmpretrain.models.backbones import ConvNeXt
 
     options = dict(out_indices=(0, 1, 2, 3), gap_before_final_norm=False) if dense else {}
@@ -215,10 +226,12 @@ def random_weights(size: str) -> dict[str, Tensor]:
 
 
 def listed(outputs) -> list[Tensor]:
+    """Return the maps of a backbone, or the logits of a classifier, as a list."""
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def loss_of(outputs, labels: Tensor) -> Tensor:
+    """Return the cross entropy of logits, or the mean square of each map, summed."""
     if isinstance(outputs, Tensor):
         return F.cross_entropy(outputs.float(), labels)
     return sum(m.float().square().mean() for m in outputs)
@@ -252,6 +265,7 @@ class Contestant:
         self.run_model = torch.compile(self.model) if cell.compiled else self.model
 
     def autocast(self):
+        """Return the context of mixed precision if the cell asks for it, else one that does nothing."""
         if self.cell.precision != 'autocast':
             return contextlib.nullcontext()
         return torch.autocast(self.cell.device, torch.bfloat16)
@@ -268,6 +282,7 @@ class Contestant:
         self.optimizer.zero_grad()
 
     def measure_memory(self) -> None:
+        """Measure ``kept`` and ``peak`` in one step each; compiled networks have ``peak`` only."""
         if self.cell.device == 'cuda':
             self()
             torch.cuda.synchronize()
@@ -359,6 +374,7 @@ def least_bytes(cell: Cell) -> float:
 
 
 def backbone_parameters(size: str) -> list[Tensor]:
+    """Return the parameters of our backbone on the device ``meta``."""
     with torch.device('meta'):
         return list(MODELS.build(dict(type='convnext_backbone.ConvNeXt', arch=size)).parameters())
 
@@ -443,6 +459,7 @@ def contest(cell: Cell, weights: dict, builders: dict, args) -> dict:
 
 
 def cells_of(args, device: str):
+    """Yield every comparison that the options ask for."""
     for size in args.sizes:
         for task in args.tasks:
             for mode in args.modes:
@@ -456,6 +473,7 @@ def cells_of(args, device: str):
 
 
 def main(argv=None) -> list[dict]:
+    """Print the times of every cell and the table, write both to ``--out``, and return the results."""
     args = parse_args(argv)
     device = choose_device(args.device)
     for task in args.tasks:
@@ -518,6 +536,7 @@ def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]
 
 
 def about(device: str) -> str:
+    """Name the processor or GPU, the versions and the date in one line."""
     if device == 'cuda':
         name = torch.cuda.get_device_name()
     else:
@@ -540,11 +559,13 @@ def processor() -> str:
 
 
 def line(result: dict) -> str:
+    """Return the result of a cell in one line: ratio and milliseconds."""
     times = '  '.join(f'{name} {ms:.1f}' for name, ms in result['milliseconds'].items())
     return f'{result["cell"]}: x{result["ratio"]:.2f} of {result["best_peer"]}   ms: {times}'
 
 
 def table(results: list[dict]) -> str:
+    """Return the results as a Markdown table; a ratio above 1 means that ours is faster."""
     memory = 'peak_mib' if results[0]['device'] == 'cuda' else 'kept_mib'
     said = 'peak MiB' if memory == 'peak_mib' else 'MiB kept for backward'
     rows = [
@@ -563,6 +584,7 @@ def table(results: list[dict]) -> str:
 
 
 def draw(results: list[dict], title: str, file: Path) -> None:
+    """Draw the ratios as bars, with the range over the rounds, into a PNG file."""
     import matplotlib
 
     matplotlib.use('Agg')

@@ -8,6 +8,7 @@ Annotation files are read in full, images and masks for some seconds for each da
 `convnext test` make the same checks. The exit status is 1 if there are errors.
 """
 
+import contextlib
 import json
 import sys
 
@@ -20,6 +21,7 @@ from ..findings import Findings
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('--json', action='store_true', help='print the findings as JSON')
@@ -35,13 +37,14 @@ def main(argv=None) -> Findings:
     """
     args = parse_args(argv)
     findings = Findings()
-    try:
-        cfg = read_config(args.config, args.cfg_options)
-        if args.data_root:
-            set_data_root(cfg, args.data_root)
-        findings += check_config(cfg, [key for key in DATALOADERS if cfg.get(key)], args.check_data)
-    except UserError as error:
-        findings.add('error', 'config', '', str(error))
+    with contextlib.redirect_stdout(sys.stderr):  # what other libraries print is no part of the result
+        try:
+            cfg = read_config(args.config, args.cfg_options)
+            if args.data_root:
+                set_data_root(cfg, args.data_root)
+            findings += check_config(cfg, [key for key in DATALOADERS if cfg.get(key)], args.check_data)
+        except UserError as error:
+            findings.add('error', 'config', '', str(error))
     errors, warnings = len(findings.of('error')), len(findings.of('warning'))
     if args.json:
         print(json.dumps(dict(errors=errors, warnings=warnings, findings=findings.as_json()), indent=1))

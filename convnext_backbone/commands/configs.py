@@ -23,6 +23,7 @@ FIGURES = {  # of published.json: heading
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('pattern', nargs='?', default='*', help='of names, or a folder; default: all')
     return parser.parse_args(argv)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..checkpoint import read_checkpoint
-from ..checkpoint.formats import from_released, infer_arch
-from ..checkpoint.networks import recognise, tensors_of
+from ..checkpoint.formats import FAMILIES, from_released, infer_arch
+from ..checkpoint.networks import find_places, recognise, tensors_of
 from ..checkpoint.read import file_hash, local_file
 from ..checkpoint.zoo import RELEASED
 from ..cli import Parser
@@ -30,6 +30,7 @@ FORMATS = ('official', 'timm', 'torchvision', 'hf', 'mmpretrain', 'safetensors')
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('file', nargs='?', help='path, URL or released name')
     parser.add_argument('--to', choices=FORMATS)
@@ -37,6 +38,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--weights', choices=('final', 'ema'), default='final', help='of a training with a moving average'
     )
+    parser.add_prefix_option()
     parser.add_argument('--list', action='store_true', help='the released names')
     args = parser.parse_args(argv)
     if not args.list and not (args.file and args.to):
@@ -45,13 +47,21 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> Path | None:
+    """Convert a file and return the path of the new one; with ``--list`` print the released names."""
     args = parse_args(argv)
     if args.list:
         for name, released in RELEASED.items():
             print(f'{name:34s} {mebibytes(released):6.0f} MiB  {released}')
         return None
     file = local_file(args.file)
-    source, tensors = recognise(tensors_of(read_checkpoint(file), str(file), args.weights))
+    named = tensors_of(read_checkpoint(file), str(file), args.weights, args.prefix)
+    source, tensors = recognise(named)
+    others = sorted(tensors.keys() - FAMILIES['official'].theirs.keys())
+    if others and any(found := find_places(named)):
+        raise UserError(
+            f'{file} holds more than one ConvNeXt: {", ".join(others[:3])}: name the network to take '
+            f'by --prefix, which may be {" or ".join(place or repr(place) for place in found)}'
+        )
     v2 = any('.grn.' in name for name in tensors)
     target = {'safetensors': 'official', 'hf': 'hf_v2' if v2 else 'hf'}.get(args.to, args.to)
     converted = from_released(tensors, target)

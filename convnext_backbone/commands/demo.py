@@ -49,6 +49,7 @@ SCORE = 0.5  # least score of an object that is drawn
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'), metavar='DIR')
     return parser.parse_args(argv)
@@ -67,6 +68,7 @@ class Lane:
         self.start_next()
 
     def start_next(self) -> bool:
+        """Start the next command in the background; return whether there was one."""
         if not self.waiting:
             self.process = None
             return False
@@ -97,16 +99,19 @@ class Lane:
         return self.start_next()
 
     def progress(self) -> str:
+        """Return the step that the running command has logged last."""
         found = [line for line in self.log.read_text().splitlines() if 'Iter(train)' in line]
         step = found[-1].partition('[')[2].partition(']')[0].replace(' ', '') if found else 'starting'
         return f'{self.what}: {step}'
 
 
 def train(config: Path, work_dir: Path, *options) -> list:
+    """Return command and arguments of a training."""
     return ['train', config, '--work-dir', work_dir, '--seed', '0', *options]
 
 
 def test(config: Path, work_dir: Path, *options) -> list:
+    """Return command and arguments of the evaluation of a finished training."""
     weights = checkpoint(config, work_dir)
     return ['test', config, weights, '--work-dir', work_dir / 'test', *options]
 
@@ -319,6 +324,7 @@ def _versions() -> dict:
 
 
 def main(argv=None) -> None:
+    """Draw the dataset, train, evaluate, and write the page with the results."""
     out = parse_args(argv).out.resolve()
     begin = time.time()
     print('[demo] drawing the dataset', flush=True)

@@ -22,12 +22,14 @@ from ..inference import trained_model
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='path, URL or released name')
     parser.add_argument('--format', required=True, choices=SUFFIXES)
     parser.add_argument('--part', choices=('whole', 'backbone'), default='whole')
     parser.add_argument('--weights', choices=('final', 'ema'), help='of a training with a moving average')
+    parser.add_prefix_option()
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('H', 'W'), help='of the images it is traced with'
     )
@@ -36,6 +38,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> Path:
+    """Export a model, print the differences from eager, and return the path of the file."""
     args = parse_args(argv)
     cfg = read_config(args.config)
     stem = Path(args.config).stem + ('_backbone' if args.part == 'backbone' else '')
@@ -43,7 +46,7 @@ def main(argv=None) -> Path:
     if out.exists():
         raise UserError(f'{out} exists: remove it, or give another name with --out')
     check_work_dir(str(out.parent), '--out')
-    model, content, report = trained_model(cfg, args.checkpoint, args.weights)
+    model, content, report = trained_model(cfg, args.checkpoint, args.weights, args.prefix)
     print(report)
     meta = dict(
         config=Path(args.config).stem,

@@ -24,6 +24,7 @@ TITLES = {
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('configs', nargs='*')
     parser.add_argument('--paper', action='store_true', help='all published rows, beside the printed numbers')
@@ -33,10 +34,12 @@ def parse_args(argv=None):
 
 
 def shape(measured: Complexity) -> str:
+    """Return the size of the images as text, height first."""
     return '{} x {}'.format(*measured.input)
 
 
 def as_json(name: str, measured: Complexity) -> dict:
+    """Return what was counted in plain types, under the name of the config."""
     return dict(
         config=name,
         input=list(measured.input),
@@ -47,6 +50,7 @@ def as_json(name: str, measured: Complexity) -> dict:
 
 
 def print_configs(files: list[str], size) -> list[dict]:
+    """Print a row for each config and return the rows in plain types."""
     found = []
     print('input: height x width; GFLOPs: 10^9 multiply-adds of convolutions and linear layers')
     print(f'{"config":58s} {"input":>12s} {"params M":>9s} {"GFLOPs":>9s}  of which')
@@ -106,6 +110,7 @@ def print_paper() -> list[dict]:
 
 
 def line(row: Row) -> str:
+    """Return a row of the paper with our numbers before the printed ones."""
     measured, printed = row.measured, row.printed
     params = f'{measured.parameters / 1e6:9.2f} {printed.get("params_M", "-"):>6s}'
     flops = f'{measured.gflops:9.3f} {printed["gflops"]:>7s}  {row.ratio():.4f}'
@@ -113,6 +118,7 @@ def line(row: Row) -> str:
 
 
 def main(argv=None) -> None:
+    """Print parameters and FLOPs, and write them to ``--json``."""
     args = parse_args(argv)
     if bool(args.configs) == args.paper:
         raise UserError('give config files, or --paper for all published rows')

@@ -31,6 +31,7 @@ NAMES = {'detection': 'a detector', 'segmentation': 'a segmenter'}
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
@@ -53,12 +54,14 @@ def parse_args(argv=None):
         type=float,
         help='least score of an object, 0 to 1; default 0.3, with coco 0, since all are evaluated',
     )
+    parser.add_prefix_option()
     parser.add_argument('--recursive', action='store_true', help='images in sub-folders, too')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
     return parser.parse_args(argv)
 
 
 def main(argv=None) -> None:
+    """Predict on the images and write the results in the formats that are asked for."""
     args = parse_args(argv)
     if args.score is not None and not 0 <= args.score <= 1:
         raise UserError(f'--score is a number from 0 to 1, got {args.score:g}')
@@ -68,7 +71,7 @@ def main(argv=None) -> None:
     annotations = AnnotationFile(args.ann_file) if args.ann_file else None
     numbers = annotations.numbers_of(files) if annotations else dict(zip(files, range(1, len(files) + 1)))
     check_work_dir(args.out, '--out')
-    predictor = Predictor(args.config, args.checkpoint, args.device)
+    predictor = Predictor(args.config, args.checkpoint, args.device, args.prefix)
     for name in args.format:
         if predictor.task not in FORMATS[name]:
             fitting = [other for other in FORMATS if predictor.task in FORMATS[other]]
@@ -109,6 +112,7 @@ def named_files(args) -> dict[str, Path]:
 
 
 def make_writers(args, predictor: Predictor, annotations: AnnotationFile | None) -> list:
+    """Return a writer for each format that is asked for."""
     out, score, meta = Path(args.out), args.score, predictor.meta
     make = {
         'json': lambda: PictureAndJson(predictor, out, 0.3 if score is None else score),
@@ -199,4 +203,5 @@ def size_of(file: Path) -> str:
 
 
 def shorten(text: str, characters: int = 300) -> str:
+    """Return a text, cut off after so many characters."""
     return text if len(text) <= characters else f'{text[:characters]} ...'

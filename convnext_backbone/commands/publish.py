@@ -22,15 +22,18 @@ from ..errors import UserError
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config', help='of the training; the weights must fit it')
     parser.add_argument('checkpoint')
     parser.add_argument('--out', default='.', metavar='DIR', help='default: here')
     parser.add_argument('--weights', choices=('final', 'ema'), help='of a training with a moving average')
+    parser.add_prefix_option()
     return parser.parse_args(argv)
 
 
 def main(argv=None) -> Path:
+    """Write the file to be given away and return its path."""
     args = parse_args(argv)
     cfg = read_config(args.config)
     check_work_dir(args.out, '--out')
@@ -40,7 +43,7 @@ def main(argv=None) -> Path:
         raise UserError(f'{args.checkpoint} holds final weights and their average: choose with --weights')
     model = build_on_meta(cfg)
     model.to_empty(device='cpu')
-    print(load_trained(model, content, file, weights=args.weights))
+    print(load_trained(model, content, file, weights=args.weights, prefix=args.prefix))
     published = dict(
         arch=getattr(model.backbone, 'arch', None),
         dataset_meta=dataset_meta(content) or None,

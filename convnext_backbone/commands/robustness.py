@@ -37,6 +37,7 @@ METRICS = ('bbox_mAP', 'segm_mAP', 'mIoU')  # of detectors and segmenters, by th
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='path, URL or released name')
@@ -46,6 +47,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--severities', nargs='+', type=int, choices=scoring.SEVERITIES, default=scoring.SEVERITIES
     )
+    parser.add_prefix_option()
     parser.add_run_options()
     return parser.parse_args(argv)
 
@@ -77,11 +79,19 @@ def main(argv=None) -> dict:
 
 
 def classifier(args, cfg, **which) -> dict:
+    """Score a classifier on the datasets of Table 8 (arXiv:2201.03545), print the row and return all results.
+
+    Args:
+        which: ``corruptions`` and ``severities`` to evaluate.
+
+    Raises:
+        UserError: ``--data-root`` is no folder, or the checkpoint does not fit.
+    """
     device = choose_device(args.device)
     if not args.data_root or not Path(args.data_root).is_dir():
         given = args.data_root or 'nothing'
         raise UserError(f'--data-root must be the folder of the datasets (val, imagenet-a, ...), got {given}')
-    model, content, report = trained_model(cfg, args.checkpoint)
+    model, content, report = trained_model(cfg, args.checkpoint, prefix=args.prefix)
     print(report)
     model.to(device)
     wnids = ImageNetInfo('imagenet-1k').label_names()
@@ -128,7 +138,7 @@ def dense(args, corruptions, severities) -> dict:
             for _, dataset in datasets(cfg, ('test_dataloader',)):
                 step = dict(type='convnext_backbone.Corrupt', corruption=corruption, severity=severity)
                 dataset['pipeline'] = [dataset['pipeline'][0], step, *dataset['pipeline'][1:]]
-        for_testing(cfg, args.checkpoint)
+        for_testing(cfg, args.checkpoint, args.prefix)
         found = Runner.from_cfg(cfg).log_notes(notes).test()
         return {name: float(found[key]) for name in METRICS for key in found if key.endswith(name)}
 

@@ -8,6 +8,7 @@ What is written inherits from the original and says only what differs, with the 
 mmdet's and mmseg's own train.py. Before it is kept, the model is built and trained a step on made-up data.
 """
 
+import contextlib
 from pathlib import Path
 
 from mmengine.config import Config
@@ -15,14 +16,15 @@ from mmengine.config import Config
 from ..backbones.convnext import ARCHITECTURES
 from ..cli import Parser
 from ..errors import UserError
-from ..swap import Plan, config_text, read_source
+from ..swap import Plan, Refused, config_text, plan_swap, read_source
 from ..swap.recipe import RECIPES
-from ..swap.source import PACKAGES
+from ..swap.source import PACKAGES, similar_configs
 from ..swap.sweep import swapped, sweep
 from ..swap.text import table
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config', nargs='?', help='a file, mmdet::folder/file.py, or the name of such a file')
     parser.add_argument(
@@ -67,7 +69,10 @@ def main(argv=None) -> Path:
     if out.suffix != '.py' or not out.parent.is_dir():
         raise UserError(f'--out {out}: give a file that ends in .py, in a folder that exists')
     source = read_source(args.config)
-    plan, trial = swapped(source, arch, args.weights, args.recipe, not args.no_proof)
+    try:
+        plan, trial = swapped(source, arch, args.weights, args.recipe, not args.no_proof)
+    except Refused as error:
+        raise UserError(f'{args.config} cannot be swapped: {error}{nearest(args.config, arch)}') from None
     keep(source, plan, arch, out)
     print('\n'.join(table(plan)))
     for note in plan.notes:
@@ -77,6 +82,15 @@ def main(argv=None) -> Path:
         print(f'proof: one training step on made-up data, all finite, a gradient everywhere: {losses}')
     print(f'written: {out}')
     return out
+
+
+def nearest(name: str, arch: str) -> str:
+    """Return the end of a sentence that names the nearest shipped config that can be swapped, if any is."""
+    for other in similar_configs(name):
+        with contextlib.suppress(Exception):
+            plan_swap(read_source(other), arch)
+            return f'; the nearest that can be is {other}'
+    return ''
 
 
 def keep(source, plan: Plan, arch: str, out: Path) -> None:

@@ -9,12 +9,14 @@ from ..engine.run import test
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument(
         '--tta', action='store_true', help="test-time augmentation: the config's tta_model and tta_pipeline"
     )
+    parser.add_prefix_option()
     parser.add_run_options()
     return parser.parse_args(argv)
 

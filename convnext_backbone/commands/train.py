@@ -11,6 +11,7 @@ from ..engine.run import train
 
 
 def parse_args(argv=None):
+    """Return the options of the command line."""
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument(
@@ -67,6 +68,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None) -> None:
+    """Train; checkpoints and logs are in the work dir."""
     options = vars(parse_args(argv))
     options.pop('debug')  # cli.run reads it
     train(**options)

@@ -37,7 +37,11 @@ def choose_device(wanted: str | None) -> str:
 
 
 def use_plain_batch_norm(cfg: Config) -> list[str]:
-    """Replace SyncBN by BN: for a single process, or on a CPU."""
+    """Replace SyncBN by BN: for a single process, or on a CPU.
+
+    Returns:
+        A line for the log; none if there was no SyncBN.
+    """
     count = 0
     for node in dicts(cfg.model):
         if type_name(node) in ('SyncBN', 'MMSyncBN'):
@@ -210,13 +214,17 @@ def write_details(cfg: Config) -> None:
             evaluator.setdefault('out_dir', cfg.work_dir)
 
 
-def for_testing(cfg: Config, checkpoint: str) -> None:
+def for_testing(cfg: Config, checkpoint: str, prefix: str | None = None) -> None:
     """Make a test load the weights of ``checkpoint`` as they are.
 
     Its ``state_dict`` is the moving average already.
+
+    Args:
+        prefix: what is in front of the names of the network to take, of a file with several.
     """
     drop_pretrained(cfg)
-    cfg.load_from, cfg.resume = checkpoint, False
+    cfg.load_from = checkpoint if prefix is None else dict(checkpoint=checkpoint, prefix=prefix)
+    cfg.resume = False
     cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'EMAHook']
     for name in [
         name for name, hook in (cfg.get('default_hooks') or {}).items() if type_name(hook) == 'EMAHook'

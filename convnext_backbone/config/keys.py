@@ -98,9 +98,10 @@ def unread(cfg: Config) -> Iterator[tuple[str, str, str]]:
     dumped = len(files) == 1 and files[0][2] <= {'dict'}
     new_style = source is not None and Config._is_lazy_import(source)
     arrived = [node for key in cfg if key in READ for node in nodes(cfg[key])]
+    imported = set(cfg.keys()) - cfg.to_dict().keys()
     for key in [key for key in cfg if key not in READ]:
         value = cfg[key]
-        if key in cfg._imported_names or isinstance(value, type):  # a class that some ``type`` is
+        if key in imported or isinstance(value, type):  # a class that some ``type`` is
             continue
         setters = [(file, used) for file, sets, used in files if key in sets]
         if setters and all(key in used for _, used in setters):

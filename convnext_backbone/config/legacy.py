@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..registry import SCOPE, type_name
 from .data import DATALOADERS, datasets
 from .keys import dicts, unread
+from .literals import value_of
 from .task import task_of
 
 # Old key at the top level: what takes its place. Keys inside them are in INSIDE.
@@ -129,8 +130,9 @@ def check_legacy(cfg: Config, path: str, backbone: str = '') -> None:
     Raises:
         UserError: with the new names of all old keys that are there.
     """
-    given = dict(dict.items(cfg._cfg_dict))  # its own ``items`` imports the classes of a new-style config
-    tops = {key for key in given if key in TOP and given[key] is not None}  # None: turned off
+    given = cfg.to_dict()  # the config's own ``items`` imports the classes of a new-style one
+    off = {key for key in given if given[key] is None} if NEW & set(given) else set()  # in a swapped config
+    tops = {key for key in given if key in TOP} - off
     if tops:
         tops &= {key for key, _, _ in unread(cfg)}
     _report(given, tops, path, backbone)
@@ -267,26 +269,13 @@ def own_values(path: str | os.PathLike) -> dict:
     except (OSError, SyntaxError, ValueError):
         return {}
     values = {}
+
+    def other(node: ast.expr):
+        return values.get(node.id, ...) if isinstance(node, ast.Name) else ...
+
     for statement in tree.body:
         if isinstance(statement, ast.Assign):
             for target in statement.targets:
                 if isinstance(target, ast.Name):
-                    values[target.id] = _value(statement.value, values)
+                    values[target.id] = value_of(statement.value, other)
     return values
-
-
-def _value(node: ast.expr, known: dict):
-    """Return the value of an expression of constants, dicts, lists and names that are known; else ``...``."""
-    if isinstance(node, ast.Dict):
-        keys = [_value(key, known) if key else None for key in node.keys]
-        return {k: _value(v, known) for k, v in zip(keys, node.values) if isinstance(k, (str, int))}
-    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
-        return {word.arg: _value(word.value, known) for word in node.keywords if word.arg}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(item, known) for item in node.elts]
-    if isinstance(node, ast.Name):
-        return known.get(node.id, ...)
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError):
-        return ...

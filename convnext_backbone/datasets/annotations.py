@@ -50,49 +50,28 @@ MASKS = (
 (WHOLE, ABSENT, SHORT, FLAT, MASK_OUTSIDE, MASK_NO_NUMBER, DAMAGED) = range(len(MASKS))
 
 
-class Annotations:
-    """Holds the content of a COCO annotation file, checked and completed.
+class Listing:
+    """Holds the images and categories that a COCO annotation file lists.
 
     Args:
         file: path of the JSON file.
+        content: what it holds, if that was read already.
 
     Attributes:
         categories: id -> name, in the order of the file.
         images: id -> record, in the order of the file; ``width`` and ``height`` may be absent.
-        records: the annotations, as they stand in the file but for what was completed.
-        boxes: (N, 4) float64, x y width height in pixels.
-        image_of: (N,) int, number of the image of each record, -1 if the file does not list it.
-        category_of: (N,) int, number of the category of each record.
-        why: (N,) uint8, why a record cannot be used, see :data:`REASONS`.
-        mask: (N,) uint8, what is wrong with its mask, see :data:`MASKS`.
-        crowd: (N,) bool.
         findings: what is wrong with the file, whoever uses it.
-        annotated: whether the file has annotations at all; lists of test images have none.
 
     Raises:
         UserError: the file is missing, no JSON, or not in the format.
     """
 
-    def __init__(self, file: str | os.PathLike):
+    def __init__(self, file: str | os.PathLike, content: dict | None = None):
         self.file = str(file)
         self.findings = Findings()
-        content = _parse(self.file)
+        content = _parse(self.file) if content is None else content
         self.categories = self._categories(content)
         self.images = self._images(content)
-        self.annotated = content.get('annotations') is not None
-        self.records = self._list(content, 'annotations') if self.annotated else []
-        self._sizes = np.array(
-            [(r.get('width', math.inf), r.get('height', math.inf)) for r in self.images.values()], float
-        ).reshape(-1, 2)
-        self._resolve_ids()
-        self.why = np.zeros(len(self.records), np.uint8)
-        self.mask = np.zeros(len(self.records), np.uint8)
-        self._read_masks()
-        self._read_boxes()
-        self._read_flags()
-        self._complete_areas()
-
-    # -- structure ---------------------------------------------------
 
     def _list(self, content: dict, key: str) -> list[dict]:
         values = content.get(key)
@@ -105,6 +84,10 @@ class Annotations:
                 raise UserError(f'{self.file}: {key}[{number}] is {_kind(value)}, expected an object')
         return values
 
+    def _check_id(self, given, place: str) -> None:
+        if isinstance(given, (list, dict)):
+            raise UserError(f'{self.file}: id of {place} is {_kind(given)}, expected a number or text')
+
     def _categories(self, content: dict) -> dict:
         if 'categories' not in content and content.get('annotations') is None and 'images' in content:
             return {}
@@ -112,6 +95,7 @@ class Annotations:
         for number, record in enumerate(records):
             if absent := [key for key in ('id', 'name') if record.get(key) is None]:
                 raise UserError(f'{self.file}: categories[{number}] has no {absent[0]!r}')
+            self._check_id(record['id'], f'categories[{number}]')
             if record['id'] in found:
                 raise UserError(
                     f'{self.file}: the categories {found[record["id"]]!r} and {record["name"]!r} have the '
@@ -141,6 +125,12 @@ class Annotations:
                         f'{self.file}: images[{number}] ({_short(record)}) has no {key!r}, which every image '
                         'needs'
                     )
+            self._check_id(record['id'], f'images[{number}]')
+            if not isinstance(record['file_name'], str):
+                raise UserError(
+                    f'{self.file}: file_name of images[{number}] is {_kind(record["file_name"])}, expected '
+                    'text'
+                )
             if record['id'] in found:
                 raise UserError(
                     f'{self.file}: the images {found[record["id"]]["file_name"]} and {record["file_name"]} '
@@ -162,6 +152,47 @@ class Annotations:
                 'warning', 'image_twice', self.file, f'{len(twice)} files are listed more than once', twice
             )
         return found
+
+
+class Annotations(Listing):
+    """Holds the content of a COCO annotation file, checked and completed.
+
+    Args:
+        file: path of the JSON file.
+
+    Attributes:
+        records: the annotations, as they stand in the file but for what was completed.
+        boxes: (N, 4) float64, x y width height in pixels.
+        image_of: (N,) int, number of the image of each record, -1 if the file does not list it.
+        category_of: (N,) int, number of the category of each record.
+        why: (N,) uint8, why a record cannot be used, see :data:`REASONS`.
+        mask: (N,) uint8, what is wrong with its mask, see :data:`MASKS`.
+        crowd: (N,) bool.
+        annotated: whether the file has annotations at all; lists of test images have none.
+
+    The others are those of :class:`Listing`.
+
+    Raises:
+        UserError: the file is missing, no JSON, or not in the format.
+    """
+
+    def __init__(self, file: str | os.PathLike):
+        content = _parse(str(file))
+        super().__init__(file, content)
+        self.annotated = content.get('annotations') is not None
+        self.records = self._list(content, 'annotations') if self.annotated else []
+        self._sizes = np.array(
+            [(r.get('width', math.inf), r.get('height', math.inf)) for r in self.images.values()], float
+        ).reshape(-1, 2)
+        self._resolve_ids()
+        self.why = np.zeros(len(self.records), np.uint8)
+        self.mask = np.zeros(len(self.records), np.uint8)
+        self._read_masks()
+        self._read_boxes()
+        self._read_flags()
+        self._complete_areas()
+
+    # -- structure ---------------------------------------------------
 
     def _resolve_ids(self) -> None:
         """Turn the ids of image and category of each record into numbers."""

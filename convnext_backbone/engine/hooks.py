@@ -210,7 +210,7 @@ class NonFiniteGuardHook(Hook):
                 data = model.data_preprocessor(batch, training=True)
                 images_are = _finite(data)
                 found.clear()  # the preprocessor is no layer
-                model._run_forward(data, mode='loss')
+                model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
         finally:
             set_states(outside)
             for handle in handles:

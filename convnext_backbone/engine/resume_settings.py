@@ -10,9 +10,10 @@ import math
 from fnmatch import fnmatchcase
 from typing import Any
 
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 
 from ..config.keys import READ
+from ..config.literals import value_of
 from ..errors import UserError
 
 # Where things lie, how much is shown, and what sets nothing in a training that goes on.
@@ -21,12 +22,12 @@ COSMETIC = (
     *('visualizer*', 'test_*', 'tta_*', 'auto_scale_lr*', '*init_cfg*'),
     *('default_hooks.logger*', 'default_hooks.timer*', 'default_hooks.visualization*'),
 )
-# What a checkpoint holds beside the weights.
+# What a checkpoint holds beside the weights, for one optimizer or for several by their names.
 KEPT = (
-    *('optim_wrapper.optimizer.*', 'optim_wrapper.constructor', 'optim_wrapper.paramwise_cfg*'),
+    *('optim_wrapper*.optimizer.*', 'optim_wrapper.constructor', 'optim_wrapper*.paramwise_cfg*'),
     *('param_scheduler*', 'randomness.seed'),
 )
-LR = 'optim_wrapper.optimizer.lr'
+LR = 'optim_wrapper*.optimizer.lr'
 NONE = object()  # a setting that is not there
 WIDTH = 60  # characters of a value that are shown
 
@@ -49,7 +50,7 @@ def read_settings(text: str) -> dict[str, Any] | None:
     try:
         lines = ast.parse(text).body
         return {
-            line.targets[0].id: _value(line.value)
+            line.targets[0].id: value_of(line.value, _other)
             for line in lines
             if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
         }
@@ -57,27 +58,8 @@ def read_settings(text: str) -> dict[str, Any] | None:
         return None
 
 
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        return [_value(each) for each in node.elts]
-    if isinstance(node, ast.Dict):
-        found = {}
-        for key, value in zip(node.keys, node.values):
-            found.update(_value(value) if key is None else {str(_value(key)): _value(value)})
-        return found
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        found = {}
-        for each in [*node.args, *node.keywords]:
-            keyed = isinstance(each, ast.keyword) and each.arg is not None
-            inner = _value(each.value if isinstance(each, ast.keyword) else each)
-            found.update({each.arg: inner} if keyed else inner)
-        return found
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _value(node.operand)
-        if isinstance(value, (int, float)):
-            return -value
+def _other(node: ast.expr) -> Any:
+    """Return the value of what is no literal: infinity, NaN, or its text."""
     if isinstance(node, ast.Name) and node.id in ('inf', 'nan'):
         return float(node.id)
     return _Text(ast.unparse(node))
@@ -96,7 +78,7 @@ def _plain(value: Any) -> Any:
             value.__name__ if value.__module__ == 'builtins' else f'{value.__module__}.{value.__name__}'
         )
     try:
-        return _value(ast.parse(str(value), mode='eval').body)
+        return value_of(ast.parse(str(value), mode='eval').body, _other)
     except (SyntaxError, ValueError, TypeError, RecursionError):
         return _Text(value)
 
@@ -152,10 +134,11 @@ class ResumedSettings:
     Args:
         runner: of the training that goes on, before anything is restored.
         checkpoint: what the file holds.
-        new_lr: the learning rate of the config is to take the place of the checkpoint's.
+        new_lr: the learning rate of the config is to take the place of the checkpoint's; of several
+            optimizers each takes its own.
 
     Raises:
-        UserError: the state in the checkpoint is of another optimizer, of other parameters or of other
+        UserError: the state in the checkpoint is of other optimizers, of other parameters or of other
             schedules than the config asks for, so that it cannot be taken up.
     """
 
@@ -165,9 +148,15 @@ class ResumedSettings:
         text = (checkpoint.get('meta') or {}).get('cfg')
         before = read_settings(text) if isinstance(text, str) else None
         self.before = before and {key: value for key, value in before.items() if key in READ}
-        self.old, self.new = _base_lr(checkpoint.get('optimizer')), _base_lr(_state(runner.optim_wrapper))
-        if self.before and self.old is not None:
-            _optimizer(self.before)['lr'] = self.old  # what holds, whatever the config said then
+        self.saved, self.wrappers = _saved(checkpoint.get('optimizer')), _wrappers(runner.optim_wrapper)
+        self._check_optimizers()
+        self.rates = {  # by the name of the optimizer: full rate in the checkpoint, in the config
+            name: (_base_lr(self.saved.get(name)), _base_lr(_state(wrapper)))
+            for name, wrapper in self.wrappers.items()
+        }
+        for name, (old, _) in self.rates.items():
+            if self.before and old is not None:
+                _optimizer(self.before, name)['lr'] = old  # what holds, whatever the config said then
         randomness = [settings.get('randomness') for settings in (self.before or {}, self.now)]
         seed = (checkpoint.get('meta') or {}).get('seed')
         if all(isinstance(each, dict) for each in randomness) and randomness[1].get('seed') is not None:
@@ -175,14 +164,17 @@ class ResumedSettings:
         elif isinstance(randomness[0], dict):
             randomness[0].pop('seed', None)  # none was asked for
             self.now.get('randomness', {}).pop('seed', None)
-        self._check_optimizer()
-        self._check_schedules()
-        if new_lr and (self.old is None or self.new is None):
-            raise UserError(
-                '--new-lr: the checkpoint or the config has no learning rate of one optimizer; leave it out'
-            )
-        if new_lr and not self.old > 0:
-            raise UserError(f'--new-lr: the learning rate of the checkpoint is {self.old:g}, not above 0')
+        for name in self.wrappers:
+            self._check_schedules(name)
+        for name, (old, new) in self.rates.items() if new_lr else ():
+            if old is None or new is None:
+                raise UserError(
+                    f'--new-lr: the checkpoint or the config has no learning rate{_of(name)}; leave it out'
+                )
+            if not old > 0:
+                raise UserError(
+                    f'--new-lr: the learning rate{_of(name)} in the checkpoint is {old:g}, not above 0'
+                )
 
     def report(self) -> None:
         """Log every setting that differs, and which of the two holds."""
@@ -199,7 +191,7 @@ class ResumedSettings:
             shown = dict(checkpoint=_shown(before, now), config=_shown(now, before))
             holds, other = ('checkpoint', 'config') if self._is_kept(name) else ('config', 'checkpoint')
             kept = kept or holds == 'checkpoint'
-            option = "; --new-lr takes the config's" * (name == LR and not self.new_lr)
+            option = "; --new-lr takes the config's" * (fnmatchcase(name, LR) and not self.new_lr)
             rows.append(f'  {name}: {shown[holds]} holds ({holds}), not {shown[other]} ({other}){option}')
         if rows:
             head = 'settings that differ between the checkpoint and the config of this run'
@@ -208,107 +200,157 @@ class ResumedSettings:
             logger.info('the settings are those of the checkpoint')
 
     def _is_kept(self, name: str) -> bool:
-        if name == LR and self.new_lr:
+        if fnmatchcase(name, LR) and self.new_lr:
             return False
-        if name.startswith('optim_wrapper.loss_scale'):
-            return 'loss_scaler' in self.checkpoint['optimizer']
+        if fnmatchcase(name, 'optim_wrapper*.loss_scale*'):
+            which = name.removeprefix('optim_wrapper').partition('.loss_scale')[0].lstrip('.')
+            return 'loss_scaler' in self.saved.get(which, {})
         return any(fnmatchcase(name, pattern) for pattern in KEPT)
 
     def apply(self) -> None:
-        """Put the new learning rate in place, if asked; keep in the config what holds; log the rate."""
+        """Put the new learning rates in place, if asked; keep in the config what holds; log the rates."""
         runner = self.runner
         if self.new_lr:
-            _scale(runner.optim_wrapper, runner.param_schedulers, self.new / self.old)
+            for name, wrapper in _wrappers(runner.optim_wrapper).items():
+                old, new = self.rates[name]
+                _scale(wrapper, _schedules(runner.param_schedulers, name), new / old)
         if self.before:
             self._keep()
-        if self.old is None:
-            return
-        rates = [float(group['lr']) for group in runner.optim_wrapper.optimizer.param_groups]
+        for name, wrapper in _wrappers(runner.optim_wrapper).items():
+            old, new = self.rates[name]
+            if old is not None:
+                self._log_rate(name, [float(group['lr']) for group in wrapper.optimizer.param_groups])
+
+    def _log_rate(self, name: str, rates: list[float]) -> None:
+        """Log the learning rate that holds; ``rates`` are those of the groups at this step."""
+        logger, (old, new) = self.runner.logger, self.rates[name]
         least, most = (f'{rate:.4g}' for rate in (min(rates), max(rates)))
         at = f'at this step {least}' + f' to {most}' * (least != most)
         if self.new_lr:
-            runner.logger.info(
-                f'learning rate {self.new:g} (config, --new-lr) in place of {self.old:g} (checkpoint): the '
-                f'rates of all groups and what is left of the schedule times {self.new / self.old:g}; {at}'
+            logger.info(
+                f'learning rate{_of(name)} {new:g} (config, --new-lr) in place of {old:g} (checkpoint): the '
+                f'rates of all groups and what is left of the schedule times {new / old:g}; {at}'
             )
             return
         above = '; a table of rates above this line is that of the config'
-        changed = self.new is None or not math.isclose(self.old, self.new)
-        runner.logger.info(f'learning rate {self.old:g} (checkpoint), {at}' + above * changed)
+        changed = new is None or not math.isclose(old, new)
+        logger.info(f'learning rate{_of(name)} {old:g} (checkpoint), {at}' + above * changed)
 
     def _keep(self) -> None:
         """Set in the config what was taken from the checkpoint: the next checkpoint has it as text."""
         cfg, before = self.runner.cfg, self.before
-        if isinstance(before.get('optim_wrapper'), dict) and 'optim_wrapper' in cfg:
+        for name in {'': None, **self.wrappers}:
+            kept, now, wrapper = (_part(settings, name) for settings in (before, self.now, cfg))
+            if kept is None or wrapper is None:
+                continue
             for key in ('optimizer', 'constructor', 'paramwise_cfg'):
-                if key in before['optim_wrapper']:
-                    cfg.optim_wrapper[key] = before['optim_wrapper'][key]
-                else:
-                    cfg.optim_wrapper.pop(key, None)
-            if self.new_lr:
-                cfg.optim_wrapper.optimizer['lr'] = self.new
-        if 'param_scheduler' in before:
-            cfg.param_scheduler = before['param_scheduler']
+                if key not in kept:
+                    wrapper.pop(key, None)
+                elif differences(kept[key], now.get(key, NONE)):
+                    wrapper[key] = kept[key]
+            if self.new_lr and name in self.rates and 'optimizer' in wrapper:
+                wrapper['optimizer']['lr'] = self.rates[name][1]
+        schedules = before.get('param_scheduler', NONE)
+        if schedules is not NONE and differences(schedules, self.now.get('param_scheduler', NONE)):
+            cfg.param_scheduler = schedules
 
-    def _check_optimizer(self) -> None:
-        saved, optimizer = self.checkpoint.get('optimizer') or {}, self.runner.optim_wrapper
-        if isinstance(optimizer, OptimWrapperDict) or 'param_groups' not in saved:
+    def _check_optimizers(self) -> None:
+        if not self.checkpoint.get('optimizer'):
             return
-        types = [_optimizer(settings).get('type') for settings in (self.before or {}, self.now)]
+        if self.saved.keys() != self.wrappers.keys():
+            had, has = (
+                ', '.join(filter(None, names)) or 'one optimizer' for names in (self.saved, self.wrappers)
+            )
+            raise UserError(
+                f'the checkpoint has the state of {had}, the config asks for {has}: resume with the '
+                'optimizers of the checkpoint, or start from the weights alone with load_from in the config'
+            )
+        for name, wrapper in self.wrappers.items():
+            self._check_optimizer(name, self.saved[name], wrapper)
+
+    def _check_optimizer(self, name: str, saved: dict, wrapper: OptimWrapper) -> None:
+        if 'param_groups' not in saved:
+            return
+        types = [_optimizer(settings, name).get('type') for settings in (self.before or {}, self.now)]
         if None not in types and not _same(*map(str, types), 'type'):
             raise UserError(
-                f'the checkpoint has the state of {types[0]}, the config asks for {types[1]}: resume with '
-                f'{types[0]}, or start from the weights alone with load_from in the config'
+                f'the checkpoint has the state of {types[0]}{_of(name)}, the config asks for {types[1]}: '
+                f'resume with {types[0]}, or start from the weights alone with load_from in the config'
             )
         sizes, own = (
             [len(g['params']) for g in each]
-            for each in (saved['param_groups'], optimizer.optimizer.param_groups)
+            for each in (saved['param_groups'], wrapper.optimizer.param_groups)
         )
         if sizes != own:
-            names = ('model', 'optim_wrapper.paramwise_cfg', 'optim_wrapper.constructor')
-            changed = differences(self.before or {}, self.now)
-            changed = [n for n, *_ in changed if n.startswith(names) and 'init_cfg' not in n]
+            names = ('model*', 'optim_wrapper*.paramwise_cfg*', 'optim_wrapper.constructor*')
+            changed = [each for each, *_ in differences(self.before or {}, self.now)]
+            changed = [n for n in changed if any(fnmatchcase(n, p) for p in names) and 'init_cfg' not in n]
             said = f' ({", ".join(changed[:4])} differ from it)' if changed and self.before else ''
             raise UserError(
-                f'the optimizer of the checkpoint has {sum(sizes)} tensors in {len(sizes)} groups, that of '
-                f'the config {sum(own)} in {len(own)}{said}: resume with the settings of the checkpoint, or '
-                'start from the weights alone with load_from in the config'
+                f'the optimizer{_of(name)} in the checkpoint has {sum(sizes)} tensors in {len(sizes)} '
+                f'groups, that of the config {sum(own)} in {len(own)}{said}: resume with the settings of the '
+                'checkpoint, or start from the weights alone with load_from in the config'
             )
 
-    def _check_schedules(self) -> None:
+    def _check_schedules(self, name: str) -> None:
         saved, schedulers = self.checkpoint.get('param_schedulers'), self.runner.param_schedulers
-        if isinstance(schedulers, dict) or isinstance(saved, dict):
-            return
-        counts = [len(saved or []), len(schedulers or [])]
-        kinds = [_kinds(settings) for settings in (self.before or {}, self.now)]
+        counts = [len(_schedules(each, name)) for each in (saved, schedulers)]
+        kinds = [_kinds(settings, name) for settings in (self.before or {}, self.now)]
         told = self.before is not None
         if counts[0] != counts[1] or (told and kinds[0] != kinds[1]):
             had, has = (', '.join(kind) or 'none' for kind in kinds)
             if not told or kinds[0] == kinds[1]:
                 had, has = map(str, counts)
             raise UserError(
-                f'the schedules of the checkpoint are {had}, those of the config {has}: a resumed training '
-                'goes on with the former, so param_scheduler must have them, or start from the weights alone '
-                'with load_from in the config'
+                f'the schedules{_of(name)} in the checkpoint are {had}, those of the config {has}: a resumed '
+                'training goes on with the former, so param_scheduler must have them, or start from the '
+                'weights alone with load_from in the config'
             )
 
 
-def _optimizer(settings: dict) -> dict:
+def _of(name: str) -> str:
+    """Return which of several optimizers is meant, for messages; empty for a single one."""
+    return f' of {name}' if name else ''
+
+
+def _wrappers(wrapper: OptimWrapper) -> dict[str, OptimWrapper]:
+    """Return the optimizers by name; a single one has the name ``''``."""
+    return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
+
+
+def _saved(state: dict | None) -> dict[str, dict]:
+    """Return the state of each optimizer in a checkpoint, by the names of :func:`_wrappers`."""
+    several = state and all(isinstance(each, dict) and 'param_groups' in each for each in state.values())
+    return state if several else {'': state or {}}
+
+
+def _schedules(schedulers: dict | list | None, name: str) -> list:
+    """Return the schedules of one optimizer, or their states in a checkpoint."""
+    return (schedulers.get(name) if isinstance(schedulers, dict) else schedulers) or []
+
+
+def _part(settings: dict, name: str) -> dict | None:
+    """Return the settings of one optimizer's wrapper; ``None`` if they do not stand by its name."""
     wrapper = settings.get('optim_wrapper')
-    found = wrapper.get('optimizer') if isinstance(wrapper, dict) else None
+    wrapper = wrapper.get(name) if name and isinstance(wrapper, dict) else wrapper
+    return wrapper if isinstance(wrapper, dict) else None
+
+
+def _optimizer(settings: dict, name: str) -> dict:
+    found = (_part(settings, name) or {}).get('optimizer')
     return found if isinstance(found, dict) else {}
 
 
-def _kinds(settings: dict) -> list[str]:
+def _kinds(settings: dict, name: str) -> list[str]:
     schedulers = settings.get('param_scheduler') or []
+    if isinstance(schedulers, dict):
+        schedulers = [schedulers] if 'type' in schedulers else schedulers.get(name) or []
     schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
     return [str(each.get('type')).rpartition('.')[2] for each in schedulers if isinstance(each, dict)]
 
 
-def _state(wrapper) -> dict:
+def _state(wrapper: OptimWrapper) -> dict:
     """Return from an optimizer that was just built what :func:`_base_lr` reads."""
-    if isinstance(wrapper, OptimWrapperDict):
-        return {}
     return dict(base_param_settings=wrapper.base_param_settings, param_groups=wrapper.optimizer.param_groups)
 
 

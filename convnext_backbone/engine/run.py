@@ -43,7 +43,7 @@ def train(
         amp: mixed precision, if the config has none.
         resume: path of a checkpoint to go on from, or ``True`` for the newest whole one in the work dir.
         new_lr: the learning rate of the config takes the place of the checkpoint's when resuming; the rest of
-            the schedule changes in proportion.
+            the schedule changes in proportion. Of several optimizers each takes its own.
         stop_at: end after so many steps in all, with a checkpoint.
         fsdp: divide parameters, gradients and optimizer states among the processes.
         auto_scale_lr: learning rate in proportion to the batch, where that differs from the recipe's.
@@ -81,7 +81,12 @@ def train(
 
 
 def test(
-    config: str | os.PathLike | Config, checkpoint: str | os.PathLike, *, tta: bool = False, **options
+    config: str | os.PathLike | Config,
+    checkpoint: str | os.PathLike,
+    *,
+    tta: bool = False,
+    prefix: str | None = None,
+    **options,
 ) -> dict:
     """Evaluate a checkpoint on the test data of a config.
 
@@ -89,6 +94,7 @@ def test(
         config: see :func:`train`.
         checkpoint: path, URL or released name; it must fit completely.
         tta: test-time augmentation: the config's ``tta_model`` and ``tta_pipeline``.
+        prefix: what is in front of the names of the network to take, of a file with several.
         options: see :func:`train`.
 
     Returns:
@@ -100,7 +106,7 @@ def test(
     cfg, _, notes = run_config(config, ('test_dataloader',), **options)
     notes += configs.choose_views(cfg, tta)
     configs.write_details(cfg)
-    configs.for_testing(cfg, _text(checkpoint))
+    configs.for_testing(cfg, _text(checkpoint), prefix)
     return Runner.from_cfg(cfg).log_notes(notes).test()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import errno
 import functools
+import inspect
 import logging
 import socket
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import (
     broadcast_object_list,
@@ -32,6 +34,7 @@ from ..checkpoint.read import (
 from ..checkpoint.sharding import is_sharded
 from ..checkpoint.write import read_metadata, write_checkpoint
 from ..config import check_classes, datasets, use_stand_ins
+from ..config.text import format_once
 from ..datasets import forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
@@ -64,15 +67,23 @@ class Runner(MMEngineRunner):
         torch.set_flush_denormal(True)  # on a CPU, numbers near zero make a step several times slower
         self._resumed, self.stop_request, self.stop_at, self._least_batches = None, None, None, 0
         self.new_lr = False
-        self._validated = False
+        self._validated = self._loaded = False
+        self._trained_classes = []
+        given = inspect.signature(MMEngineRunner).bind(*args, **kwargs).arguments
+        self._train_data, self._source = given.get('train_dataloader'), given.get('load_from')
+        self._resuming = given.get('resume', False)
         super().__init__(*args, **kwargs)
         log_choice(self.logger)
 
     @classmethod
     @report_build_errors
     def from_cfg(cls, cfg) -> 'Runner':
-        """Build from a config, with our classes in the place of mmengine's, see config/stand_ins.py."""
-        cfg = copy.deepcopy(cfg)
+        """Build from a config, with our classes in the place of mmengine's, see config/stand_ins.py.
+
+        Raises:
+            UserError: a part of it cannot be built; with the key.
+        """
+        cfg = format_once(cfg) if isinstance(cfg, Config) else copy.deepcopy(cfg)
         notes = use_stand_ins(cfg)
         return super().from_cfg(cfg).log_notes(notes)
 
@@ -80,13 +91,22 @@ class Runner(MMEngineRunner):
     build_param_scheduler = report_build_errors(MMEngineRunner.build_param_scheduler)
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Set up the environment as in mmengine; then all processes must have the same code and config."""
+        """Set up the environment as in mmengine; then compare the processes.
+
+        Raises:
+            UserError: a process has other code or another config than the first one.
+        """
         super().setup_env(env_cfg)
         device = torch.cuda.get_device_name() if get_device() == 'cuda' else get_device()
         told = dict(host=socket.gethostname(), device=device)
         code = launch.environment()
         launch.compare_processes('code', {key: code[key] for key in code if key not in ('gpu', 'cuda')})
         self._processes = launch.compare_processes('config', launch.settings(self.cfg), told)
+
+    def set_randomness(self, seed, diff_rank_seed: bool = False, deterministic: bool = False) -> None:
+        """Set the seed as in mmengine, and keep the options for a training that is resumed with its own."""
+        self._randomness = dict(diff_rank_seed=diff_rank_seed, deterministic=deterministic)
+        super().set_randomness(seed, **self._randomness)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """Call hooks as in mmengine; a row of the log that does not fit on the disk ends no training."""
@@ -102,10 +122,15 @@ class Runner(MMEngineRunner):
 
     @property
     def checkpoint_hook(self) -> CheckpointHook | None:
+        """Return the hook that writes checkpoints, ``None`` if there is none."""
         return next((hook for hook in self.hooks if isinstance(hook, CheckpointHook)), None)
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
+        """Build as in mmengine, from datasets with ours mixed in; the seed of an image goes with it.
+
+        ``dataloader`` is a config, which stays as it is, or a ready data loader.
+        """
         if isinstance(dataloader, dict):
             dataloader = copy.deepcopy(dataloader)
             for _, dataset in datasets({'': dataloader}, ('',)):
@@ -120,6 +145,7 @@ class Runner(MMEngineRunner):
         return loader
 
     def build_evaluator(self, evaluator):
+        """Build as in mmengine, from metrics with ours mixed in; a config stays as it is."""
         if isinstance(evaluator, (dict, list)):
             evaluator = copy.deepcopy(evaluator)
             for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
@@ -128,9 +154,15 @@ class Runner(MMEngineRunner):
 
     @report_build_errors
     def build_train_loop(self, loop):
+        """Build as in mmengine; data that can be resumed gets a sampler that can.
+
+        Raises:
+            UserError: the data has less than a batch, its classes are not those of the heads, or another
+                process has other data.
+        """
         if isinstance(loop, dict) and (kind := type_name(loop)) in LOOPS:
-            endless = kind.endswith('IterLoop')
-            self._train_dataloader = _resumable(self._train_dataloader, endless, self.seed)
+            data = _resumable(self._train_data, kind.endswith('IterLoop'), self.seed)
+            loop = {**loop, 'dataloader': data} if isinstance(data, dict) else loop
         loop = super().build_train_loop(loop)
         size = len(loop.dataloader.dataset)
         if not len(loop.dataloader):
@@ -140,6 +172,7 @@ class Runner(MMEngineRunner):
             )
         if classes := _classes(loop):
             check_classes(self.cfg, classes)
+        self._trained_classes = classes
         equal = dict(images=size, batches=len(loop.dataloader), classes=classes)
         launch.compare_processes('training data', equal, seconds=600)
         self.logger.info(launch.processes_in_words(self._processes))
@@ -147,11 +180,16 @@ class Runner(MMEngineRunner):
 
     @report_build_errors
     def build_val_loop(self, loop):
+        """Build as in mmengine, and compare the classes with those of the training data.
+
+        Raises:
+            UserError: they differ.
+        """
         loop = super().build_val_loop(loop)
         forget_annotations()  # dataset and metric have what they need
         batches = launch.compare_processes('validation data', {}, len(loop.dataloader), seconds=600)
         self._least_batches = min(batches)  # of a process; a sampler need not give all the same
-        trained, tested = _classes(self._train_loop), _classes(loop)
+        trained, tested = self._trained_classes, _classes(loop)
         if trained and tested and trained != tested:
             other = sorted(set(trained) ^ set(tested)) or [f'{trained[0]} ... in another order']
             raise UserError(
@@ -162,13 +200,18 @@ class Runner(MMEngineRunner):
 
     @report_build_errors
     def build_test_loop(self, loop):
+        """Build as in mmengine, and keep the classes, with which those of the checkpoint are compared."""
         loop = super().build_test_loop(loop)
         forget_annotations()
         self._test_classes = _classes(loop)
         return loop
 
     def log_notes(self, notes: Iterable[str]) -> 'Runner':
-        """Put what was changed about the config into the log, once."""
+        """Put what was changed about the config into the log, once.
+
+        Args:
+            notes: lines; one that begins with ``warning: `` becomes a warning.
+        """
         for note in notes:
             level = logging.WARNING if note.startswith('warning: ') else logging.INFO
             self.logger.log(level, note.removeprefix('warning: '))
@@ -186,7 +229,7 @@ class Runner(MMEngineRunner):
         try:
             if is_main_process():
                 stack.enter_context(launch.alone_in(self.work_dir))
-            if self._resume:
+            if self._resuming:
                 self._read_what_is_resumed()
             if self._sharded:
                 self._init_model_weights()
@@ -237,18 +280,20 @@ class Runner(MMEngineRunner):
         """Choose the checkpoint, in one process for all, and take its seed before anything is shuffled."""
         chosen = [None, '', False]
         if is_main_process():
-            file, problem = state.choose_checkpoint(self._load_from, self.work_dir, self.logger)
+            file, problem = state.choose_checkpoint(self._source, self.work_dir, self.logger)
             chosen = [file, problem, bool(file) and read_metadata(Path(file)).get('validated', False)]
         broadcast_object_list(chosen)
         file, problem, self._validated = chosen
         if problem:
             raise UserError(problem)
-        self._load_from = file
+        self._source = file
         self._resumed = read_checkpoint(local_file(file))
-        seed = (self._resumed.get('meta') or {}).get('seed')
+        self._take_seed(self._resumed)
+
+    def _take_seed(self, checkpoint: dict) -> None:
+        seed = (checkpoint.get('meta') or {}).get('seed')
         if seed is not None and seed != self.seed:
-            self._randomness_cfg = {**self._randomness_cfg, 'seed': seed}
-            self.set_randomness(**self._randomness_cfg)
+            self.set_randomness(seed, **self._randomness)
 
     @property
     def unwrapped_model(self):
@@ -263,6 +308,7 @@ class Runner(MMEngineRunner):
         return self.cfg.get('fsdp', False)
 
     def wrap_model(self, model_wrapper_cfg, model):
+        """Wrap as in mmengine; a model that will be sharded is moved to its device only."""
         if self._sharded:
             return model.to(get_device())
         return super().wrap_model(model_wrapper_cfg, model)
@@ -270,6 +316,22 @@ class Runner(MMEngineRunner):
     def _init_model_weights(self) -> None:
         if not any(map(is_sharded, self.model.parameters())):
             super()._init_model_weights()
+
+    def load_or_resume(self) -> None:
+        """Load or resume as in mmengine, once; the checkpoint to resume from is the newest that is whole.
+
+        Raises:
+            UserError: nothing to resume is whole; see :meth:`load_checkpoint` and :meth:`resume`.
+        """
+        if self._loaded:
+            return
+        if self._resuming:
+            if self._resumed is None:
+                self._read_what_is_resumed()
+            self.resume(self._source)
+        elif self._source is not None:
+            self.load_checkpoint(self._source)
+        self._loaded = True
 
     def load_checkpoint(self, filename, map_location='cpu', strict=True, revise_keys=()) -> dict:
         """Load the model's weights and return the whole checkpoint.
@@ -289,23 +351,28 @@ class Runner(MMEngineRunner):
             raise UserError(f'load_from knows {known}, got {", ".join(sorted(asked))}')
         file = local_file(asked.pop('checkpoint'))
         checkpoint = self._resumed or read_checkpoint(file, map_location)
-        if self._resume:
+        if self._resuming:
             state.check_resumable(file, checkpoint)
         self._compare_classes(file, checkpoint)
         if 'state_dict' not in checkpoint:
             checkpoint['state_dict'] = tensors_of(checkpoint, str(file))  # where hooks look for it
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         report = load_trained(self.unwrapped_model, checkpoint, file, **asked)
-        if self._resume:
+        if self._resuming:
             report.left_out = []  # the hook took the moving average
-        self._has_loaded = True
-        self.logger.info(f'{"resumed" if self._resume else "loaded"} weights\n{report}')
+        self._loaded = True
+        self.logger.info(f'{"resumed" if self._resuming else "loaded"} weights\n{report}')
         return checkpoint
 
     def resume(
         self, filename, resume_optimizer=True, resume_param_scheduler=True, map_location='cpu'
     ) -> None:
-        """Resume as in mmengine; random numbers and half-accumulated gradients are restored, too."""
+        """Resume as in mmengine; random numbers and half-accumulated gradients are restored, too.
+
+        Raises:
+            UnreadableCheckpoint: the file is damaged, or holds weights and no state of a training.
+            UserError: the config asks for another optimizer or other schedules than the checkpoint has.
+        """
         checkpoint = self._resumed or read_checkpoint(local_file(filename))
         self._resumed = checkpoint
         if self._sharded and 'optimizer' in checkpoint:
@@ -313,6 +380,8 @@ class Runner(MMEngineRunner):
         state.check_resumable(filename, checkpoint)
         settings = ResumedSettings(self, checkpoint, self.new_lr)
         settings.report()
+        self._take_seed(checkpoint)
+        checkpoint['meta'].pop('seed', None)  # or mmengine would set it, too
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         settings.apply()
         self._resumed = None

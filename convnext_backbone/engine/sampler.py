@@ -171,8 +171,8 @@ def read_batches(
                 yield batch
                 number, left_out, count, deaths = number + 1, left_out + 1, count - 1, 0
             return
-        except RuntimeError as error:
-            if not str(error).startswith('DataLoader worker'):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not _is_a_death(error, loader):
                 raise
             deaths += 1
             if not sampler or not sampler.restartable or deaths == DEATHS:
@@ -183,6 +183,17 @@ def read_batches(
                 ) from error
             logger.warning(f'a data loader process died ({error}): new ones read on at batch {number + 1}')
             batches = loader._iterator = None  # the latter is kept by persistent_workers
+
+
+def _is_a_death(error: Exception, loader: DataLoader) -> bool:
+    """Return whether an error comes from a data loader process that died, not from what it read.
+
+    A process that dies while it hands a batch over breaks the connection, before the loader sees it dead.
+    """
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith('DataLoader worker')
+    return loader.num_workers > 0 and not text.startswith('Caught ')  # as torch begins what a dataset raised
 
 
 def _leave_dead_workers_to_the_loader() -> None:

@@ -1,13 +1,24 @@
 """Computes a ConvNeXt block and its two heavy parts, the fastest way that device and shape allow.
 
 :func:`block_implementation` says which function computes a block, :func:`depthwise_conv` and :func:`norm_mlp`
-are its parts: on a CPU by kernels in C++ (:mod:`.native`) where they can be built, on CUDA where asked for by
-Triton kernels (:mod:`.triton_kernels`), elsewhere in plain PyTorch. Each gives what the ordinary layers give,
-gradients included.
+are its parts: on a CPU by kernels in C++ (:mod:`.native`) where they can be built, on CUDA by Triton kernels
+(:mod:`.triton_kernels`) where :mod:`.trial` finds them right and faster, elsewhere in plain PyTorch. Each
+gives what the ordinary layers give, gradients included.
 """
 
 from .block import FUSED, block_implementation, has_plain_layers
 from .depthwise import depthwise_conv
 from .mlp import norm_mlp
+from .norm import channel_norm
+from .trial import chosen, expect
 
-__all__ = ['FUSED', 'block_implementation', 'depthwise_conv', 'has_plain_layers', 'norm_mlp']
+__all__ = [
+    'FUSED',
+    'block_implementation',
+    'channel_norm',
+    'chosen',
+    'depthwise_conv',
+    'expect',
+    'has_plain_layers',
+    'norm_mlp',
+]

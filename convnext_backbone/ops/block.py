@@ -6,15 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import triton_kernels
+from . import trial, triton_kernels
 from .depthwise import depthwise_conv
 from .mlp import norm_mlp
 
 FUSED = (True, False, 'triton')  # what a block can be asked for
-
-# Set by torch.export: torch.compiler.is_exporting() is true in any compilation, too (torch 2.11), and torch
-# 2.6 has one flag for both, which torch.compile does not set.
-EXPORTING = '_is_exporting_flag' if hasattr(torch.compiler, '_is_exporting_flag') else '_is_compiling_flag'
 
 
 def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Tensor], Tensor] | None:
@@ -24,26 +20,34 @@ def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Te
         block: a :class:`convnext_backbone.backbones.block.Block`.
         x: (N, C, H, W).
     """
-    if block.fused and supports(x, block.fused == 'triton') and has_plain_layers(block):
+    if block.fused and has_plain_layers(block) and supports(block, x):
         return fused_block
     return folded_block if block.folded else None
 
 
-def supports(x: Tensor, triton: bool) -> bool:
+def supports(block: nn.Module, x: Tensor) -> bool:
     """Return whether the fused block computes with ``x``: on a CPU or with CUDA.
 
     Not while a program is traced or exported, which is to consist of PyTorch's own operators.
     ``torch.compile`` takes the operators as they are on a CPU, and on CUDA if our kernels do the work: else
     it fuses the ordinary layers.
     """
-    if torch.jit.is_tracing() or getattr(torch.compiler, EXPORTING):
+    if trial.being_exported():
         return False
-    device = x.device.type
-    if torch.compiler.is_compiling() and device == 'cuda':
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        return triton and triton_kernels.supports(x, x.shape[1], dtype)
-    return device in ('cpu', 'cuda')
+    if torch.compiler.is_compiling() and x.device.type == trial.DEVICE:
+        return any(by_triton(block, x))
+    return x.device.type in ('cpu', 'cuda')
+
+
+def by_triton(block: nn.Module, x: Tensor) -> tuple[bool, bool]:
+    """Return whether the Triton kernels compute the convolution, and whether norm and MLP (V1)."""
+    if x.device.type != trial.DEVICE and block.fused is True:
+        return False, False  # before anything that takes time on a CPU
+    channels = block.norm.normalized_shape[0]  # a constant for torch.compile
+    convolution = trial.chosen('depthwise', block.fused, x, channels, block.dwconv.dilation[0])
+    statistics = convolution and channels <= triton_kernels.WIDEST
+    v1 = isinstance(block.grn, nn.Identity)
+    return convolution, v1 and trial.chosen('norm_mlp', block.fused, x, channels, statistics=statistics)
 
 
 def has_plain_layers(block: nn.Module, without_hooks: bool = True) -> bool:
@@ -87,11 +91,13 @@ def fused_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
 
 def _residual_sum(block: nn.Module, x: Tensor, scale: float | Tensor | None = None) -> Tensor:
     """Return ``x + scale * branch(x)``; ``scale`` is one number, or (N, 1, 1, 1)."""
-    conv, triton, v1 = block.dwconv, block.fused == 'triton', isinstance(block.grn, nn.Identity)
-    y, statistics = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], triton, v1)
+    conv, (conv_triton, triton) = block.dwconv, by_triton(block, x)
+    both = conv_triton and triton
+    y, statistics = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], conv_triton, both)
     y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
     folded = block.folded
-    if not v1:
+    compiled = torch.compiler.is_compiling() and x.device.type == trial.DEVICE
+    if (compiled and not triton) or not isinstance(block.grn, nn.Identity):  # layers, which it fuses
         y = (_folded_mlp(block, y) if folded else _mlp(block, y)).permute(0, 3, 1, 2)
         return x + (y if scale is None else y * scale)
     if folded:

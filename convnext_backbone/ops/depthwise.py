@@ -6,6 +6,8 @@ the gradient of the output is the kernel: one depthwise convolution with a large
 bands of rows.
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from . import native, triton_kernels
 
 BAND = 16  # rows of the gradient that make a kernel; a taller one is slower and less exact
 WHOLE = 32  # rows of a map that is taken as one band
+LARGE = 10000  # positions of a map from which on Triton's weight gradient is faster than cuDNN's (H100)
 
 _library = torch.library.Library('convnext_backbone', 'FRAGMENT')
 _library.define(
@@ -50,11 +53,10 @@ def depthwise_conv(
         if triton or device != 'cpu' or torch.is_grad_enabled():  # else read as it is; what is kept is small
             x = x.to(low)
     arguments = x, weight, bias, dilation, triton, statistics
-    if triton or device == 'cpu':
-        if torch.is_grad_enabled():
-            return _DepthwiseConv.apply(*arguments)
-        if torch.compiler.is_compiling():
-            return torch.ops.convnext_backbone.depthwise_conv(*arguments)
+    if torch.is_grad_enabled():
+        return _DepthwiseConv.apply(*arguments)
+    if torch.compiler.is_compiling():
+        return torch.ops.convnext_backbone.depthwise_conv(*arguments)
     return _forward(*arguments)
 
 
@@ -90,15 +92,27 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, triton: bool, statistics: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the output and, if requested and supported, its norm statistics (otherwise an empty tensor)."""
-    by_triton = _triton_supports(x, dilation, triton)
-    found = _statistics(x, by_triton and statistics)
-    if by_triton:
-        return triton_kernels.depthwise_conv(x, weight, bias, found if statistics else None), found
+    found = _statistics(x, dilation, triton and statistics)
+    if _triton_supports(x, dilation, triton):
+        return triton_kernels.depthwise_conv(x, weight, bias, found if found.numel() else None), found
     if x.numel() and _native_supports(weight.shape[-1], dilation, x, weight):
         return native.convolution(x, weight, bias), found
     pad = weight.shape[-1] // 2 * dilation
-    out = F.conv2d(x.to(weight.dtype), weight, bias, padding=pad, dilation=dilation, groups=x.shape[1])
+    with _without_search(x):
+        out = F.conv2d(x.to(weight.dtype), weight, bias, padding=pad, dilation=dilation, groups=x.shape[1])
     return out.contiguous(memory_format=torch.channels_last), found
+
+
+def _without_search(x: Tensor) -> contextlib.AbstractContextManager:
+    """Keep cuDNN from timing its algorithms for each new number of samples that stochastic depth keeps.
+
+    With ``cudnn.benchmark`` a step of ConvNeXt-T took 45 times as long so (128 images, H100), and what the
+    search finds for these convolutions is no faster.
+    """
+    if x.device.type != 'cuda' or not torch.backends.cudnn.benchmark or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, False, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32)
 
 
 def _triton_supports(x: Tensor, dilation: int, triton: bool) -> bool:
@@ -109,8 +123,10 @@ def _native_supports(kernel: int, dilation: int, *tensors: Tensor) -> bool:
     return dilation == 1 and kernel == native.KERNEL and native.supports(*tensors)
 
 
-def _statistics(x: Tensor, wanted: bool) -> Tensor:
+def _statistics(x: Tensor, dilation: int, wanted: bool) -> Tensor:
+    """Return memory for the statistics, of no number where nothing is to read them."""
     n, c, height, width = x.shape
+    wanted = wanted and c <= triton_kernels.WIDEST and _triton_supports(x, dilation, True)
     shape = (2, n, height, width, c // triton_kernels.CHANNELS) if wanted else (0,)
     return x.new_empty(shape, dtype=torch.float32)
 
@@ -119,8 +135,10 @@ def _gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool)
     """Compute the gradients of the weight (C, 1, K, K) and the bias (C,), in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
     if _triton_supports(x, dilation, triton):
-        found = triton_kernels.depthwise_conv_weight_gradient(x, grad, kernel)
-        return found, grad.sum((0, 2, 3), dtype=wide)
+        bias = triton_kernels.column_sums(grad.permute(0, 2, 3, 1).reshape(-1, x.shape[1]))
+        if x.shape[2] * x.shape[3] >= LARGE:
+            return triton_kernels.depthwise_conv_weight_gradient(x, grad, kernel), bias
+        return _weight_gradient(x, grad, kernel, dilation, wide), bias
     if _native_supports(kernel, dilation, x, grad):
         return native.convolution_gradient(x, grad)
     bias = grad.sum((0, 2, 3), dtype=wide)
@@ -134,7 +152,9 @@ def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, wide: 
         weight = x.new_empty(c, 1, kernel, kernel)
         pad = [kernel // 2 * dilation] * 2
         options = ([1, 1], pad, [dilation] * 2, False, [0, 0], c, [False, True, False])
-        return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[1].to(wide)
+        with _without_search(x):
+            found = torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[1]
+        return found.to(wide, memory_format=torch.contiguous_format)
     pad = kernel // 2 * dilation
     padded = x.new_zeros(n, c, height + 2 * pad, width)  # NCHW memory: each (sample, channel) is a group
     padded[:, :, pad : pad + height].copy_(x)
@@ -157,7 +177,7 @@ for _device in ('CPU', 'CUDA'):
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv')
 def _(x, weight, bias, dilation, triton, statistics):
-    found = _statistics(x, statistics and _triton_supports(x, dilation, triton))
+    found = _statistics(x, dilation, triton and statistics)
     return torch.empty_like(x, dtype=weight.dtype, memory_format=torch.channels_last), found
 
 

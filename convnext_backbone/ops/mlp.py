@@ -141,13 +141,16 @@ def _forward(x, statistics, residual, *arguments, out=None):
 
 def _by_triton(x, statistics, residual, weights, keep, out) -> list[Tensor]:
     norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale = weights
-    h, norm = x.new_empty(len(x), len(w1)) if keep else None, None
+    scale = _of_rows(scale, len(x))
     if statistics is not None and statistics.numel():  # norms what it reads
+        h = x.new_empty(len(x), len(w1)) if keep else None
         norm = (*statistics.view(2, len(x), -1), norm_weight, norm_bias, eps)
-    else:
-        x = torch.native_layer_norm(x, x.shape[1:], *_affine(norm_weight, norm_bias, x), eps)[0]
-    g = triton_kernels.linear_gelu(x, w1, b1, h, norm)
-    triton_kernels.linear_residual(g, w2, b2, gain, _of_rows(scale, len(x)), residual, out)
+        g = triton_kernels.linear_gelu(x, w1, b1, h, norm)
+        triton_kernels.linear_residual(g, w2, b2, gain, scale, residual, out)
+        return [h] if keep else []
+    h = F.linear(triton_kernels.norm(x, norm_weight, norm_bias, eps), w1, b1)
+    g = F.gelu(h) if keep else torch.ops.aten.gelu_(h)
+    _add_branch(residual, F.linear(g, w2, b2), gain, scale, out)
     return [h] if keep else []
 
 
@@ -175,15 +178,20 @@ def _plainly(x, residual, weights, chunks, first, second, keep, out) -> list[Ten
         if keep:
             hidden.append(g)
         g = second(F.gelu(g) if keep else torch.ops.aten.gelu_(g), b2)
-        if gain is not None:  # in float32 if the gain is: 1e-6 of a small float16 would be zero
-            g = g.mul_(gain) if gain.dtype == g.dtype else g * gain
-        if scale is not None:
-            g = g.mul_(scale[part])
-        if g.dtype == residual.dtype:
-            torch.add(residual[part], g, out=out[part])
-        else:
-            out[part] = residual[part] + g
+        _add_branch(residual[part], g, gain, None if scale is None else scale[part], out[part])
     return hidden
+
+
+def _add_branch(residual, g, gain, scale, out) -> None:
+    """Compute ``residual + scale * gain * g`` into ``out``; ``g`` may be overwritten."""
+    if gain is not None:  # in float32 if the gain is: 1e-6 of a small float16 would be zero
+        g = g.mul_(gain) if gain.dtype == g.dtype else g * gain
+    if scale is not None:
+        g = g.mul_(scale)
+    if g.dtype == residual.dtype:
+        torch.add(residual, g, out=out)
+    else:
+        out.copy_(residual + g)
 
 
 def _backward(grad, x, hidden, *arguments):
@@ -192,12 +200,12 @@ def _backward(grad, x, hidden, *arguments):
     shape, dim = x.shape, x.shape[-1]
     x, grad = x.reshape(-1, dim), grad.contiguous().view(-1, dim)
     chunks = list(zip(_chunks(len(x), weights.w1, x, triton), hidden, strict=True))
-    triton = triton and triton_kernels.supports(x, dim)
     with torch.autocast(x.device.type, enabled=False):
-        if not triton and native.supports(x, grad):
-            dx, sums = _natively_back(grad, x, weights, chunks)
+        if triton and triton_kernels.supports(x, dim):
+            dx, sums = _by_triton_back(grad, x, weights, chunks[0][1])
         else:
-            dx, sums = _plainly_back(grad, x, weights, chunks, triton)
+            way = _natively_back if native.supports(x, grad) else _plainly_back
+            dx, sums = way(grad, x, weights, chunks)
     dw1, db1, outer, db2, *dnorm = sums
     w1, w2, b2, gain = weights.w1, weights.w2, weights.b2, weights.gain
     dw2, dgain = outer, []
@@ -213,8 +221,21 @@ def _backward(grad, x, hidden, *arguments):
     return [dx.view(shape), *dweights, *dgain, *dnorm]
 
 
-def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
+def _by_triton_back(grad, x, weights, hidden) -> tuple[Tensor, list[Tensor]]:
     """Compute the gradient of x; of w1, b1, w2 and b2 without gain, and of the norm's weight and bias."""
+    norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
+    dout = (grad if scale is None else grad * _of_rows(scale, len(x))).to(x.dtype)
+    w2 = w2 if gain is None else (w2 * gain[:, None]).to(w2.dtype)  # smaller than dout
+    dh = dout @ w2
+    g, db1 = triton_kernels.gelu_gradient(dh, hidden)  # dh is times the derivative now
+    normed = torch.empty_like(x)
+    dx, dnorm = triton_kernels.norm_gradient(dh @ w1, x, norm_weight, norm_bias, eps, normed)
+    db2 = triton_kernels.column_sums(dout)
+    return dx, [dh.t() @ normed, db1, dout.t() @ g, db2, *(() if dnorm is None else dnorm)]
+
+
+def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
+    """Compute what :func:`_by_triton_back` does, by our kernels for a CPU."""
     norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
     through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
     longest, of_sample = _sizes([part for part, _ in chunks], scale)
@@ -239,8 +260,8 @@ def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
     return dx, [dw1.value, db1, outer.value, db2, *dnorm]
 
 
-def _plainly_back(grad, x, weights, chunks, triton) -> tuple[Tensor, list[Tensor]]:
-    """Compute what :func:`_natively_back` does; the second linear layer and GELU by Triton, if asked for."""
+def _plainly_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
+    """Compute what :func:`_by_triton_back` does, by PyTorch."""
     norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
     norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
     dx, scale = x.new_empty(x.shape), _of_rows(scale, len(x))
@@ -252,11 +273,8 @@ def _plainly_back(grad, x, weights, chunks, triton) -> tuple[Tensor, list[Tensor
         statistics = torch.native_layer_norm(x[part], x.shape[1:], norm_weight, norm_bias, eps)
         scaled = (dout if gain is None else dout * gain).to(x.dtype)
         dout = dout.to(x.dtype)
-        if triton:
-            dh, g = triton_kernels.linear_gelu_backward(scaled, w2, h)
-        else:
-            g = F.gelu(h)
-            dh = torch.ops.aten.gelu_backward(through_second(scaled), h)
+        g = F.gelu(h)
+        dh = torch.ops.aten.gelu_backward(through_second(scaled), h)
         dx[part], *dnorm = torch.ops.aten.native_layer_norm_backward(
             through_first(dh), x[part], x.shape[1:], *statistics[1:], norm_weight, norm_bias, wanted
         )

@@ -227,10 +227,25 @@ class _Planner:
             start = (node or {}).get('start_level', 0)
             firsts.append(start if isinstance(start, int) else 0)
         first = min(firsts)
-        kept = [i for i in range(len(network.maps)) if i >= first and i not in unused]
+        chosen = self._indexed(network)
+        kept = [i for i in range(len(network.maps)) if i >= first and i in chosen and i not in unused]
         if not kept:
             raise Refused(f'{key}: nothing reads its maps')
         return kept
+
+    def _indexed(self, network: Network) -> set[int]:
+        """Return the maps that heads of mmseg name by ``in_index``; all of them where anything else reads."""
+        number, found = len(network.maps), set()
+        for reader in network.readers:
+            if reader.source != network.backbone:
+                continue
+            _, node = settings(self.old, reader.place)
+            others = [key for key in node or {} if 'in_channels' in key and key != 'in_channels']
+            index = (node or {}).get('in_index')
+            if others or not isinstance(index, int):
+                return set(range(number))
+            found.add(index % number)
+        return found
 
     def _backbone(self, key: str, kind: str, node: dict, indices: Sequence[int], output_stride: int) -> None:
         new = dict(_delete_=True, type=f'{SCOPE}.ConvNeXt', arch=self.arch)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import difflib
 import functools
 import importlib.util
 import os
@@ -42,7 +43,7 @@ class Source:
 
     @functools.cached_property
     def known(self) -> Config:
-        """The config as plain settings, with ours in the place of another library's ConvNeXt."""
+        """Return the config as plain settings, with ours in the place of another library's ConvNeXt."""
         cfg = Config(copy.deepcopy(self.cfg.to_dict()), filename=self.cfg.filename)
         for place, node in own_backbones(cfg):  # which may not be there
             replace(cfg, place, node)
@@ -50,7 +51,7 @@ class Source:
 
     @functools.cached_property
     def measured(self) -> Measured:
-        """The maps of its backbones, and what reads them."""
+        """Measure the maps of its backbones, and what reads them."""
         return measure(self.known)
 
 
@@ -77,7 +78,7 @@ def read_source(name: str | os.PathLike) -> Source:
     be read (mmpretrain) are taken; those of mmdet 2.x and mmseg 0.x are translated.
 
     Raises:
-        UserError: no such config, with the nearest name; it cannot be read; it has no model.
+        UserError: no such config, with the nearest name; it cannot be read or translated; it has no model.
     """
     close_unsafe_reader()
     path, base = _find(str(name))
@@ -91,7 +92,14 @@ def read_source(name: str | os.PathLike) -> Source:
     if not isinstance(cfg.get('model'), dict):
         raise UserError(f'{name} has no model: it is a part of a config (a _base_), not one to swap')
     if is_old(cfg):  # a new one may have a key of the old ones left, which nothing reads
-        cfg, lines = translated(cfg)
+        try:
+            cfg, lines = translated(cfg)
+        except Exception as error:  # whatever someone wrote into it
+            text = ' '.join(message(error).split())
+            raise UserError(
+                f'{name} is a config of mmdet 2.x or mmseg 0.x that could not be translated: '
+                f'{type(error).__name__}: {text}'
+            ) from error
         return Source(cfg, base, False, True, tuple(lines))
     return Source(cfg, base, path.suffix == '.py' and Config._is_lazy_import(str(path)))
 
@@ -117,13 +125,11 @@ def _find(name: str) -> tuple[Path, str]:
     for package in PACKAGES:
         if importlib.util.find_spec(package) is not None:
             configs = shipped_configs(package)
-            found += [(configs[c], f'{package}::{c}') for c in configs if c == name or c.endswith(f'/{name}')]
+            found += [f'{package}::{c}' for c in configs if c == name or c.endswith(f'/{name}')]
     if len(found) > 1:
-        raise UserError(
-            f'{name} is the name of {len(found)} configs: write {" or ".join(b for _, b in found)}'
-        )
+        raise UserError(f'{name} is the name of {len(found)} configs: write {" or ".join(found)}')
     if found:
-        return found[0]
+        return _find(found[0])
     try:
         path = find_config(name)
     except UserError:
@@ -131,6 +137,17 @@ def _find(name: str) -> tuple[Path, str]:
         near = suggest(Path(name).name, [Path(c).name for c in names], 0.6)
         raise UserError(f'no config file at {name}, and neither mmdet nor mmseg ships one{near}') from None
     return path, str(path)
+
+
+def similar_configs(name: str, number: int = 8) -> list[str]:
+    """Return names of shipped configs that are called nearly like a config, the nearest first."""
+    inner = name.rpartition('::')[2]
+    names = [f'{p}::{c}' for p in PACKAGES if importlib.util.find_spec(p) for c in shipped_configs(p)]
+    stems = {full.rpartition('::')[2]: full for full in names}
+    near = difflib.get_close_matches(inner, stems, number + 1, 0.3)
+    near += difflib.get_close_matches(Path(inner).name, [Path(s).name for s in stems], number, 0.5)
+    full = [stems.get(n) or next(f for s, f in stems.items() if s.endswith(f'/{n}')) for n in near]
+    return [n for n in dict.fromkeys(full) if not n.endswith(f'::{inner}')]
 
 
 @functools.cache

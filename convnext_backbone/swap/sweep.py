@@ -8,6 +8,7 @@ import os
 import signal
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from .source import Source, read_source, shipped_configs
 from .text import config_text
 
 SECONDS = 240  # for one config
+AT_ONCE = 40  # configs of a process
 OUTCOMES = ('swapped', 'unproven', 'refused', 'failed', 'unreadable')
 
 
@@ -74,28 +76,31 @@ def sweep(packages: list[str], report: Path, arch: str, recipe: str) -> list[dic
     return done
 
 
-def _rows(names: list[str], arch: str, recipe: str):
-    """Yield a row for each config, computed by as many processes as there are processors."""
-    context = multiprocessing.get_context('spawn')
+def _rows(names: list[str], arch: str, recipe: str) -> Iterator[dict]:
+    """Yield a row for each config, computed by as many processes as there are processors.
+
+    They are new ones after every few configs, since what is built stays in their memory.
+    """
     workers = max(1, os.cpu_count() or 1)
-    while names:
-        pool = futures.ProcessPoolExecutor(workers, context, _prepare, max_tasks_per_child=60)
-        jobs = {pool.submit(row_of, name, arch, recipe): name for name in names}
-        done = set()
+    for first in range(0, len(names), workers * AT_ONCE):
+        left = set(names[first : first + workers * AT_ONCE])
+        for row in _computed(sorted(left), arch, recipe, workers):
+            left.discard(row['config'])
+            yield row
+        for name in sorted(left):  # a process ended: each by itself tells which
+            yield next(_computed([name], arch, recipe, 1), _row(name, arch, 'failed', 'the process ended'))
+
+
+def _computed(names: list[str], arch: str, recipe: str, workers: int) -> Iterator[dict]:
+    """Yield the rows of configs until all are there or a process has ended."""
+    context = multiprocessing.get_context('spawn')
+    with futures.ProcessPoolExecutor(workers, context, _prepare) as pool:
+        jobs = [pool.submit(row_of, name, arch, recipe) for name in names]
         try:
             for job in futures.as_completed(jobs):
-                row = job.result()
-                done.add(jobs[job])
-                yield row
-        except futures.process.BrokenProcessPool:  # one of those at work ended its process
-            running = [n for n in names if n not in done][:workers]
-            for name in running:
-                yield _row(name, arch, 'failed', 'the process ended') if len(running) == 1 else None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        names = [name for name in names if name not in done]
-        if not done:
-            break
+                yield job.result()
+        except futures.process.BrokenProcessPool:
+            return
 
 
 def _prepare() -> None:
@@ -190,17 +195,16 @@ def report_text(rows: list[dict], arch: str) -> str:
     counts = collections.Counter(row['outcome'] for row in rows)
     lines = [row['lines'] for row in rows if 'lines' in row]
     seconds = sum(row.get('seconds', 0) for row in rows)
-    written = (
-        f'Lines of what is written: median {statistics.median(lines):g}, at most {max(lines)}. '
-        if lines
-        else ''
-    )
+    written = ''
+    if lines:
+        median = statistics.median(lines)
+        written = f'Lines of what is written: median {median:g}, at most {max(lines)}. '
     text = [
         '# Every config of mmdet and mmseg, swapped',
         '',
-        f'Written by `convnext swap --all mmdet mmseg --report docs/swap.md`, arch {arch}. A swapped config was '
-        'built and trained one step on made-up data: all losses and gradients finite, a gradient for every '
-        'parameter of the backbone, strides of anchors and regions those of the maps.',
+        f'Written by `convnext swap --all mmdet mmseg --report docs/swap.md`, arch {arch}. A swapped config '
+        'was built and trained one step on made-up data: all losses and gradients finite, a gradient for '
+        'every parameter of the backbone, strides of anchors and regions those of the maps.',
         '',
         f'{len(rows)} configs: {", ".join(f"{counts[o]} {o}" for o in OUTCOMES)}. {written}'
         f'{seconds / 3600:.1f} hours of one core.',

@@ -27,8 +27,8 @@ def config_text(source: Source, plan: Plan, arch: str, folder: str | os.PathLike
     """
     base = source.base
     if source.old:
-        return _whole_text(source, plan, arch)
-    if '::' not in base:
+        return _whole_text(plan, arch)
+    if '::' not in base and '.mim' not in base.split(os.sep):  # what is installed stays where it is
         base = os.path.relpath(base, folder)
         base = base if base.startswith('.') else f'./{base}'
     tree = _tree(plan.changes)
@@ -48,7 +48,7 @@ def _head(first: str, notes: list[str]) -> list[str]:
     return [f'"""{first}', '', *rows, '"""', ''] if rows else [f'"""{first}"""', '']
 
 
-def _whole_text(source: Source, plan: Plan, arch: str) -> str:
+def _whole_text(plan: Plan, arch: str) -> str:
     """Return the text of a config that inherits from nothing."""
     first = f'ConvNeXt {arch} in the place of the backbone, written by `convnext swap` from an older config.'
     lines, tree, cfg = _head(first, plan.notes), _tree(plan.changes), plan.cfg.to_dict()
