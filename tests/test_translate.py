@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, TRANSFORMS
 
 from convnext_backbone.commands import swap
+from convnext_backbone.errors import UserError
 from convnext_backbone.measure import try_training
 from convnext_backbone.swap.source import read_source, shipped_configs
 from convnext_backbone.swap.translate import translated
@@ -519,3 +520,10 @@ def test_a_training_step_leaves_the_config_as_it_is():
     before = copy.deepcopy(cfg.to_dict())
     try_training(cfg)
     assert cfg.to_dict() == before
+
+
+def test_an_old_config_that_nothing_can_be_made_of_is_one_line(tmp_path):
+    old = tmp_path / 'old.py'
+    old_config('retinanet_r50_fpn_1x_coco', data=dict(train=dict(type='CocoDataset', pipeline=3))).dump(old)
+    with pytest.raises(UserError, match='mmdet 2.x or mmseg 0.x that could not be translated: TypeError'):
+        read_source(old)
