@@ -99,8 +99,8 @@ def keep(source, plan: Plan, arch: str, out: Path) -> None:
     try:
         again = without_scopes(Config.fromfile(out, import_custom_modules=False).to_dict())
         planned = without_scopes(plan.cfg.to_dict())
-        for change in plan.changes:
-            top = change.key.partition('.')[0]
+        tops = planned if source.old else {change.key.partition('.')[0] for change in plan.changes}
+        for top in tops:
             if again.get(top) != planned.get(top):
                 raise UserError(f'{top} is read back as something else')
     except Exception as error:

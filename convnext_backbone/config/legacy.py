@@ -138,6 +138,12 @@ def check_legacy(cfg: Config, path: str, backbone: str = '') -> None:
     _report(given, tops, path, backbone)
 
 
+def is_old(cfg: Config) -> bool:
+    """Return whether a whole config is one of mmdet 2.x or mmseg 0.x, not a new one with an old key left."""
+    given = set(dict.keys(cfg._cfg_dict))
+    return bool(given & set(TOP) - {'device', 'seed', 'gpus'}) and not NEW & given
+
+
 def check_source(path: str) -> None:
     """Stop at a file that cannot be read (its ``_base_`` is not there) and has old keys.
 
@@ -156,7 +162,7 @@ def _report(given: dict, tops: set[str], path: str, backbone: str) -> None:
         new.setdefault('img_norm_cfg', TOP['img_norm_cfg'])
     if backbone:
         new['model.backbone'] = backbone
-    task = _task(given)
+    task = old_task(given)
     library = LIBRARY.get(task, 'mmdet 2.x or mmseg 0.x')
     pack = {'detection': 'PackDetInputs', 'segmentation': 'PackSegInputs'}.get(task, 'the last step, Pack...')
     names = ', '.join(f'{old} -> {text.replace("PACK", pack)}' for old, text in new.items())
@@ -168,7 +174,7 @@ def _report(given: dict, tops: set[str], path: str, backbone: str) -> None:
     )
 
 
-def _task(given: dict) -> str:
+def old_task(given: dict) -> str:
     """Return what an old config is for: by its model, or by what it evaluates."""
     model = given.get('model')
     task = task_of(model) if isinstance(model, dict) else 'other'

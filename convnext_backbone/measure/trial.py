@@ -1,5 +1,6 @@
 """Trains a model for one step on made-up data of the kind that it takes: does the whole of it work?"""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ def make_batch(cfg: Config, side: int = SIDES[0], images: int = 2, seed: int = 0
 
 def _lightened(cfg: Config, side: int) -> Config:
     """Return a config whose preprocessing leaves the small images as small as they are."""
-    light = Config(dict(model=cfg.model, default_scope=cfg.get('default_scope')))
+    light = Config(dict(model=copy.deepcopy(cfg.model), default_scope=cfg.get('default_scope')))
     for node in dicts(light.model):
         for part in (node, node.get('data_preprocessor')):
             if isinstance(part, dict) and type_name(part).endswith(('DataPreprocessor', 'DataPreProcessor')):

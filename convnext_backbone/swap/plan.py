@@ -120,6 +120,8 @@ class _Planner:
         self.plan_ = Plan(Config(copy.deepcopy(self.old.to_dict()), filename=source.cfg.filename))
         self.recipe = recipe_of(self.old, arch, source.base) if recipe == 'paper' else None
         self.stride = 1  # of the coarsest map
+        for line in source.notes:
+            self._note(f'of the old config, {line}')
 
     def plan(self) -> Plan:
         self._refuse_by_kind()

@@ -15,9 +15,10 @@ from mmengine.config import Config
 from ..checkpoint.read import close_unsafe_reader
 from ..config.files import find_config
 from ..config.foreign import own_backbones
-from ..config.legacy import NEW, check_legacy, check_source
+from ..config.legacy import check_source, is_old
 from ..errors import UserError, message, suggest
 from ..measure import Measured, measure
+from .translate import translated
 
 PACKAGES = ('mmdet', 'mmseg')  # whose configs are named by ``mmdet::folder/file.py``
 
@@ -30,11 +31,15 @@ class Source:
         cfg: with everything that it inherits.
         base: what a config that inherits from it writes as ``_base_``; absolute if it is a path.
         lazy: whether it is written as Python imports (``with read_base()``).
+        old: whether it was translated from mmdet 2.x or mmseg 0.x: nothing can inherit from its file.
+        notes: for each setting of such a one that has no counterpart, a line.
     """
 
     cfg: Config
     base: str
     lazy: bool
+    old: bool = False
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def known(self) -> Config:
@@ -70,11 +75,10 @@ def read_source(name: str | os.PathLike) -> Source:
     """Read a config by its path, by ``mmdet::folder/file.py``, or by the name of a file of these packages.
 
     Configs of either way to write them, dumped ones, and those that need a package that is not here only to
-    be read (mmpretrain) are taken.
+    be read (mmpretrain) are taken; those of mmdet 2.x and mmseg 0.x are translated.
 
     Raises:
-        UserError: no such config, with the nearest name; it cannot be read; it is one of mmdet 2.x or mmseg
-            0.x; it has no model.
+        UserError: no such config, with the nearest name; it cannot be read or translated; it has no model.
     """
     close_unsafe_reader()
     path, base = _find(str(name))
@@ -85,10 +89,18 @@ def read_source(name: str | os.PathLike) -> Source:
             check_source(str(path))
         text = ' '.join(message(error).split())
         raise UserError(f'{name} cannot be read: {type(error).__name__}: {text}') from error
-    if not NEW & set(cfg.to_dict()):  # a new one may have a key of the old ones left, which nothing reads
-        check_legacy(cfg, str(name))
     if not isinstance(cfg.get('model'), dict):
         raise UserError(f'{name} has no model: it is a part of a config (a _base_), not one to swap')
+    if is_old(cfg):  # a new one may have a key of the old ones left, which nothing reads
+        try:
+            cfg, lines = translated(cfg)
+        except Exception as error:  # whatever someone wrote into it
+            text = ' '.join(message(error).split())
+            raise UserError(
+                f'{name} is a config of mmdet 2.x or mmseg 0.x that could not be translated: '
+                f'{type(error).__name__}: {text}'
+            ) from error
+        return Source(cfg, base, False, True, tuple(lines))
     return Source(cfg, base, path.suffix == '.py' and Config._is_lazy_import(str(path)))
 
 

@@ -1,4 +1,7 @@
-"""Writes a swapped config: what it inherits from, and only the differences, each with its reason."""
+"""Writes a swapped config: what it inherits from, and only the differences, each with its reason.
+
+A config that was translated from one of mmdet 2.x or mmseg 0.x is written whole.
+"""
 
 import os
 import textwrap
@@ -10,6 +13,7 @@ from .plan import Change, Plan
 from .source import Source
 
 WIDTH = 110
+TWINS = {'test_dataloader': 'val_dataloader', 'test_evaluator': 'val_evaluator'}  # often the same
 
 
 def config_text(source: Source, plan: Plan, arch: str, folder: str | os.PathLike) -> str:
@@ -22,19 +26,60 @@ def config_text(source: Source, plan: Plan, arch: str, folder: str | os.PathLike
         folder: in which the text will lie: a base that is a path is written relative to it.
     """
     base = source.base
+    if source.old:
+        return _whole_text(plan, arch)
     if '::' not in base and '.mim' not in base.split(os.sep):  # what is installed stays where it is
         base = os.path.relpath(base, folder)
         base = base if base.startswith('.') else f'./{base}'
     tree = _tree(plan.changes)
-    first = f'"""ConvNeXt {arch} in the place of the backbone, written by `convnext swap`.'
-    notes = [line for note in plan.notes for line in textwrap.wrap(note, WIDTH, subsequent_indent='    ')]
-    lines = [first, '', *notes, '"""', ''] if notes else [f'{first}"""', '']
+    lines = _head(f'ConvNeXt {arch} in the place of the backbone, written by `convnext swap`.', plan.notes)
     if source.lazy:
         return _lazy_text(source, base, tree, lines)
     lines += [f'_base_ = {base!r}', '']
     for name, node in tree.items():
         lines += _assignment(name, node, source.cfg, f'_base_.{name}')
     return '\n'.join(lines).rstrip() + '\n'
+
+
+def _head(first: str, notes: list[str]) -> list[str]:
+    """Return the lines of the docstring, and an empty one."""
+    rows = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent='    ')]
+    rows = [row.replace('\\', '\\\\').replace('"""', "'''") for row in rows]
+    return [f'"""{first}', '', *rows, '"""', ''] if rows else [f'"""{first}"""', '']
+
+
+def _whole_text(plan: Plan, arch: str) -> str:
+    """Return the text of a config that inherits from nothing."""
+    first = f'ConvNeXt {arch} in the place of the backbone, written by `convnext swap` from an older config.'
+    lines, tree, cfg = _head(first, plan.notes), _tree(plan.changes), plan.cfg.to_dict()
+    for name, value in cfg.items():
+        twin = TWINS.get(name)
+        if twin in cfg and cfg[twin] == value and name not in tree:
+            lines += [f'{name} = {twin}', '']
+        else:
+            lines += [*_full(f'{name} = ', value, tree.get(name), '', '', []), '']
+    return '\n'.join(lines).rstrip() + '\n'
+
+
+def _full(start: str, value, node, indent: str, end: str, before: list[str]) -> list[str]:
+    """Return the lines of a whole value of which some parts changed, with the reasons at these.
+
+    Args:
+        start, indent, end: as of :func:`_entry`.
+        node: a :class:`Change`, a dict of such by the parts of their keys, or ``None``.
+        before: the lines above.
+    """
+    if isinstance(node, Change):
+        return _reasoned(node.why, _value(start, value, indent, end), indent, before)
+    if not node:
+        return _value(start, value, indent, end)
+    several = isinstance(value, (list, tuple))
+    inner, (left, right) = indent + '    ', '[]' if several else ('dict(', ')')
+    lines = [f'{indent}{start}{left}']
+    for name, child in enumerate(value) if several else value.items():
+        begin = '' if several else f'{name}='
+        lines += _full(begin, child, node.get(str(name)), inner, ',', lines)
+    return [*lines, f'{indent}{right}{end}']
 
 
 def _lazy_text(source: Source, base: str, tree: dict, lines: list[str]) -> str:
@@ -181,7 +226,8 @@ def _filled(items: list[tuple[str, object]], indent: str) -> list[str]:
     rows = []
     for start, value in items:
         text = f'{start}{_repr(value)},'
-        if rows and rows[-1].endswith(',') and len(rows[-1]) + len(text) < WIDTH:
+        plain = rows and rows[-1].endswith(',') and rows[-1].lstrip()[0] not in ')]}'
+        if plain and len(rows[-1]) + len(text) < WIDTH:
             rows[-1] += f' {text}'
         else:
             rows += _value(start, value, indent, ',')
