@@ -230,6 +230,26 @@ def test_the_convnext_of_mmpretrain_is_replaced_without_mmpretrain(name):
     assert list(plan.cfg.model.neck.in_channels) == [128, 256, 512, 1024]
 
 
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        (MASK, ()),  # its samplers count regions: the proof leaves them as they are
+        ('ssd/ssd300_coco.py', ('--no-proof',)),  # a key that nothing reads
+        ('convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py', ('--no-proof',)),  # custom_imports
+        ('dumped.json', ('--no-proof',)),  # variables that have done their part
+        ('dumped.py', ('--no-proof',)),
+    ],
+)
+def test_what_is_written_is_taken_by_our_tools(name, options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for file in ('dumped.json', 'dumped.py'):
+        read_source(MASK).cfg.dump(file)
+    run_command('swap', name, '--arch', 'atto', '--out', 'new.py', *options)
+    assert read_config('new.py').model.backbone.arch == 'atto'
+    assert 'stops at it' not in capsys.readouterr().out
+    assert 'mmpretrain' not in Path('new.py').read_text().replace('mmpretrain.ConvNeXt', '')
+
+
 def test_a_config_of_python_imports_gets_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     old = Config.fromfile(read_source(RETINA).cfg.filename).to_dict()
@@ -260,6 +280,32 @@ def test_the_learning_rate_is_for_the_images_of_a_step(name, images, rate):
     source = read_source(name)
     assert images_of_step(source.cfg, source.base)[0] == images
     assert recipe_of(source.cfg, 'tiny', source.base).rate == pytest.approx(rate)
+
+
+def test_what_an_update_of_the_users_own_training_has(tmp_path, monkeypatch):
+    """Accumulated steps count; a folder's name does not; a swapped config says it, for the next swap."""
+    monkeypatch.chdir(tmp_path)
+    cfg = Config(dict(train_dataloader=dict(batch_size=4), optim_wrapper=dict(accumulative_counts=2)))
+    assert images_of_step(cfg, '/work_4xb4_old/mine.py')[0] == 8
+    assert images_of_step(cfg, '/data/net_4xb3-80k.py')[0] == 4 * 3 * 2
+    run_command('swap', PSP, '--arch', 'atto', '--out', 'first.py', '--no-proof')
+    run_command('swap', 'first.py', '--arch', 'v2_atto', '--out', 'second.py', '--no-proof')
+    rates = [Config.fromfile(name).optim_wrapper.optimizer.lr for name in ('first.py', 'second.py')]
+    assert rates == [5e-5, 5e-5]
+    assert Config.fromfile('second.py').auto_scale_lr.base_batch_size == 8
+
+
+@pytest.mark.parametrize(('total', 'end'), [(1000, 200), (40000, 1500)])
+def test_a_short_training_warms_up_as_long_as_before(total, end):
+    """The published 1500 steps are for 160 000; the schedule behind begins where the warm-up ends."""
+    source = read_source(PSP)
+    source.cfg.train_cfg.max_iters = total
+    source.cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=200),
+        dict(type='PolyLR', eta_min=0, power=0.9, begin=200, end=total, by_epoch=False),
+    ]
+    warm_up, poly = plan_swap(source, 'tiny').cfg.param_scheduler
+    assert (warm_up.end, poly.begin, poly.end) == (end, end, total)
 
 
 def test_settings_of_single_parameters_outside_the_backbone_stay():
@@ -323,6 +369,10 @@ def test_what_cannot_be_swapped_is_refused_with_the_reason(name, reason):
         (('mask-rcnn_r50_fpn_1x_cocoo.py',), "did you mean 'mask-rcnn_r50_fpn_1x_coco.py'"),
         (('mmdet::nothing/here.py',), 'mmdet has no config nothing/here.py'),
         ((MASK, '--arch', 'tinny'), "no ConvNeXt is called 'tinny'; did you mean 'tiny'"),
+        ((MASK, '--weights', 'convnext_tiny_1k_225'), "did you mean 'convnext_tiny_1k_224'"),
+        ((MASK, '--weights', 'convnext_base_22k_224'), 'another network than --arch tiny'),
+        ((MASK, '--out', 'x' * 300 + '.py'), 'File name too long'),
+        (('classification/cifar10_mini.py',), 'it is a classifier'),
         ((MASK, '--out', 'there.py'), 'there.py exists'),
         ((MASK, '--out', 'nowhere/new.py'), 'a folder that exists'),
         (

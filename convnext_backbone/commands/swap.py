@@ -2,7 +2,7 @@
 
 convnext swap mask-rcnn_r50_fpn_1x_coco.py --arch tiny --out my_config.py
 convnext swap mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py --arch base --weights convnext_base_22k_224
-convnext swap --all mmdet mmseg --report docs/swap.md        every config that they install, one row each
+convnext swap --all mmdet mmseg --report swap.md        every config that they install, one row each
 
 What is written inherits from the original and says only what differs, with the reason; it runs here and with
 mmdet's and mmseg's own train.py. Before it is kept, the model is built and trained a step on made-up data.
@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from ..backbones.convnext import ARCHITECTURES
 from ..cli import Parser
+from ..config import check_work_dir, read_config
 from ..errors import UserError
 from ..swap import Plan, Refused, config_text, plan_swap, read_source
 from ..swap.recipe import RECIPES
@@ -64,10 +65,15 @@ def main(argv=None) -> Path:
     arch = args.arch or 'tiny'
     name = args.config.rpartition('::')[2]
     out = args.out or Path(f'{Path(name).stem}_convnext_{arch}.py')
-    if out.exists():
+    try:
+        there = out.exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(f'--out {str(out)[:60]}...: {error.strerror}') from error
+    if there:
         raise UserError(f'{out} exists: choose another --out, nothing was changed')
     if out.suffix != '.py' or not out.parent.is_dir():
         raise UserError(f'--out {out}: give a file that ends in .py, in a folder that exists')
+    check_work_dir(out.parent, '--out')
     source = read_source(args.config)
     try:
         plan, trial = swapped(source, arch, args.weights, args.recipe, not args.no_proof)
@@ -80,6 +86,10 @@ def main(argv=None) -> Path:
     if trial:
         losses = ', '.join(f'{name} {value:.4g}' for name, value in trial.losses.items() if name != 'loss')
         print(f'proof: one training step on made-up data, all finite, a gradient everywhere: {losses}')
+    try:
+        read_config(out)
+    except UserError as error:  # for something that the original has, too
+        print(f'note: convnext train stops at it: {error}')
     print(f'written: {out}')
     return out
 
@@ -95,7 +105,11 @@ def nearest(name: str, arch: str) -> str:
 
 def keep(source, plan: Plan, arch: str, out: Path) -> None:
     """Write the config of a plan; it is removed again if it does not say what was planned."""
-    out.write_text(config_text(source, plan, arch, out.parent.resolve()))
+    text = config_text(source, plan, arch, out.parent.resolve())
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise UserError(f'--out {out} cannot be written: {error.strerror}') from error
     try:
         again = without_scopes(Config.fromfile(out, import_custom_modules=False).to_dict())
         planned = without_scopes(plan.cfg.to_dict())

@@ -87,29 +87,30 @@ def unread(cfg: Config) -> Iterator[tuple[str, str, str]]:
     """Yield (key, file that sets it, what to do) for each key at the top level that nothing reads.
 
     Read are the keys in :data:`READ`, and a variable that the file which sets it, or one that inherits from
-    that file, uses by name, or whose value has arrived in what is read, if some file uses its name or none
-    uses names at all (a dumped config). In a new-style config, whose bases are imported, everything is a
-    variable that is not nearly the name of a key that is read.
+    that file, uses by name, or whose value has arrived in what is read, if some file uses its name or it is
+    set by files without names only (dumped configs). ``None`` is as good as not set. In a new-style config,
+    whose bases are imported, everything is a variable that is not nearly the name of a key that is read.
     """
     exists = bool(cfg.filename) and os.path.isfile(cfg.filename)  # a Config may outlive its file
     source = cfg.filename if exists else None
     where = cfg.filename or 'the config'
     files = list(_sources(source)) if source else []
-    dumped = len(files) == 1 and files[0][2] <= {'dict'}
+    dumped = {file for file, sets, used in files if used <= {'dict'} and '_base_' not in sets}
     new_style = source is not None and Config._is_lazy_import(source)
     arrived = [node for key in cfg if key in READ for node in nodes(cfg[key])]
     imported = set(cfg.keys()) - cfg.to_dict().keys()
     for key in [key for key in cfg if key not in READ]:
         value = cfg[key]
-        if key in imported or isinstance(value, type):  # a class that some ``type`` is
+        if value is None or key in imported or isinstance(value, type):  # off; a class that some ``type`` is
             continue
         setters = [(file, used) for file, sets, used in files if key in sets]
         if setters and all(key in used for _, used in setters):
             continue
         a_variable = any(key in used for _, used in setters)
+        written = all(file in dumped for file, _ in setters)  # by a program, or in JSON or YAML
         near = difflib.get_close_matches(key, READ, 1, 0.9)
         parts = value if isinstance(value, list) else [value]
-        if (a_variable or (dumped and not near)) and all(part in arrived for part in parts):
+        if (a_variable or (written and not near)) and all(part in arrived for part in parts):
             continue
         if new_style and not near:
             continue

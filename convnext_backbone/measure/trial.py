@@ -11,7 +11,7 @@ from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from ..config import num_classes, task_of
+from ..config import datasets, num_classes, task_of
 from ..config.keys import dicts
 from ..errors import UserError, message
 from ..registry import type_name
@@ -121,6 +121,7 @@ def make_batch(cfg: Config, side: int = SIDES[0], images: int = 2, seed: int = 0
 def _lightened(cfg: Config, side: int) -> Config:
     """Return a config whose preprocessing leaves the small images as small as they are."""
     light = Config(dict(model=copy.deepcopy(cfg.model), default_scope=cfg.get('default_scope')))
+    light.with_masks = _loads_masks(cfg)
     for node in dicts(light.model):
         for part in (node, node.get('data_preprocessor')):
             if isinstance(part, dict) and type_name(part).endswith(('DataPreprocessor', 'DataPreProcessor')):
@@ -132,11 +133,19 @@ def _lightened(cfg: Config, side: int) -> Config:
     return light
 
 
+def _loads_masks(cfg: Config) -> bool:
+    """Return whether the training data has masks; also where the config does not say."""
+    steps = [s for _, data in datasets(cfg, ('train_dataloader',)) for s in dicts(data.get('pipeline'))]
+    given = [step.get('with_mask', False) for step in steps if type_name(step) == 'LoadAnnotations']
+    return any(given) if given else True
+
+
 class _Maker:
     """Makes images and what goes with them, for one model."""
 
     def __init__(self, cfg: Config, side: int, random: np.random.Generator):
         self.model, self.side, self.random = cfg.model, side, random
+        self.with_masks = cfg.get('with_masks', True)
         nodes = dicts(cfg.model)
         things = [node['num_things_classes'] for node in nodes if node.get('num_things_classes')]
         counts = [n for _, n in num_classes(cfg.model, 'model') if isinstance(n, int)]
@@ -227,11 +236,10 @@ class _Maker:
             mask[y1:y2, x1:x2] = 1
         labels = torch.arange(OBJECTS) % min(self.classes, 2)
         wrapped = any(node.get('use_box_type') for node in dicts(self.model))
-        return InstanceData(
-            bboxes=HorizontalBoxes(boxes) if wrapped else boxes,
-            labels=labels,
-            masks=BitmapMasks(masks, self.side, self.side),
-        )
+        found = InstanceData(bboxes=HorizontalBoxes(boxes) if wrapped else boxes, labels=labels)
+        if self.with_masks:
+            found.masks = BitmapMasks(masks, self.side, self.side)
+        return found
 
     def _labels(self, side: int) -> torch.Tensor:
         """Return a label map, (1, side, side), with rectangles of the first classes."""

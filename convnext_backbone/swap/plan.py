@@ -1,6 +1,7 @@
 """Plans what changes in a config whose backbone becomes a ConvNeXt, from what is measured of the original."""
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ GONE = (  # settings of other backbones that someone may have meant
     *('frozen_stages', 'norm_eval', 'dcn', 'stage_with_dcn', 'plugins', 'deepen_factor', 'widen_factor'),
     *('contract_dilation', 'dilations', 'pretrained', 'init_cfg'),
 )
+FOREIGN = ('mmpretrain', 'mmcls')  # whose ConvNeXt is not needed any more
 # Why networks cannot be swapped by their config: type of the backbone, or of what holds its stages.
 BY_KIND = {
     'TridentResNet': 'its branches are built into ResNet, and its head counts on them',
@@ -112,18 +114,48 @@ def default_weights(arch: str) -> str | None:
     return next((name for name in names if name in RELEASED), None)
 
 
+def checked_weights(weights: str, arch: str) -> str:
+    """Return weights that were asked for, if they are there and of the arch.
+
+    Raises:
+        UserError: neither a released name, a URL nor a file; or a released name of another arch.
+    """
+    if weights in RELEASED:
+        size = arch.removeprefix('v2_')
+        prefix = f'convnextv2_{size}_' if arch.startswith('v2_') else f'convnext_{size}_'
+        if not weights.startswith((prefix, f'torchvision_{prefix[:-1]}')):
+            own = [name for name in RELEASED if name.startswith(prefix)]
+            raise UserError(
+                f'--weights {weights} are of another network than --arch {arch}'
+                + (f': choose {", ".join(own)}' if own else '')
+            )
+        return weights
+    if '://' in weights or os.path.isfile(weights):
+        return weights if '://' in weights else os.path.abspath(weights)
+    raise UserError(
+        f'--weights {weights} is no file, no URL and no released name{suggest(weights, RELEASED, 0.6)}; '
+        '`convnext convert --list` lists the released ones'
+    )
+
+
 class _Planner:
     def __init__(self, source: Source, arch: str, weights: str | None, recipe: str, unused: dict):
         self.source, self.arch, self.unused = source, arch, unused
-        self.weights = weights or default_weights(arch)
+        self.weights = checked_weights(weights, arch) if weights else default_weights(arch)
         self.old, self.original = source.known, Config(copy.deepcopy(source.cfg.to_dict()))
         self.plan_ = Plan(Config(copy.deepcopy(self.old.to_dict()), filename=source.cfg.filename))
-        self.recipe = recipe_of(self.old, arch, source.base) if recipe == 'paper' else None
+        self.recipe = (
+            recipe_of(self.old, arch, source.base, 8 if source.old else 1) if recipe == 'paper' else None
+        )
         self.stride = 1  # of the coarsest map
         for line in source.notes:
             self._note(f'of the old config, {line}')
 
     def plan(self) -> Plan:
+        if task_of(self.old.model) == 'classification':
+            raise UserError(
+                'it is a classifier, whose network is chosen by model.backbone.arch: nothing to swap'
+            )
         self._refuse_by_kind()
         measured = self.source.measured
         done = set()
@@ -142,6 +174,12 @@ class _Planner:
         self._preprocessing()
         if isinstance(self.old.model.get('pretrained'), str):
             self._change('model.pretrained', None, 'the backbone names its weights itself')
+        given = (self.old.get('custom_imports') or {}).get('imports') or []
+        kept = [name for name in given if name.partition('.')[0] not in FOREIGN]
+        if not isinstance(given, str) and kept != list(given):
+            self._change('custom_imports.imports', kept, 'not needed any more')
+        if '.mim' in self.source.base.split(os.sep) and '::' not in self.source.base:
+            self._note('the base is a file of the packages of this machine: elsewhere it has another path')
         swapped = self._repair()
         if self.recipe:
             self._recipe(self.recipe, swapped)
@@ -176,7 +214,8 @@ class _Planner:
     def _swap(self, network: Network, key: str, node: dict | None) -> None:
         if node is None:
             raise Refused(f'{key} is not a setting: the model makes its backbone by itself')
-        kind = type_name(node)
+        before = value_at(self.original, key) or node
+        kind = type_name(before)
         if error := network.failures.get(network.backbone):
             raise Refused(f'{key} ({kind}) could not be run: {" ".join(message(error).split())}')
         trained = len(network.maps) if self.unused else self._maps_in_training(network)
@@ -201,7 +240,7 @@ class _Planner:
             raise Refused(
                 f'{key} ({kind}): {readers[0].place} reads its maps, and no setting of it says their channels'
             )
-        self._backbone(key, kind, node, indices, output_stride)
+        self._backbone(key, kind, node, before, indices, output_stride)
         for place in read:
             self._reader(network, place.rpartition('.')[0], value_at(self.old, place), kept, channels)
 
@@ -249,7 +288,9 @@ class _Planner:
             found.add(index % number)
         return found
 
-    def _backbone(self, key: str, kind: str, node: dict, indices: Sequence[int], output_stride: int) -> None:
+    def _backbone(
+        self, key: str, kind: str, node: dict, before: dict, indices: Sequence[int], output_stride: int
+    ) -> None:
         new = dict(_delete_=True, type=f'{SCOPE}.ConvNeXt', arch=self.arch)
         if tuple(indices) != (0, 1, 2, 3):
             new['out_indices'] = tuple(indices)
@@ -268,7 +309,7 @@ class _Planner:
         else:
             self._note(f'no ImageNet weights of {self.arch} are released: training starts from random ones')
         self._change(key, new, f'in the place of {kind}, the maps at the same strides')
-        gone = [f'{name}={_short(node[name])}' for name in GONE if node.get(name) not in (None, -1, False)]
+        gone = [f'{n}={_short(before[n])}' for n in GONE if before.get(n) not in (None, -1, False)]
         if gone:
             self._note(f'{key}: {", ".join(gone)} go away with {kind}; every stage of ConvNeXt is trained')
 
@@ -395,8 +436,15 @@ class _Planner:
         self._change(
             'optim_wrapper',
             optimizer,
-            f"the paper's, learning rate for {images[0]} images a step ({images[1]})",
+            f"the paper's, learning rate for {images[0]} images an update ({images[1]})",
         )
+        if 'base_batch_size' not in (self.old.get('auto_scale_lr') or {}):
+            scale = dict(enable=False, base_batch_size=images[0])
+            self._change('auto_scale_lr', scale, 'images of an update for which the learning rate is')
+        if 'train_dataloader' in images[1]:
+            self._note(
+                f'the learning rate is for {images[0]} images an update ({images[1]}): multiply it with more'
+            )
         if schedule := schedule_of(self.old, recipe):
             self._change('param_scheduler', schedule, "warm-up of the paper's recipe; the length stays")
 

@@ -17,11 +17,13 @@ class Proof:
 
     Attributes:
         trial: the training step.
+        warnings: what is worse than it could be in the swapped config.
         unused: for each swapped backbone, the maps of the original that nothing reads: their norms received
             no gradient.
     """
 
     trial: Trial
+    warnings: tuple[str, ...]
     unused: dict[str, set[int]]
 
 
@@ -41,7 +43,12 @@ def prove(plan: Plan, cfg: Config | None = None) -> Proof:
     check_model(cfg, findings)
     if errors := findings.of('error'):
         raise UserError('; '.join(str(finding) for finding in errors))
-    trial = try_training(cfg)
+    try:
+        trial = try_training(cfg)
+    except UserError as error:
+        raise UserError(
+            f'it could not be proven on made-up data, --no-proof writes it without: {error}'
+        ) from error
     if not trial.finite:
         bad = [name for name, value in trial.losses.items() if value != value or abs(value) == float('inf')]
         raise UserError(f'not finite after one step: {some([*bad, *trial.not_finite])}')
@@ -57,7 +64,8 @@ def prove(plan: Plan, cfg: Config | None = None) -> Proof:
             unused[backbone].add(plan.kept[backbone][index])
     if others:
         raise UserError(f'no gradient reaches {some(others)}')
-    return Proof(trial, {name: maps for name, maps in unused.items() if maps})
+    warnings = tuple(str(finding) for finding in findings.of('warning'))
+    return Proof(trial, warnings, {name: maps for name, maps in unused.items() if maps})
 
 
 def _norm_of(cfg: Config, backbone: str, name: str) -> int | None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from mmengine.config import Config
 from torch import nn
@@ -21,6 +22,7 @@ SEGMENTATION = dict(tiny=0.4, small=0.3, base=0.4, large=0.4, xlarge=0.4)
 SEGMENTATION_DECAY = 0.9
 SMALL_DROP_PATH = 0.1  # of networks smaller than tiny
 WARM_UP = dict(detection=(0.001, 500), segmentation=(1e-6, 1500))  # first factor, steps
+LONGEST = 20  # of so many steps at most one warms up
 WARM_UPS = ('LinearLR', 'QuadraticWarmupLR', 'ConstantLR', 'LinearParamScheduler')
 
 
@@ -32,7 +34,7 @@ class Recipe:
         drop_path: stochastic depth of the backbone.
         decay: layer decay, and whether it goes ``'layer_wise'`` or ``'stage_wise'``.
         rate: learning rate of AdamW for the images of a step.
-        images: of a step, and where that number is from.
+        images: of an update, and where that number is from.
     """
 
     drop_path: float
@@ -41,13 +43,13 @@ class Recipe:
     images: tuple[int, str]
 
 
-def recipe_of(cfg: Config, arch: str, name: str = '') -> Recipe:
+def recipe_of(cfg: Config, arch: str, name: str = '', gpus: int = 1) -> Recipe:
     """Return the paper's recipe for a config.
 
     Args:
         cfg: the original config.
         arch: of the ConvNeXt that takes the backbone's place.
-        name: of the config, which may say the number of GPUs (``8xb2``).
+        name, gpus: see :func:`images_of_step`.
     """
     size = arch.removeprefix('v2_')
     segmentation = task_of(cfg.model) == 'segmentation'
@@ -56,20 +58,32 @@ def recipe_of(cfg: Config, arch: str, name: str = '') -> Recipe:
     else:
         drop_path, rate = DETECTION.get(size, (SMALL_DROP_PATH, DETECTION['tiny'][1]))
         decay = rate, 'layer_wise'
-    images = images_of_step(cfg, name)
+    images = images_of_step(cfg, name, gpus)
     return Recipe(drop_path, decay, RATE * images[0] / IMAGES, images)
 
 
-def images_of_step(cfg: Config, name: str) -> tuple[int, str]:
-    """Return how many images a step of the original training has, and what says so."""
+def images_of_step(cfg: Config, name: str, gpus: int = 1) -> tuple[int, str]:
+    """Return how many images an update of the original training has, and what says so.
+
+    Args:
+        cfg: the original config.
+        name: of its file, which may say the number of GPUs (``8xb2``).
+        gpus: that are assumed where nothing says their number.
+    """
+    wrapper = cfg.get('optim_wrapper')
+    steps = wrapper.get('accumulative_counts', 1) if isinstance(wrapper, dict) else 1
+    steps = steps if isinstance(steps, int) and steps > 1 else 1
+    added = f', {steps} steps for an update' if steps > 1 else ''
     given = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
-    if isinstance(given, int) and given > 0:
-        return given, 'auto_scale_lr.base_batch_size'
     batch = (cfg.get('train_dataloader') or {}).get('batch_size')
-    if found := re.search(r'[_-](\d+)xb(\d+)[_-]', name):
-        return int(found[1]) * int(found[2]), f'{found[1]} GPUs with {found[2]} images, by its name'
+    if isinstance(given, int) and given > 0:
+        return given * steps, f'auto_scale_lr.base_batch_size{added}'
+    if found := re.search(r'[_-](\d+)xb(\d+)[_-]', PurePath(name).name):
+        number, each = int(found[1]), int(found[2])
+        return number * each * steps, f'{number} GPUs with {each} images, by its name{added}'
     if isinstance(batch, int) and batch > 0:
-        return 8 * batch, f'8 GPUs with train_dataloader.batch_size={batch}'
+        plural = 's' if gpus > 1 else ''
+        return gpus * batch * steps, f'{gpus} GPU{plural} with train_dataloader.batch_size={batch}{added}'
     return IMAGES, 'as published, since the config does not say'
 
 
@@ -122,9 +136,17 @@ def schedule_of(cfg: Config, recipe: Recipe) -> list[dict] | None:
             entry['eta_min'] = float(f'{entry["eta_min"] * share:.3g}')
     warms = [e for e in new if type_name(e) in WARM_UPS and not e.get('begin', 0)]
     plain = [e for e in warms if type_name(e) == 'LinearLR' and e.get('by_epoch') is False]
+    total = (cfg.get('train_cfg') or {}).get('max_iters')
+    if isinstance(total, int):
+        steps = min(steps, max(1, total // LONGEST))
     if plain:
+        end = plain[0].get('end')
         plain[0]['start_factor'] = factor
-        plain[0]['end'] = max(steps, plain[0].get('end', 0))
+        if isinstance(end, int) and end < steps:
+            plain[0]['end'] = steps
+            for entry in new:
+                if entry.get('by_epoch') is False and entry.get('begin') == end:
+                    entry['begin'] = steps
     elif not warms:
         new.insert(0, dict(type='LinearLR', start_factor=factor, by_epoch=False, begin=0, end=steps))
     return None if new == [_plain(entry) for entry in given] else new

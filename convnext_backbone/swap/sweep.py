@@ -43,6 +43,8 @@ def swapped(source: Source, arch: str, weights: str | None, recipe: str, proof: 
     if found.unused:
         plan = plan_swap(source, arch, weights, recipe, found.unused)
         found = prove(plan)
+    for line in found.warnings:
+        plan.notes.append(f'warning: {line}')
     return plan, found.trial
 
 

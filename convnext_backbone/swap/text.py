@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from mmengine.config import Config
 
+from ..errors import UserError
 from .plan import Change, Plan
 from .source import Source
 
@@ -90,6 +91,11 @@ def _lazy_text(source: Source, base: str, tree: dict, lines: list[str]) -> str:
         parts = os.path.normpath(base).removesuffix('.py').split(os.sep)
         ups = sum(part == '..' for part in parts)
         module = '.' * (ups + 1) + '.'.join(part for part in parts if part != '..')
+    if not all(map(str.isidentifier, filter(None, module.split('.')))):
+        raise UserError(
+            f'{base} is written as Python imports, and no other config can import it: rename it or its '
+            'folder, so that both are names of Python modules'
+        )
     lines += [
         'from mmengine.config import read_base',
         '',
