@@ -134,13 +134,13 @@ def check_legacy(cfg: Config, path: str, backbone: str = '') -> None:
     off = {key for key in given if given[key] is None} if NEW & set(given) else set()  # in a swapped config
     tops = {key for key in given if key in TOP} - off
     if tops:
-        tops &= {key for key, _, _ in unread(cfg)}
+        tops &= {key for key, _, _ in unread(cfg)} | {key for key in given if given[key] is None}
     _report(given, tops, path, backbone)
 
 
 def is_old(cfg: Config) -> bool:
     """Return whether a whole config is one of mmdet 2.x or mmseg 0.x, not a new one with an old key left."""
-    given = set(dict.keys(cfg._cfg_dict))
+    given = cfg.to_dict().keys()
     return bool(given & set(TOP) - {'device', 'seed', 'gpus'}) and not NEW & given
 
 
