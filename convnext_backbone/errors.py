@@ -100,32 +100,53 @@ def report_build_errors(build):
             OSError,
             ImportError,
         ) as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f'{"/".join(Path(place.filename).parts[-3:])}:{place.lineno}'
-            text = ' '.join(message(error).split())
-            if isinstance(error, KeyError) and text.startswith('the key '):
-                text += f', looked up by `{(place.line or "").strip()}`'
-            what = _being_built(error, args)
-            raise UserError(f'{what}{type(error).__name__}: {text} (raised in {where})') from error
+            key, kind = being_built(error, *args)
+            what = f'{key} ({kind})' if key and kind else key or kind
+            raise UserError(f'{what}: {build_error_text(error)}'.removeprefix(': ')) from error
 
     return wrapped
 
 
-def _being_built(error: BaseException, args: tuple) -> str:
-    """Return the key of the config and the type that was being built when ``error`` came, with a colon."""
-    node, frame = None, error.__traceback__
+def build_error_text(error: BaseException) -> str:
+    """Return in one line what a constructor raised, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f'{"/".join(Path(place.filename).parts[-3:])}:{place.lineno}'
+    text = ' '.join(message(error).split())
+    if isinstance(error, KeyError) and text.startswith('the key '):
+        text += f', looked up by `{(place.line or "").strip()}`'
+    return f'{type(error).__name__}: {text} (raised in {where})'
+
+
+def being_built(error: BaseException, *args) -> tuple[str, str]:
+    """Return the key of the config and the type that was being built when ``error`` came.
+
+    Args:
+        error: as it was raised, with its traceback.
+        args: what it was built from; each that is a config, or has one as ``cfg``, is searched for the key.
+
+    Returns:
+        Either is empty where it cannot be told; the type also where something stands that is no settings.
+    """
+    nodes, frame = [], error.__traceback__
     while frame is not None:
         if frame.tb_frame.f_code.co_name == 'build_from_cfg':  # mmengine's, from which all others follow
-            node = frame.tb_frame.f_locals.get('cfg', node)
+            nodes.append(frame.tb_frame.f_locals.get('cfg'))
         frame = frame.tb_next
-    if not isinstance(node, dict) or 'type' not in node:
-        return ''
+    outer, node = [None, None, *nodes][-2:]
+    ends = ['']
+    if not isinstance(node, dict):  # such as a name without a dict around it
+        inner = outer.items() if isinstance(outer, dict) else ()
+        ends = [f'.{name}' for name, value in inner if value is node or value == node][:1]
+        node = outer
+    if not isinstance(node, dict) or 'type' not in node or not ends:
+        return '', ''
     kind = node['type'] if isinstance(node['type'], str) else getattr(node['type'], '__name__', '')
+    kind = '' if ends[0] else kind
     configs = [getattr(arg, 'cfg', arg) for arg in args]
     for config in configs:
         if hasattr(config, 'items') and (key := _key_of(node, dict(config.items()), '')):
-            return f'{key} ({kind}): '
-    return f'{kind}: '
+            return key + ends[0], kind
+    return '', kind
 
 
 def _key_of(node: dict, value, key: str) -> str:

@@ -14,9 +14,9 @@ from .checkpoint.formats import dataset_meta
 from .checkpoint.read import local_file
 from .config import (
     choose_device,
+    class_counts,
     datasets,
     drop_pretrained,
-    num_classes,
     read_config,
     task_of,
     use_plain_batch_norm,
@@ -172,7 +172,7 @@ def _names_of(content: dict, cfg: Config, checkpoint: str) -> dict:
     advice = 'name those of its training by metainfo=dict(classes=...) in test_dataloader.dataset'
     if not (classes := meta.get('classes')):
         raise UserError(f'neither {checkpoint} nor the config names the classes: {advice}')
-    for path, number in num_classes(cfg.model, 'model'):
+    for path, number in class_counts(cfg.model):
         if number != len(classes):
             raise UserError(
                 f'{checkpoint} does not name its classes, and the config has {len(classes)} names, but '

@@ -1,12 +1,16 @@
 """Checks on configs, and what the tools do to a config."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import mmcv
+import mmdet
 import mmengine
 import pytest
 import torch
 from conftest import ROOT, log_of, tool
+from mmdet.datasets import CocoPanopticDataset
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper
@@ -235,6 +239,30 @@ def test_wrong_number_of_classes_in_one_head_is_named():
 def test_heads_that_predict_something_else_may_count_otherwise():
     heads = dict(semantic_head=dict(num_classes=183), bbox_head=dict(num_classes=3))
     check_classes(Config(dict(model=dict(roi_head=heads))), 'abc')
+
+
+PANOPTIC = dict(num_things_classes=2, num_stuff_classes=1)
+
+
+@pytest.mark.parametrize(
+    ('heads', 'classes', 'text'),
+    [
+        (2, 'abc', ''),
+        (3, 'abc', ''),
+        (4, 'abc', 'model.roi_head.bbox_head.num_classes is 4, but the training data has 3 classes'),
+        (2, 'ab', r'model.panoptic_fusion_head.num_things_classes \+ num_stuff_classes is 3'),
+    ],
+)
+def test_things_and_stuff_of_a_panoptic_model_are_counted_together(heads, classes, text):
+    model = dict(roi_head=dict(bbox_head=dict(num_classes=heads)), panoptic_fusion_head=PANOPTIC)
+    with pytest.raises(UserError, match=text) if text else contextlib.nullcontext():
+        check_classes(Config(dict(model=model)), classes)
+
+
+def test_the_panoptic_config_of_mmdet_has_the_classes_of_its_data():
+    file = Path(mmdet.__file__).parent / '.mim/configs/panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'
+    cfg = Config.fromfile(file)
+    check_classes(cfg, CocoPanopticDataset.METAINFO['classes'])
 
 
 def start_options(tmp_path, **cfg):

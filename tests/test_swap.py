@@ -352,7 +352,7 @@ def test_keep_leaves_optimizer_and_schedule_and_says_what_that_risks():
         ('tridentnet/tridentnet_r50-caffe_1x_coco.py', 'branches'),
         ('detectors/detectors_cascade-rcnn_r50_1x_coco.py', 'second ResNet'),
         ('unet/unet-s5-d16_fcn_4xb4-40k_hrf-256x256.py', 'at strides 1, 2; ConvNeXt has 4, 8, 16 and 32'),
-        ('icnet/icnet_r50-d8_4xb2-80k_cityscapes-832x832.py', 'by itself'),
+        ('icnet/icnet_r50-d8_4xb2-80k_cityscapes-832x832.py', 'backbone_cfg .ResNetV1c. .* one by one'),
         ('vit/vit_deit-b16_mln_upernet_8xb2-160k_ade20k-512x512.py', 'strides 16'),
         ('pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py', 'in training'),
         ('cornernet/cornernet_hourglass104_10xb5-crop511-210e-mstest_coco.py', '2 maps at strides 4'),

@@ -15,7 +15,22 @@ from ..config import dicts, task_of
 from ..config.keys import walk
 from ..errors import message
 from ..findings import Findings
-from ..measure import Map, Measured, Network, Reader, building, measure, owner, regions, run, settings
+from ..measure import (
+    PREDICTORS,
+    Map,
+    Measured,
+    Network,
+    Reader,
+    build_model,
+    building,
+    measure,
+    owner,
+    regions,
+    run,
+    settings,
+    size_of_regions,
+)
+from .builds import check_build
 from .sizes import check_sizes
 from .swapped import check_swapped
 
@@ -38,24 +53,44 @@ def check_model(cfg: Config, findings: Findings, splits=(TRAINING,), amount: str
 
     Args:
         cfg: of a run, as :func:`~convnext_backbone.config.read_config` returns it.
-        findings: gets an error (kind ``fit``) for what would fail or compute wrong numbers, a warning for
-            what would be worse than it could be, a note where the model could not be measured.
+        findings: gets an error (kind ``fit``) for what would fail or compute wrong numbers, and one (kind
+            ``build``) for a part that cannot be built; a warning for what would be worse than it could be, a
+            note where the model could not be measured.
         splits: keys of the data loaders that will be used; without the first, nothing is said of training.
         amount: ``'none'``: no images are looked at; else the smallest of a segmenter's: is it large enough?
     """
-    if task_of(cfg.model) == 'classification':
-        return
     init_default_scope(cfg.get('default_scope') or 'mmengine')
+    if task_of(cfg.model) == 'classification':
+        _check_classifier(cfg, findings)
+        return
     try:
         measured = measure(cfg)
+    except Exception as error:  # a mistake in here must not stop a run that would have worked
+        _note(findings, error)
+        return
+    failed = None
+    try:
         _Fit(cfg, findings, measured).check()
         check_sizes(cfg, findings, measured, splits, amount != 'none')
         check_swapped(cfg, findings, measured, TRAINING in splits)
-    except Exception as error:  # a mistake in here must not stop a run that would have worked
-        text = ' '.join(message(error).split())
-        findings.add(
-            'note', 'fit', 'model', f'its parts could not be compared: {type(error).__name__}: {text}'
-        )
+    except Exception as error:
+        failed = error
+    wrong = measured.reason is not None and check_build(cfg, findings)
+    if failed is not None and not wrong:  # else it comes of settings that are reported
+        _note(findings, failed)
+
+
+def _check_classifier(cfg: Config, findings: Findings) -> None:
+    """Report a classifier that cannot be built; it has no parts that must fit each other."""
+    try:
+        build_model(cfg)
+    except Exception:  # whatever constructors raise
+        check_build(cfg, findings)
+
+
+def _note(findings: Findings, error: Exception) -> None:
+    text = ' '.join(message(error).split())
+    findings.add('note', 'fit', 'model', f'its parts could not be compared: {type(error).__name__}: {text}')
 
 
 class _Fit:
@@ -70,10 +105,13 @@ class _Fit:
             if not network.maps:
                 continue
             self._image_channels(network)
+            if self._neck_is_missing(network):
+                continue
             for place in network.failures:
                 if not place.startswith('roi_head.'):
                     self._channels(network, place)
             self._region_channels(network)
+            self._region_sizes(network)
             self._levels_of_neck(network)
             self._levels_of_transformer(network)
             for reader in network.readers:
@@ -115,6 +153,25 @@ class _Fit:
                     f'got {len(mean)} numbers, needs {number}: {key} takes images of {number} channels; give '
                     f'{number} numbers in mean and std, or set {key}.in_channels={len(mean)}',
                 )
+
+    def _neck_is_missing(self, network: Network) -> bool:
+        """Report a head that takes maps of one number of channels, and receives those of the backbone."""
+        if network.neck or len({m.channels for m in network.maps}) < 2:
+            return False
+        for place in network.failures:
+            found = owner(self.cfg, network.name(place), 'in_channels')
+            if place not in PREDICTORS or found is None or 'in_index' in found[1]:
+                continue
+            key, given = f'{found[0]}.in_channels', found[1]['in_channels']
+            if isinstance(given, int) and any(m.channels != given for m in network.maps):
+                emits = self._emits(network, network.backbone)
+                self._error(
+                    settings(self.cfg, network.name('neck'))[0],
+                    f'is missing: {emits}, and {key} is {given} for all of them; a neck such as FPN makes '
+                    'maps of one number of channels',
+                )
+                return True
+        return False
 
     def _channels(self, network: Network, place: str) -> None:
         """Report the ``in_channels`` or ``in_index`` by which a part failed."""
@@ -182,6 +239,26 @@ class _Fit:
                     f'{key}.in_channels',
                     f'got {node["in_channels"]}, needs {extractor.out_channels}, the out_channels of {cut}',
                 )
+
+    def _region_sizes(self, network: Network) -> None:
+        """Report a head that was built for regions of another size than those that are cut out."""
+        if network.neck in network.failures:
+            return
+        wrong: dict[str, list[tuple]] = {}
+        for place, head, cuts, extractor in regions(network):
+            built_for, cut = getattr(head, 'roi_feat_size', None), size_of_regions(extractor)
+            built_for = (built_for, built_for) if isinstance(built_for, int) else built_for
+            if place in network.failures and isinstance(built_for, tuple) and cut not in (None, built_for):
+                key = f'{settings(self.cfg, network.name(cuts))[0]}.roi_layer.output_size'
+                head_key = f'{settings(self.cfg, network.name(place))[0]}.roi_feat_size'
+                wrong.setdefault(key, []).append((head_key, _side(built_for), _side(cut)))
+        for key, heads in wrong.items():
+            names, sizes, (cut, *_) = zip(*heads)
+            if len(heads) > 1 and len(set(sizes)) == 1:  # a cascade's: more likely the one than all of them
+                self._error(key, f'got {cut}, needs {sizes[0]}, or set {cut} as {", ".join(names)}')
+                continue
+            for name, size in zip(names, sizes):
+                self._error(name, f'got {size}, needs {cut}, or set {key}={size}')
 
     def _module(self, place: str) -> nn.Module | None:
         try:
@@ -302,6 +379,11 @@ def _in_order_of(given, channels: list[int]) -> list[int]:
     """Return channels in the order in which a neck lists them: YOLOv3's begins with the coarsest."""
     descends = len(given) > 1 and list(given) == sorted(given, reverse=True) and given[0] != given[-1]
     return channels[::-1] if descends and channels == sorted(channels) else channels
+
+
+def _side(size: tuple) -> int | tuple:
+    """Return height and width as a config writes them: one number if they are the same."""
+    return size[0] if size[0] == size[1] else size
 
 
 def _near(a: float, b: float) -> bool:

@@ -11,7 +11,7 @@ from .adapt import (
     use_plain_batch_norm,
     write_details,
 )
-from .data import check_classes, datasets, num_classes, set_data_root
+from .data import check_classes, class_counts, datasets, num_classes, set_data_root
 from .files import CONFIGS, check_work_dir, config_names, find_config, published, sizes
 from .keys import apply_options, check_keys, dicts, hooks_of, nodes
 from .read import read_config
@@ -25,6 +25,7 @@ __all__ = [
     'add_default_hooks',
     'apply_options',
     'check_classes',
+    'class_counts',
     'check_keys',
     'check_work_dir',
     'choose_device',

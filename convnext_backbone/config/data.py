@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from ..errors import UserError, some
 from ..registry import type_name
+from .keys import walk
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -58,12 +59,41 @@ def check_classes(cfg: Config, classes) -> None:
     Raises:
         UserError: naming the head and both numbers.
     """
-    for path, number in num_classes(cfg.model, 'model'):
+    for path, number in class_counts(cfg.model):
         if number != len(classes):
+            divided = any(_things_and_stuff(cfg.model))
+            advice = (
+                'set num_things_classes and num_stuff_classes to those of the data, num_classes of the heads '
+                'for things to num_things_classes'
+                if divided
+                else f'set every num_classes of the model to {len(classes)}'
+            )
             raise UserError(
                 f'{path} is {number}, but the training data has {len(classes)} classes '
-                f'({some(classes)}): set every num_classes of the model to {len(classes)}'
+                f'({some(classes)}): {advice}'
             )
+
+
+def class_counts(model: dict) -> Iterator[tuple[str, int]]:
+    """Yield the path and number of classes of whatever predicts all classes of the data.
+
+    Of a panoptic model that is things and stuff together; a head for its things alone is left out.
+    """
+    things = set()
+    for path, (number, stuff) in _things_and_stuff(model):
+        things.add(number)
+        yield f'{path}.num_things_classes + num_stuff_classes', number + stuff
+    for path, number in num_classes(model, 'model'):
+        if number not in things:
+            yield path, number
+
+
+def _things_and_stuff(model: dict) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield path and both numbers of each part of a panoptic model that says them."""
+    for path, node in walk(model, 'model'):
+        numbers = node.get('num_things_classes'), node.get('num_stuff_classes')
+        if all(isinstance(number, int) for number in numbers):
+            yield path, numbers
 
 
 def num_classes(node, path: str) -> Iterator[tuple[str, int]]:

@@ -1,9 +1,9 @@
 """Measures models by building and running them: maps, channels, strides, and one training step."""
 
-from .build import build_model, build_on_meta, building
+from .build import build_model, build_on_meta, building, without_weights
 from .maps import measure
 from .network import Map, Measured, Misfit, Network, Reader, channel_keys, networks_of, owner, settings
-from .tracing import BATCH_NORMS, regions, run
+from .tracing import BATCH_NORMS, PREDICTORS, regions, run, size_of_regions
 from .trial import Trial, make_batch, train_step, try_training
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     'Measured',
     'Misfit',
     'Network',
+    'PREDICTORS',
     'Reader',
     'Trial',
     'build_model',
@@ -25,6 +26,8 @@ __all__ = [
     'regions',
     'run',
     'settings',
+    'size_of_regions',
     'train_step',
     'try_training',
+    'without_weights',
 ]

@@ -10,7 +10,12 @@ from ..config.keys import walk
 BACKBONES = ('backbone', 'teacher_backbone')
 BESIDE = {'teacher_backbone': 'teacher_neck'}  # the neck of a network is called so; else ``neck``
 # Module: where the config has its settings.
-ELSEWHERE = {'student': 'detector', 'teacher': 'detector', 'bbox_head': 'rpn_head'}
+ELSEWHERE = {
+    'student': 'detector',
+    'teacher': 'detector',
+    'bbox_head': 'rpn_head',
+    'backbone': 'backbone_cfg',  # of ICNet
+}
 TEACHER = 'teacher_model'  # its settings are ``teacher_backbone``, ``teacher_neck`` ... beside the student's
 
 

@@ -165,12 +165,18 @@ def regions(network: Network) -> Iterator[tuple[str, nn.Module, str, nn.Module]]
             yield f'roi_head.{named[0]}{end}', head, f'roi_head.{named[1]}{end}', extractor
 
 
+def size_of_regions(extractor: nn.Module) -> tuple[int, int] | None:
+    """Return height and width of the regions that an extractor cuts out; ``None`` if it does not say."""
+    layers = getattr(extractor, 'roi_layers', None)
+    size = getattr(layers[0], 'output_size', None) if layers else None
+    return size if isinstance(size, tuple) else None
+
+
 def _run_on_regions(network: Network) -> None:
     """Call the heads that read regions on regions of zeros, as their extractors give them."""
     for place, head, _, extractor in regions(network):
-        layers = getattr(extractor, 'roi_layers', None)
-        size, channels = getattr(layers[0], 'output_size', None) if layers else None, extractor.out_channels
-        if not isinstance(size, tuple):
+        size, channels = size_of_regions(extractor), extractor.out_channels
+        if size is None:
             continue
         try:
             _call(head, torch.zeros(2, channels, *size), [], None)

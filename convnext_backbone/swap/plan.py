@@ -226,7 +226,10 @@ class _Planner:
             )
         readers = [reader for reader in network.readers if reader.source == network.backbone]
         if not readers:
-            failed = next((message(e) for e in network.failures.values()), 'nothing received its maps')
+            failed = next(
+                (message(e) for e in network.failures.values()),
+                'nothing received its maps, as where a model calls the layers of a backbone one by one',
+            )
             raise Refused(f'{key} ({kind}) was run, but not what reads it: {" ".join(failed.split())}')
         kept = self._kept(network, key)
         indices, output_stride = _stages(kept, network.maps, key, kind, node)
