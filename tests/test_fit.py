@@ -354,7 +354,7 @@ def test_a_package_that_a_constructor_goes_without_is_named(tmp_path, monkeypatc
     cfg = config(MASK_T, {'model.neck': dict(type=importlib.import_module(file.stem).Head)})
     found = findings(cfg)
     assert [f.level for f in found] == ['note']
-    assert found[0].text.endswith('not installed: no_such_package')
+    assert found[0].text.endswith('not to be imported: no_such_package')
 
 
 # -- strides ---------------------------------------------------------------------------------
@@ -666,7 +666,12 @@ def test_a_parameter_without_gradient_is_named():
 # -- everything that there is ----------------------------------------------------------------
 
 
-UNKNOWN = 'LineDetDataProcessor is not in the mmdet::model registry'
+BROKEN = {  # mmdet and mmseg cannot build these either, whatever is installed
+    'cascade-rpn_r50-caffe_fpn_1x_coco': "missing 1 required positional argument: 'num_classes'",
+    'clrnet': 'LineDetDataProcessor is not in the mmdet::model registry',
+    'fcos_swinb_fpn_8x4_sample1e-3_mstrain_v3det_2x': "unexpected keyword argument 'force_grad_on_level'",
+    'unet-s5-d16_fcn_4xb4-160k_hsidrive-192x384': '`bgr_to_rgb` should be a boolean',
+}
 OWN = [file for file in sorted((ROOT / 'configs').rglob('*.py')) if '_base_' not in file.parts]
 
 
@@ -683,7 +688,7 @@ def false_errors(files: list[Path]) -> dict[str, list[str]]:
         except (ImportError, OSError):  # of mmpretrain; of a base that is not there
             continue
         texts = list(map(str, findings(cfg).of('error'))) if 'model' in cfg else []
-        texts = [text for text in texts if UNKNOWN not in text]  # clrnet's preprocessor, which mmdet lacks
+        texts = [text for text in texts if BROKEN.get(file.stem, '\n') not in text]
         if texts:
             found[str(file)] = texts
     return found

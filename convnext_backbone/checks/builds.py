@@ -1,8 +1,6 @@
 """Reports a model that cannot be built, where the config is to blame and not this machine."""
 
 import ast
-import importlib.util
-import traceback
 from pathlib import Path
 
 from mmengine.config import Config
@@ -22,6 +20,7 @@ MISTAKES = (  # what constructors raise for settings that they cannot take
     RuntimeError,
 )
 OF_THE_MACHINE = (OSError, ImportError, MemoryError, NotImplementedError)  # files, network, packages
+PLACEHOLDERS = (None, False, object)  # of what could not be imported
 WORDS = ('install', 'memory', 'cuda', 'nvidia')  # of messages about the machine
 
 
@@ -44,10 +43,10 @@ def check_build(cfg: Config, findings: Findings) -> bool:
     except Exception as error:  # whatever constructors raise
         reason = error
     key, kind = being_built(reason, without_weights(cfg))
-    missing = _missing_packages(reason)
+    missing = [] if isinstance(reason, UserError) else _missing_packages(reason)
     if missing or not _is_mistake(reason):
         text = f'the model could not be built here, nor its parts compared: {build_error_text(reason)}'
-        text += f'; not installed: {", ".join(missing)}' if missing else ''
+        text += f'; not to be imported: {", ".join(missing)}' if missing else ''
         findings.add('note', 'build', key or 'model', text)
         return False
     if _is_known(key, findings):
@@ -70,22 +69,25 @@ def _is_mistake(error: BaseException) -> bool:
 
 
 def _missing_packages(error: BaseException) -> list[str]:
-    """Return packages that the file which raised an error goes without, since they are not installed."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    """Return packages that the file which raised an error goes without: it could not import them."""
+    frame = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    given = frame.tb_frame.f_globals
     try:
-        tree = ast.parse(Path(place.filename).read_text(encoding='utf-8'))
+        tree = ast.parse(Path(frame.tb_frame.f_code.co_filename).read_text(encoding='utf-8'))
     except (OSError, SyntaxError, ValueError):
         return []
-    names = []
+    missing = []
     for node in tree.body:
-        if isinstance(node, ast.Try):
-            for line in node.body:
-                if isinstance(line, ast.ImportFrom) and not line.level:
-                    names.append(line.module)
-                elif isinstance(line, ast.Import):
-                    names += [alias.name for alias in line.names]
-    packages = dict.fromkeys(name.partition('.')[0] for name in names)
-    return [package for package in packages if importlib.util.find_spec(package) is None]
+        for line in node.body if isinstance(node, ast.Try) else ():
+            if not isinstance(line, (ast.Import, ast.ImportFrom)) or getattr(line, 'level', 0):
+                continue
+            for alias in line.names:
+                name = alias.asname or alias.name.partition('.')[0]
+                if any(given.get(name) is value for value in PLACEHOLDERS):
+                    missing.append((getattr(line, 'module', None) or alias.name).partition('.')[0])
+    return list(dict.fromkeys(missing))
 
 
 def _is_known(key: str, findings: Findings) -> bool:
