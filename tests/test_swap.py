@@ -12,13 +12,13 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from convnext_backbone.checks import model as model_check
 from convnext_backbone.cli import run_command
 from convnext_backbone.config import read_config
+from convnext_backbone.config.keys import value_at
 from convnext_backbone.engine.layer_decay import LayerDecayConstructor
 from convnext_backbone.errors import UserError
 from convnext_backbone.findings import Findings
 from convnext_backbone.measure import settings, try_training
 from convnext_backbone.swap import Refused, config_text, plan_swap, prove, read_source
 from convnext_backbone.swap.recipe import images_of_step, recipe_of
-from convnext_backbone.swap.source import value_at
 from convnext_backbone.swap.sweep import report_text, row_of, swapped, sweep
 
 RETINA, MASK = 'retinanet/retinanet_r50_fpn_1x_coco.py', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'

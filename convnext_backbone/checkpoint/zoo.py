@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 from ..errors import suggest
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of all of them: RGB, 0 to 1
+PIXEL_MEAN, PIXEL_STD = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))  # 0 to 255
 MIT, BSD = 'MIT', 'BSD-3-Clause'
 RESTRICTED = 'CC-BY-NC 4.0: no commercial use'
 

@@ -32,7 +32,7 @@ from ..measure import (
 )
 from .builds import check_build
 from .sizes import check_sizes
-from .swapped import check_swapped
+from .swapped import bracketed, check_swapped
 
 STRIDES = (  # where a head's settings say the strides of the maps that it receives
     'anchor_generator.strides',
@@ -198,8 +198,8 @@ class _Fit:
             if beyond := [i for i in wanted if not -len(maps) <= i < len(maps)]:
                 self._error(
                     f'{key}.in_index',
-                    f'got {_shown(index)}, needs numbers from 0 to {len(maps) - 1}: {emits}, and {beyond[0]} '
-                    'is none of them',
+                    f'got {bracketed(index)}, needs numbers from 0 to {len(maps) - 1}: {emits}, and '
+                    f'{beyond[0]} is none of them',
                 )
                 return
             chosen = [channels[i] for i in wanted]
@@ -209,13 +209,15 @@ class _Fit:
         else:
             fits = misfit is not None and misfit.built_for == given and misfit.received in channels
             fitting = misfit.received if fits else given
-        if _shown(fitting) == _shown(given):
+        if bracketed(fitting) == bracketed(given):
             return
         other = ''
         if isinstance(index, int) and given in channels:
             other = f', or {key}.in_index={channels.index(given)}'
-        at = '' if index is None else f' (in_index={_shown(index)})'
-        self._error(f'{key}.in_channels', f'got {_shown(given)}, needs {_shown(fitting)}{other}: {emits}{at}')
+        at = '' if index is None else f' (in_index={bracketed(index)})'
+        self._error(
+            f'{key}.in_channels', f'got {bracketed(given)}, needs {bracketed(fitting)}{other}: {emits}{at}'
+        )
 
     def _region_channels(self, network: Network) -> None:
         """Report channels of what cuts regions out of maps, and of the heads that read these regions."""
@@ -355,7 +357,7 @@ class _Fit:
             return
         fitting = [_number(m) for m in received]
         number = f' ({len(values)} numbers)' if len(values) != len(real) else ''
-        self._error(key, f'got {_shown(given)}{number}, needs {fitting}: {self._emits(network, source)}')
+        self._error(key, f'got {bracketed(given)}{number}, needs {fitting}: {self._emits(network, source)}')
 
 
 def _preprocessors(node, place: str) -> Iterator[tuple[str, dict]]:
@@ -398,7 +400,3 @@ def _number(level: Map) -> float | int | tuple:
 
 def _listed(values: list) -> str:
     return ', '.join(map(str, values[:-1])) + f' and {values[-1]}'
-
-
-def _shown(value) -> str:
-    return str(list(value)) if isinstance(value, (list, tuple)) else str(value)

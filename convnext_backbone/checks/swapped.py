@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import torch
@@ -10,8 +11,9 @@ from mmengine.registry import MODELS
 
 from ..backbones import ConvNeXt, DenseBackbone, IsotropicConvNeXt
 from ..backbones.layers import GlobalResponseNorm
-from ..checkpoint.zoo import MEAN, RELEASED, STD
+from ..checkpoint.zoo import PIXEL_MEAN, PIXEL_STD, RELEASED
 from ..config import datasets, dicts, task_of
+from ..config.keys import walk
 from ..errors import some, suggest
 from ..findings import Findings
 from ..measure import BATCH_NORMS, Measured, Network, settings
@@ -41,7 +43,7 @@ def check_swapped(cfg: Config, findings: Findings, measured: Measured, trains: b
         measured: what :func:`~convnext_backbone.measure.measure` found.
         trains: whether a training is checked; else nothing is said of its settings.
     """
-    for place, node in _backbones(cfg.model, 'model'):
+    for place, node in _backbones(cfg.model):
         _check_arguments(place, node, findings)
     networks = [
         network
@@ -52,17 +54,12 @@ def check_swapped(cfg: Config, findings: Findings, measured: Measured, trains: b
         _Swapped(cfg, findings, measured, networks).check(trains)
 
 
-def _backbones(node, place: str):
+def _backbones(model: dict) -> Iterator[tuple[str, dict]]:
     """Yield key and settings of each backbone of this package."""
-    if isinstance(node, dict):
+    for place, node in walk(model, 'model'):
         kind = class_of(node, MODELS) if type_name(node).startswith(f'{SCOPE}.') else None
         if isinstance(kind, type) and issubclass(kind, DenseBackbone):
             yield place, node
-        for key, child in node.items():
-            yield from _backbones(child, f'{place}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for index, child in enumerate(node):
-            yield from _backbones(child, f'{place}.{index}')
 
 
 def _check_arguments(place: str, node: dict, findings: Findings) -> None:
@@ -139,20 +136,17 @@ class _Swapped:
         steps = [s for _, d in datasets(self.cfg, ('train_dataloader',)) for s in dicts(d.get('pipeline'))]
         if any(type_name(step) == 'Normalize' for step in steps):
             return
-        mean, std = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))
-        right = f'mean={mean}, std={std}, bgr_to_rgb=True'
+        right = f'mean={PIXEL_MEAN}, std={PIXEL_STD}, bgr_to_rgb=True'
         place, node = 'model.data_preprocessor', self.cfg.model.get('data_preprocessor') or {}
         while isinstance(node.get('data_preprocessor'), dict):
             place, node = f'{place}.data_preprocessor', node['data_preprocessor']
-        for key, values in (('mean', mean), ('std', std)):
+        for key, values in (('mean', PIXEL_MEAN), ('std', PIXEL_STD)):
             given = node.get(key)
-            fits = isinstance(given, (list, tuple)) and len(given) == len(values)
-            fits = fits and all(abs(a - b) < 1 for a, b in zip(given, values))
             many = isinstance(given, (list, tuple)) and len(given) not in (1, 3)  # other images than these
-            if not fits and not many:
+            if not is_near(given, values) and not many:
                 self._warn(
                     f'{place}.{key}',
-                    f'got {_shown(given)}, but {weights} was trained on images with {right}: set these',
+                    f'got {bracketed(given)}, but {weights} was trained on images with {right}: set these',
                 )
                 return
         if not node.get('bgr_to_rgb') and len(node['mean']) == 3:
@@ -311,5 +305,12 @@ def _is_released(checkpoint) -> bool:
     return checkpoint in RELEASED or PurePosixPath(checkpoint).name in names
 
 
-def _shown(value) -> str:
+def is_near(given, values: list[float]) -> bool:
+    """Return whether a mean or standard deviation of pixels is the other, up to its rounding."""
+    several = isinstance(given, (list, tuple)) and len(given) == len(values)
+    return several and all(abs(a - b) < 1 for a, b in zip(given, values))
+
+
+def bracketed(value) -> str:
+    """Return a value as text, tuples as lists."""
     return str(list(value)) if isinstance(value, (list, tuple)) else str(value)

@@ -16,9 +16,11 @@ from ..checkpoint.zoo import RELEASED
 from ..errors import UserError
 from ..registry import SCOPE, type_name
 from .legacy import own_values
+from .text import as_written
 
 OURS = f'{SCOPE}.ConvNeXt'
 PRETRAINED = f'{SCOPE}.Pretrained'
+PACKAGES = ('mmpretrain', 'mmcls')  # imported for their ConvNeXt, which is not needed
 MADE_OF = {'ConvNeXt', 'ConvNeXtV2', 'ConvNextV2', 'ConvNext', 'TIMMBackbone'}  # the last of the dotted name
 ARGUMENTS = [*inspect.signature(ConvNeXt.__init__).parameters][1:]
 # What the others take and ours does not: how a classifier ends, layers that are the same here.
@@ -158,14 +160,19 @@ def _own(own: dict, place: str) -> dict:
     return own if isinstance(own, dict) else {}
 
 
+def divided_imports(given: dict | None, packages: tuple[str, ...] = PACKAGES) -> tuple[list, list]:
+    """Return the modules of ``custom_imports`` that are of ``packages``, and the others."""
+    names = (given or {}).get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    gone = [name for name in names if name.partition('.')[0] in packages]
+    return gone, [name for name in names if name not in gone]
+
+
 def _imports(cfg: Config) -> str:
     """Return what is to happen to ``custom_imports``."""
-    given = (cfg.get('custom_imports') or {}).get('imports') or []
-    given = [given] if isinstance(given, str) else list(given)
-    gone = [name for name in given if name.partition('.')[0] in ('mmpretrain', 'mmcls')]
+    gone, kept = divided_imports(cfg.get('custom_imports'))
     if not gone:
         return ''
-    kept = [name for name in given if name not in gone]
     change = f'leave only {kept} in it' if kept else 'leave it out'
     if not kept and cfg.filename and 'custom_imports' not in own_values(cfg.filename):
         change = 'set custom_imports=dict(_delete_=True, imports=[])'  # a base has it
@@ -182,7 +189,7 @@ def _timm_name(node: dict) -> tuple[str, str] | None:
 def _line(given: dict, model: dict, deletes: bool) -> str:
     """Return ``dict(type='convnext_backbone.ConvNeXt', ...)`` that is what was given."""
     new, left_out = _replacement(given, model)
-    text = _show({'_delete_': True, **new} if deletes else new)
+    text = as_written({'_delete_': True, **new} if deletes else new)
     return text + (f' (it does not have {", ".join(left_out)})' if left_out else '')
 
 
@@ -277,13 +284,3 @@ def released_name(weights: str) -> str:
             name = name.format(*found.groups())
             return next((full for full in (name, f'{name}_ema') if full in RELEASED), '')
     return ''
-
-
-def _show(value) -> str:
-    """Return a value as one writes it in a config."""
-    if isinstance(value, dict):
-        return f'dict({", ".join(f"{key}={_show(child)}" for key, child in value.items())})'
-    if isinstance(value, (list, tuple)):
-        inner = ', '.join(map(_show, value))
-        return f'({inner},)' if len(value) == 1 else f'({inner})'
-    return repr(value)

@@ -181,6 +181,34 @@ def walk(value, place: str) -> Iterator[tuple[str, dict]]:
             yield from walk(child, f'{place}.{index}')
 
 
+def value_at(cfg, key: str):
+    """Return what stands at a dotted key; ``None`` if nothing does."""
+    node = cfg
+    for part in key.split('.'):
+        if isinstance(node, (list, tuple)):
+            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if hasattr(node, 'get') else None
+    return node
+
+
+def set_at(cfg, key: str, value) -> None:
+    """Set what stands at a dotted key; dicts on the way are made, tuples become lists."""
+    *way, last = key.split('.')
+    node = cfg
+    for part in way:
+        place = int(part) if isinstance(node, list) else part
+        if isinstance(node, (dict, Config)):
+            if node.get(part) is None:
+                node[part] = {}
+            if isinstance(node[part], tuple):
+                node[part] = list(node[part])
+        elif isinstance(node[place], tuple):
+            node[place] = list(node[place])
+        node = node[place]
+    node[int(last) if isinstance(node, list) else last] = value
+
+
 def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[str, set, set]]:
     """Yield for a config file and all its bases: (file, names it sets, names used there or in its heirs)."""
     if not str(filename).endswith('.py') or Config._is_lazy_import(filename):

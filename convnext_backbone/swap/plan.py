@@ -1,6 +1,5 @@
 """Plans what changes in a config whose backbone becomes a ConvNeXt, from what is measured of the original."""
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,16 +9,18 @@ from mmengine.config import Config
 
 from ..backbones.base import STRIDES
 from ..backbones.convnext import ARCHITECTURES
-from ..checkpoint.zoo import MEAN, RELEASED, STD
+from ..checkpoint.zoo import PIXEL_MEAN, PIXEL_STD, RELEASED
+from ..checks.swapped import is_near
 from ..config import task_of
-from ..config.keys import unread, walk
+from ..config.foreign import OURS, PRETRAINED, divided_imports
+from ..config.keys import set_at, unread, value_at, walk
 from ..config.legacy import TOP
 from ..errors import UserError, check_choice, message, suggest
 from ..measure import Map, Measured, Network, building, channel_keys, measure, settings
 from ..measure.tracing import tensors
-from ..registry import SCOPE, type_name
+from ..registry import type_name
 from .recipe import RECIPES, Recipe, optimizer_of, recipe_of, schedule_of
-from .source import Source, replace, value_at
+from .source import Source
 
 OUTPUT_STRIDES = (32, 16, 8)
 NEAR = 1.2  # strides of maps of odd sizes that differ by less are the same
@@ -29,7 +30,6 @@ GONE = (  # settings of other backbones that someone may have meant
     *('frozen_stages', 'norm_eval', 'dcn', 'stage_with_dcn', 'plugins', 'deepen_factor', 'widen_factor'),
     *('contract_dilation', 'dilations', 'pretrained', 'init_cfg'),
 )
-FOREIGN = ('mmpretrain', 'mmcls')  # whose ConvNeXt is not needed any more
 # Why networks cannot be swapped by their config: type of the backbone, or of what holds its stages.
 BY_KIND = {
     'TridentResNet': 'its branches are built into ResNet, and its head counts on them',
@@ -142,8 +142,8 @@ class _Planner:
     def __init__(self, source: Source, arch: str, weights: str | None, recipe: str, unused: dict):
         self.source, self.arch, self.unused = source, arch, unused
         self.weights = checked_weights(weights, arch) if weights else default_weights(arch)
-        self.old, self.original = source.known, Config(copy.deepcopy(source.cfg.to_dict()))
-        self.plan_ = Plan(Config(copy.deepcopy(self.old.to_dict()), filename=source.cfg.filename))
+        self.old, self.original = source.known, Config(source.cfg.to_dict())
+        self.plan_ = Plan(Config(self.old.to_dict(), filename=source.cfg.filename))
         self.recipe = (
             recipe_of(self.old, arch, source.base, 8 if source.old else 1) if recipe == 'paper' else None
         )
@@ -174,11 +174,10 @@ class _Planner:
         self._preprocessing()
         if isinstance(self.old.model.get('pretrained'), str):
             self._change('model.pretrained', None, 'the backbone names its weights itself')
-        given = (self.old.get('custom_imports') or {}).get('imports') or []
-        kept = [name for name in given if name.partition('.')[0] not in FOREIGN]
-        if not isinstance(given, str) and kept != list(given):
+        gone, kept = divided_imports(self.old.get('custom_imports'))
+        if gone:
             self._change('custom_imports.imports', kept, 'not needed any more')
-        if '.mim' in self.source.base.split(os.sep) and '::' not in self.source.base:
+        if self.source.installed:
             self._note('the base is a file of the packages of this machine: elsewhere it has another path')
         swapped = self._repair()
         if self.recipe:
@@ -193,7 +192,8 @@ class _Planner:
         old = value_at(self.original, key)
         if _same(value_at(self.plan_.cfg, key), new):
             return
-        replace(self.plan_.cfg, key, {k: v for k, v in new.items() if k != '_delete_'} if _is(new) else new)
+        value = {k: v for k, v in new.items() if k != '_delete_'} if isinstance(new, dict) else new
+        set_at(self.plan_.cfg, key, value)
         self.plan_.changes = [c for c in self.plan_.changes if c.key != key]
         self.plan_.changes.append(Change(key, old, new, why))
 
@@ -294,7 +294,7 @@ class _Planner:
     def _backbone(
         self, key: str, kind: str, node: dict, before: dict, indices: Sequence[int], output_stride: int
     ) -> None:
-        new = dict(_delete_=True, type=f'{SCOPE}.ConvNeXt', arch=self.arch)
+        new = dict(_delete_=True, type=OURS, arch=self.arch)
         if tuple(indices) != (0, 1, 2, 3):
             new['out_indices'] = tuple(indices)
         if output_stride != 32:
@@ -308,7 +308,7 @@ class _Planner:
         if node.get('with_cp'):
             new['with_cp'] = True
         if self.weights:
-            new['init_cfg'] = dict(type=f'{SCOPE}.Pretrained', checkpoint=self.weights)
+            new['init_cfg'] = dict(type=PRETRAINED, checkpoint=self.weights)
         else:
             self._note(f'no ImageNet weights of {self.arch} are released: training starts from random ones')
         self._change(key, new, f'in the place of {kind}, the maps at the same strides')
@@ -395,7 +395,6 @@ class _Planner:
 
     def _preprocessing(self) -> None:
         """Set mean and std of ImageNet, and a size of images of which every position reaches the last map."""
-        mean, std = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))
         detection = task_of(self.old.model) != 'segmentation'
         for place, node in walk(self.old.model, 'model'):
             outer = isinstance(node.get('data_preprocessor'), dict)
@@ -406,8 +405,8 @@ class _Planner:
                 self._note(f'{place}: mean and std of {len(given)} channels stay')
             else:
                 why = 'images as the released weights saw them'
-                for name, value in (('mean', mean), ('std', std)):
-                    if not _close(node.get(name), value):
+                for name, value in (('mean', PIXEL_MEAN), ('std', PIXEL_STD)):
+                    if not is_near(node.get(name), value):
                         self._change(f'{place}.{name}', value, why)
                 if not node.get('bgr_to_rgb'):
                     self._change(f'{place}.bgr_to_rgb', True, why)
@@ -506,15 +505,6 @@ def _moved(index: int, number: int, kept: list[int]) -> int:
     return place - len(kept) if index < 0 else place
 
 
-def _is(value) -> bool:
-    return isinstance(value, dict)
-
-
-def _close(given, value: list[float]) -> bool:
-    several = isinstance(given, (list, tuple)) and len(given) == len(value)
-    return several and all(abs(a - b) < 1 for a, b in zip(given, value))
-
-
 def _same(a, b) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
@@ -522,5 +512,5 @@ def _same(a, b) -> bool:
 
 
 def _short(value) -> str:
-    text = repr(dict(value) if _is(value) else value)
+    text = repr(dict(value) if isinstance(value, dict) else value)
     return text if len(text) <= 40 else f'{text[:37]}...'

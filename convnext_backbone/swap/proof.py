@@ -27,18 +27,17 @@ class Proof:
     unused: dict[str, set[int]]
 
 
-def prove(plan: Plan, cfg: Config | None = None) -> Proof:
+def prove(plan: Plan) -> Proof:
     """Build the model of a plan without its weights, and train it one step on made-up data.
 
     Args:
         plan: what was changed.
-        cfg: the config as it was read back from its file; by default the plan's own.
 
     Raises:
         UserError: it cannot be built or trained, a loss or gradient is not finite, a trainable parameter of a
             swapped backbone has no gradient, or a stride is not that of the maps.
     """
-    cfg = cfg or plan.cfg
+    cfg = plan.cfg
     findings = Findings()
     check_model(cfg, findings)
     if errors := findings.of('error'):

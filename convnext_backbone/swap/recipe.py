@@ -94,14 +94,14 @@ def optimizer_of(cfg: Config, recipe: Recipe, model: nn.Module | None, backbones
         model: the swapped model; settings of single parameters outside its backbones are carried over.
         backbones: names of the backbones in it.
     """
-    old = cfg.get('optim_wrapper') or {}
+    old = cfg.to_dict().get('optim_wrapper') or {}
     if not isinstance(old.get('optimizer'), dict):
         return None
     new = dict(_delete_=True, type=old.get('type', 'OptimWrapper'))
     new.update({key: old[key] for key in ('dtype', 'loss_scale', 'accumulative_counts') if key in old})
     new['optimizer'] = dict(type='AdamW', lr=recipe.rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
     if old.get('clip_grad'):
-        new['clip_grad'] = _plain(old['clip_grad'])
+        new['clip_grad'] = old['clip_grad']
     new['constructor'] = CONSTRUCTOR
     new['paramwise_cfg'] = dict(decay_rate=recipe.decay[0], decay_type=recipe.decay[1])
     if kept := custom_keys(cfg, model, backbones):
@@ -111,11 +111,11 @@ def optimizer_of(cfg: Config, recipe: Recipe, model: nn.Module | None, backbones
 
 def custom_keys(cfg: Config, model: nn.Module | None, backbones: list[str]) -> dict:
     """Return the ``custom_keys`` that name parameters outside the backbones."""
-    given = ((cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}
+    given = ((cfg.to_dict().get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}
     if model is None:
         return {}
     names = [n for n, _ in model.named_parameters() if not any(n.startswith(f'{b}.') for b in backbones)]
-    return {key: _plain(value) for key, value in given.items() if any(key in name for name in names)}
+    return {key: value for key, value in given.items() if any(key in name for name in names)}
 
 
 def schedule_of(cfg: Config, recipe: Recipe) -> list[dict] | None:
@@ -123,14 +123,14 @@ def schedule_of(cfg: Config, recipe: Recipe) -> list[dict] | None:
 
     Its length stays. What the original warms up by something longer than the recipe stays, too.
     """
-    given = cfg.get('param_scheduler')
+    given = cfg.to_dict().get('param_scheduler')
     given = [given] if isinstance(given, dict) else given
     if not isinstance(given, (list, tuple)) or not all(isinstance(entry, dict) for entry in given):
         return None
     old_rate = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('lr')
     share = recipe.rate / old_rate if isinstance(old_rate, (int, float)) and old_rate else 0.0
     factor, steps = WARM_UP.get(task_of(cfg.model), WARM_UP['detection'])
-    new = [_plain(entry) for entry in given]
+    new = [dict(entry) for entry in given]
     for entry in new:
         if entry.get('eta_min'):  # would be more than the whole rate
             entry['eta_min'] = float(f'{entry["eta_min"] * share:.3g}')
@@ -149,13 +149,4 @@ def schedule_of(cfg: Config, recipe: Recipe) -> list[dict] | None:
                     entry['begin'] = steps
     elif not warms:
         new.insert(0, dict(type='LinearLR', start_factor=factor, by_epoch=False, begin=0, end=steps))
-    return None if new == [_plain(entry) for entry in given] else new
-
-
-def _plain(node):
-    """Return dicts, lists and tuples of plain Python."""
-    if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return type(node)(map(_plain, node))
-    return node
+    return None if new == list(given) else new

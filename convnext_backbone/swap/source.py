@@ -1,7 +1,6 @@
 """Reads the config whose backbone is to be replaced, wherever it lies and however it is written."""
 
 import contextlib
-import copy
 import difflib
 import functools
 import importlib.util
@@ -15,11 +14,13 @@ from mmengine.config import Config
 from ..checkpoint.read import close_unsafe_reader
 from ..config.files import find_config
 from ..config.foreign import own_backbones
+from ..config.keys import set_at
 from ..config.legacy import check_source, is_old
 from ..errors import UserError, message, suggest
 from ..measure import Measured, measure
 from .translate import translated
 
+FOLDER = '.mim'  # in which packages of OpenMMLab install their configs
 PACKAGES = ('mmdet', 'mmseg')  # whose configs are named by ``mmdet::folder/file.py``
 
 
@@ -41,12 +42,17 @@ class Source:
     old: bool = False
     notes: tuple[str, ...] = ()
 
+    @property
+    def installed(self) -> bool:
+        """Return whether its base is a file that mmdet or mmseg has installed, which stays where it is."""
+        return '::' not in self.base and FOLDER in Path(self.base).parts
+
     @functools.cached_property
     def known(self) -> Config:
         """Return the config as plain settings, with ours in the place of another library's ConvNeXt."""
-        cfg = Config(copy.deepcopy(self.cfg.to_dict()), filename=self.cfg.filename)
+        cfg = Config(self.cfg.to_dict(), filename=self.cfg.filename)
         for place, node in own_backbones(cfg):  # which may not be there
-            replace(cfg, place, node)
+            set_at(cfg, place, node)
         return cfg
 
     @functools.cached_property
@@ -66,7 +72,7 @@ def shipped_configs(package: str) -> dict[str, Path]:
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise UserError(f'{package} is not installed, so its configs are not here: see docs/install.md')
-    folder = Path(spec.origin).parent / '.mim' / 'configs'
+    folder = Path(spec.origin).parent / FOLDER / 'configs'
     files = (path.relative_to(folder) for path in sorted(folder.rglob('*.py')))
     return {file.as_posix(): folder / file for file in files if '_base_' not in file.parts}
 
@@ -161,31 +167,3 @@ def _is_base(name: str) -> bool:
         except Exception:
             return False
     return True
-
-
-def value_at(cfg, key: str):
-    """Return what stands at a dotted key; ``None`` if nothing does."""
-    node = cfg
-    for part in key.split('.'):
-        if isinstance(node, (list, tuple)):
-            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
-        else:
-            node = node.get(part) if hasattr(node, 'get') else None
-    return node
-
-
-def replace(cfg, key: str, value) -> None:
-    """Set what stands at a dotted key; dicts on the way are made, tuples become lists."""
-    *way, last = key.split('.')
-    node = cfg
-    for part in way:
-        place = int(part) if isinstance(node, list) else part
-        if isinstance(node, (dict, Config)):
-            if node.get(part) is None:
-                node[part] = {}
-            if isinstance(node[part], tuple):
-                node[part] = list(node[part])
-        elif isinstance(node[place], tuple):
-            node[place] = list(node[place])
-        node = node[place]
-    node[int(last) if isinstance(node, list) else last] = value

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..config import task_of
+from ..config.foreign import OURS
 from ..config.keys import walk
 from ..errors import UserError, message
 from ..measure import try_training
@@ -187,7 +188,7 @@ def kinds_of(source: Source) -> dict:
 def _chosen(plan: Plan) -> list:
     found = []
     for place, node in walk(plan.cfg.model, 'model'):
-        if type_name(node) == 'convnext_backbone.ConvNeXt':
+        if type_name(node) == OURS:
             found.append([place, list(node.get('out_indices', (0, 1, 2, 3))), node.get('output_stride', 32)])
     return found
 

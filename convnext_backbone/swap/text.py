@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from mmengine.config import Config
 
+from ..config.text import as_written
 from ..errors import UserError
 from .plan import Change, Plan
 from .source import Source
@@ -29,7 +30,7 @@ def config_text(source: Source, plan: Plan, arch: str, folder: str | os.PathLike
     base = source.base
     if source.old:
         return _whole_text(plan, arch)
-    if '::' not in base and '.mim' not in base.split(os.sep):  # what is installed stays where it is
+    if '::' not in base and not source.installed:
         base = os.path.relpath(base, folder)
         base = base if base.startswith('.') else f'./{base}'
     tree = _tree(plan.changes)
@@ -184,7 +185,7 @@ def _changed_item(node: dict, old, base: str, indent: str, start: str, before: l
     if isinstance(old, (list, tuple)):
         return _entry(start, node, old, base, indent, ',', [])
     if len(node) == 1 and isinstance(child := next(iter(node.values())), Change):
-        line = f'{indent}{start}dict({base}, {next(iter(node))}={_repr(child.new)}),'
+        line = f'{indent}{start}dict({base}, {next(iter(node))}={as_written(child.new)}),'
         if len(line) <= WIDTH:
             return _reasoned(child.why, [line], indent, before)
     lines, inner = [f'{indent}{start}dict(', f'{indent}    {base},'], indent + '    '
@@ -212,7 +213,7 @@ def _reasoned(why: str, lines: list[str], indent: str, before: list[str]) -> lis
 
 def _value(start: str, value, indent: str, end: str) -> list[str]:
     """Return the lines of a value: one if it fits."""
-    line = f'{indent}{start}{_repr(value)}{end}'
+    line = f'{indent}{start}{as_written(value)}{end}'
     if len(line) <= WIDTH or not isinstance(value, (dict, list, tuple)) or not value:
         return [line]
     inner = indent + '    '
@@ -231,27 +232,13 @@ def _filled(items: list[tuple[str, object]], indent: str) -> list[str]:
     """Return the lines of named values, as many in a line as fit."""
     rows = []
     for start, value in items:
-        text = f'{start}{_repr(value)},'
+        text = f'{start}{as_written(value)},'
         plain = rows and rows[-1].endswith(',') and rows[-1].lstrip()[0] not in ')]}'
         if plain and len(rows[-1]) + len(text) < WIDTH:
             rows[-1] += f' {text}'
         else:
             rows += _value(start, value, indent, ',')
     return rows
-
-
-def _repr(value) -> str:
-    """Return a value as one writes it in a config."""
-    if isinstance(value, dict):
-        if all(isinstance(key, str) and key.isidentifier() for key in value):
-            return f'dict({", ".join(f"{key}={_repr(child)}" for key, child in value.items())})'
-        return '{' + ', '.join(f'{key!r}: {_repr(child)}' for key, child in value.items()) + '}'
-    if isinstance(value, list):
-        return f'[{", ".join(map(_repr, value))}]'
-    if isinstance(value, tuple):
-        inner = ', '.join(map(_repr, value))
-        return f'({inner},)' if len(value) == 1 else f'({inner})'
-    return repr(value)
 
 
 def table(plan: Plan) -> Iterator[str]:
@@ -267,9 +254,9 @@ def _cut(value) -> str:
     if isinstance(value, dict):
         inner = value.get('optimizer', value)
         shown = {k: v for k, v in inner.items() if k in ('type', 'arch', 'lr', 'depth', 'out_indices')}
-        text = _repr(shown or {k: inner[k] for k in list(inner)[:2]})
+        text = as_written(shown or {k: inner[k] for k in list(inner)[:2]})
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         text = ', '.join(str(item.get('type')).rpartition('.')[2] for item in value)
     else:
-        text = '-' if value is None else _repr(value)
+        text = '-' if value is None else as_written(value)
     return text if len(text) <= 60 else f'{text[:57]}...'

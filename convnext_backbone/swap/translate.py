@@ -5,8 +5,8 @@ import copy
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from ..config.foreign import OURS, own_backbones
-from ..config.keys import READ, dicts, nodes, unread
+from ..config.foreign import OURS, PACKAGES, divided_imports, own_backbones
+from ..config.keys import READ, dicts, nodes, set_at, unread
 from ..config.legacy import TOP, old_task
 from ..registry import type_name
 from .old.data import Data
@@ -20,7 +20,7 @@ REMADE = {
     *('DETRHead', 'DeformableDETRHead', 'MaskFormerHead', 'Mask2FormerHead'),
 }
 COSTS = ('cls_cost', 'reg_cost', 'iou_cost', 'mask_cost', 'dice_cost')  # of assigners: now a list
-FOREIGN = ('mmcls', 'mmpretrain', 'mmcv_custom')  # packages imported for their ConvNeXt or its optimizer
+FOREIGN = (*PACKAGES, 'mmcv_custom')  # the last for the optimizer of ConvNeXt
 
 
 def translated(cfg: Config) -> tuple[Config, list[str]]:
@@ -84,12 +84,8 @@ def _model(old: dict, scope: str, lines: Lines) -> dict:
             model[key] = given
     cfg = Config(dict(model=model, default_scope=scope))
     for place, node in list(own_backbones(cfg)):
-        *way, last = place.split('.')[1:]
-        parent = model
-        for part in way:
-            parent = parent[int(part)] if isinstance(parent, list) else parent[part]
-        parent[last] = node
-        if not way:
+        set_at(dict(model=model), place, node)
+        if place == 'model.backbone':
             model.pop('pretrained', None)
     backbone = model.get('backbone')
     if scope == 'mmdet' and isinstance(backbone, dict):  # models of mmseg still take it
@@ -128,10 +124,7 @@ def _with_images(model: dict, data: Data) -> dict:
 
 def _imports(given, lines: Lines) -> dict | None:
     """Return ``custom_imports`` without what is not needed."""
-    names = (given or {}).get('imports') or []
-    names = [names] if isinstance(names, str) else list(names)
-    gone = [name for name in names if name.partition('.')[0] in FOREIGN]
-    kept = [name for name in names if name not in gone]
+    gone, kept = divided_imports(given, FOREIGN)
     if gone:
         lines.name('custom_imports.imports', gone, 'not imported any more: what ConvNeXt needs is here')
     if not kept:
