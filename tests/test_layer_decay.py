@@ -199,3 +199,24 @@ def test_the_table_of_rates_is_logged(monkeypatch):
     assert [text.splitlines()[2].split() for text in texts] == [
         ['0.015625', '0.01562', '0', '3', 'backbone.downsample_layers.0.0.bias']
     ]
+
+
+def test_custom_keys_hold_outside_the_backbone_and_the_longest_wins():
+    """As mmengine's: the rate times lr_mult, the decay times decay_mult; not in the backbone."""
+    custom = {
+        'neck': dict(lr_mult=0.1),
+        'neck.bias': dict(lr_mult=0.5),
+        'neck.weight': dict(lr_mult=0.2, decay_mult=0.5),
+        'weight': dict(lr_mult=7.0, decay_mult=7.0),
+    }
+    found = groups(Detector(), decay_rate=0.7, custom_keys=custom)
+    plain = groups(Detector(), decay_rate=0.7)
+    assert found['neck.weight'] == (0.2, 0.025)
+    assert found['neck.bias'] == (0.5, 0.0)
+    inside = [name for name in plain if name.startswith('backbone.')]
+    assert [found[name] for name in inside] == [plain[name] for name in inside]
+
+
+def test_a_custom_key_that_is_in_no_name_outside_the_backbone_is_an_error():
+    with pytest.raises(UserError, match='custom_keys: backbone is in the name of no trainable parameter'):
+        groups(Detector(), decay_rate=0.7, custom_keys={'backbone': dict(lr_mult=0.1)})

@@ -665,6 +665,24 @@ def test_deformable_convolution_reads_shifted_places(name):
     )
 
 
+def test_modulated_deformable_convolution_reads_offsets_of_a_larger_map_as_mmcvs_kernel_does():
+    """By its index, ((2 * tap + axis) * height + y) * width + x from the first number of a sample."""
+    height, width, taps = 4, 5, 9
+    x, weight = draw(2, 3, height, width), draw(2, 3, 3, 3, seed=1)
+    offset, mask = draw(2, 2 * taps, 8, 10, seed=2).requires_grad_(), draw(2, taps, 8, 10, seed=3)
+    y, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+
+    def read(values: Tensor, channels: int) -> Tensor:
+        place = [(channel * height + y) * width + across for channel in range(channels)]
+        return torch.stack([values[sample].reshape(-1)[torch.stack(place)] for sample in range(len(values))])
+
+    found = ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1)
+    exact = ops.modulated_deform_conv2d(x, read(offset, 2 * taps), read(mask, taps), weight, None, 1, 1)
+    same([found], [exact], 1e-12)
+    grad = draw(*found.shape, seed=4)
+    same([torch.autograd.grad(found, offset, grad)[0]], [torch.autograd.grad(exact, offset, grad)[0]], 1e-12)
+
+
 @pytest.mark.parametrize('inputs', [5, 4], ids=['bias', 'no bias'])
 @pytest.mark.parametrize('name', GEOMETRIES)
 def test_modulated_deformable_convolution_weighs_its_taps(name, inputs):
