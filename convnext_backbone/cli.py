@@ -25,6 +25,7 @@ COMMANDS = {  # each a module of convnext_backbone.commands
     'flops': 'count parameters and FLOPs',
     'robustness': 'evaluate on shifted and corrupted images',
     'benchmark': 'time ConvNeXt against other libraries',
+    'gpu-check': 'check a GPU and what runs on it: numbers, training steps, resuming, speed',
     'demo': 'run the whole line on drawn shapes',
 }
 
@@ -107,7 +108,7 @@ def run_command(name: str, *arguments: str) -> None:
         )
     check_torch()
     sys.argv[0] = f'convnext {name}'  # what argparse calls the program
-    importlib.import_module(f'.commands.{name}', __package__).main(list(arguments))
+    importlib.import_module(f'.commands.{name.replace("-", "_")}', __package__).main(list(arguments))
 
 
 def run(main: Callable[[], object]) -> None:

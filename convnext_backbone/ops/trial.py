@@ -140,6 +140,22 @@ def _verdict(*kind) -> bool:
 # --- verdicts and where they are kept
 
 
+def verdicts(device: torch.device) -> dict[str, dict]:
+    """Return what the trials on a GPU have found, those of this process and those that are kept.
+
+    By the name of the kind of call: ``triton``, whether those kernels compute it; ``why``; ``failed``, if
+    they were wrong, crashed or hung.
+
+    Args:
+        device: with the number of the GPU.
+    """
+    machine = _machine(device)
+    found = {}
+    with contextlib.suppress(OSError, ValueError):
+        found = _read(_file(machine), machine)
+    return found | _not_kept
+
+
 def _find(kind: Kind) -> dict:
     """Return the verdict: from the file, or of a trial of all kinds of calls that are expected."""
     global _seconds_left
