@@ -159,6 +159,8 @@ def test_kinds_that_differ_have_verdicts_of_their_own(machine):
         ask()
     ask(rows=10000)  # the border
     ask(rows=9999)  # as the first
+    ask(rows=2**22 // 96)  # as the second
+    ask(rows=2**22 // 96 + 1)  # its border
     ask(operator='norm_mlp')
     ask(operator='norm_mlp', statistics=True)
     ask(operator='channel_norm')
@@ -166,7 +168,15 @@ def test_kinds_that_differ_have_verdicts_of_their_own(machine):
         ask()
     kinds = [k for run in machine.asked() for k in run]
     alike = ['depthwise', 96, 'float32', False, True, 'small', False, False, 'cpu']
-    others = ({}, {4: False}, {5: 'large'}, {0: 'norm_mlp'}, {0: 'norm_mlp', 6: True}, {0: 'channel_norm'})
+    others = (
+        {},
+        {4: False},
+        {5: 'large'},
+        {5: 'huge'},
+        {0: 'norm_mlp'},
+        {0: 'norm_mlp', 6: True},
+        {0: 'channel_norm'},
+    )
     others += ({2: 'bfloat16', 3: True},)
     assert kinds == [[other.get(i, value) for i, value in enumerate(alike)] for other in others]
 
@@ -177,7 +187,7 @@ def test_a_crash_gives_pytorch_and_the_other_kinds_are_tried(machine):
     assert ask(96, operator='channel_norm') is True
     assert ask(192, operator='channel_norm') is False
     assert ask(384, operator='channel_norm') is True
-    assert len(machine.asked()[0]) == 12  # three layers, two sizes, training and inference
+    assert len(machine.asked()[0]) == 18  # three layers, three sizes, training and inference
     assert len(layers) == 3
     (said,) = machine.lines(logging.WARNING)
     expected = 'channel_norm 192 channels float32 training small: PyTorch, Triton crashed: exit status -6, '
@@ -340,7 +350,7 @@ def test_one_child_tries_all_that_a_model_will_ask_for(machine):
     norms = {('channel_norm', c, False) for c in (40, 64, 320, 96)}
     mlps = {('norm_mlp', c, False) for c in (64, 320, 96)} | {('norm_mlp', c, True) for c in (64, 96)}
     assert kinds == convolutions | norms | mlps
-    assert len(asked) == 4 * len(kinds)
+    assert len(asked) == 6 * len(kinds)  # three sizes, training and inference
     assert asked[0][:2] == ['channel_norm', 40]  # what is called first
     assert [k[4] for k in asked] == sorted((k[4] for k in asked), reverse=True)  # training before inference
 

@@ -1,7 +1,7 @@
 """Check this GPU and what runs on it: kernels, operators, training steps, resuming, speed; 8 minutes at most.
 
 convnext gpu-check
-convnext gpu-check --only kernels steps --out checked
+convnext gpu-check --only choice steps --out checked
 
 Each part runs in a process of its own: one that crashes or hangs is reported, the others go on. What was
 found is written as gpu_check.json and gpu_check.html; the exit status is 1 if anything is wrong.

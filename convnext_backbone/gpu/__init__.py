@@ -6,12 +6,14 @@ Each part runs in a process of its own, which may crash or hang: the others go o
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,21 +27,24 @@ SCRIPT = (  # modules are to be found where this process finds them
 
 @dataclass(frozen=True)
 class Part:
-    """Describes one part: what it looks at, and the seconds that it may take at most."""
+    """Describes one part: what it looks at, its seconds at most, and whether nothing may run beside it."""
 
     what: str
     seconds: float
+    alone: bool = False
 
 
-PARTS = dict(  # in this order: the first to be run are those on which the others rest
-    kernels=Part('Triton kernels against float64', 100),
-    choice=Part('what computes each kind of call, by trial', 80),
-    operators=Part("mmcv's operators against a CPU", 40),
-    steps=Part('training steps of classifier, Mask R-CNN and UPerNet against a CPU; mixed precision', 70),
-    graphs=Part('CUDA graphs against eager mode', 40),
-    compilation=Part('torch.compile as one graph against eager mode', 90),
-    resume=Part('a training that is resumed against one that is not, bit by bit', 100),
-    speed=Part('the backbone against other libraries', 200),
+PARTS = dict(  # those alone are timed; the first is run first, the last with all the time that is left
+    choice=Part('what computes each kind of call, by trial', 100, alone=True),
+    compilation=Part('torch.compile as one graph against eager mode', 150),
+    resume=Part('a training that is resumed against one that is not, bit by bit', 150),
+    steps=Part('training steps of classifier, Mask R-CNN and UPerNet against a CPU; mixed precision', 150),
+    kernels_bfloat16=Part('Triton kernels against float64, bfloat16', 150),
+    kernels_float16=Part('Triton kernels against float64, float16', 150),
+    kernels_float32=Part('Triton kernels against float64, float32', 150),
+    graphs=Part('CUDA graphs against eager mode', 100),
+    operators=Part("mmcv's operators against a CPU", 100),
+    speed=Part('the backbone against other libraries', 300, alone=True),
 )
 
 
@@ -68,8 +73,10 @@ def _rows(name: str, device: str, seconds: float) -> Iterator[Row]:
 
     if name == 'speed':
         return speed.check(seconds)
+    part, _, dtype = name.partition('_')
+    if dtype:
+        return kernels.check(device, dtype)
     functions = dict(
-        kernels=kernels.check,
         choice=speed.verdicts,
         operators=operators.check,
         steps=steps.check,
@@ -77,7 +84,7 @@ def _rows(name: str, device: str, seconds: float) -> Iterator[Row]:
         compilation=steps.compilation,
         resume=resume.check,
     )
-    return functions[name](device)
+    return functions[part](device)
 
 
 def run_part(name: str, device: str, seconds: str, file: str) -> None:
@@ -99,17 +106,23 @@ def run_parts(
         said: is given a line for each part, as soon as it is over.
     """
     end = time.monotonic() + seconds
-    found = {}
-    for name in [name for name in PARTS if name in names]:
+
+    def run(name: str) -> Outcome:
         left = end - time.monotonic()
         outcome = run_child(name, device, left if name == 'speed' else min(left, PARTS[name].seconds))
         bad = [row for row in outcome.rows if not row.right]
         line = f'{name}: {len(outcome.rows) - len(bad)} right, {len(bad)} wrong, {outcome.seconds:.0f} s'
-        said(line + (f'; {outcome.failure}' if outcome.failure else ''))
-        for row in bad[:10]:
-            said(f'  wrong: {row.what}: {row.found}')
-        found[name] = outcome
-    return found
+        lines = [line + (f'; {outcome.failure}' if outcome.failure else '')]
+        said('\n'.join(lines + [f'  wrong: {row.what}: {row.found}' for row in bad[:10]]))
+        return outcome
+
+    found, wanted = {}, [name for name in PARTS if name in names]
+    beside = [name for name in wanted if not PARTS[name].alone]
+    found.update((name, run(name)) for name in wanted if PARTS[name].alone and name != 'speed')
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+        found.update(zip(beside, pool.map(run, beside)))
+    found.update((name, run(name)) for name in wanted if name == 'speed')
+    return {name: found[name] for name in wanted}
 
 
 def run_child(name: str, device: str, seconds: float) -> Outcome:
@@ -146,5 +159,6 @@ def run_child(name: str, device: str, seconds: float) -> Outcome:
     if status is None:
         failure = f'ended after {seconds:.0f} s, which were all it had'
     elif status:
-        failure = ', '.join([f'ended with status {status}', *text[-1:]])[:400]
+        said = [line for line in text if re.match(r'[\w.]*(Error|Exception)\b', line)] or text
+        failure = ', '.join([f'ended with status {status}', *said[-1:]])[:400]
     return Outcome(rows, failure, time.monotonic() - begin)

@@ -228,24 +228,25 @@ def operators_for_compilation(device: str) -> Iterator[Row]:
         yield Row(operator.__name__, not failed, '; '.join(failed)[:300] or 'as they say')
 
 
-def check(device: str) -> Iterator[Row]:
-    """Compare all of the above, at every shape, in bfloat16, float16 and float32."""
-    for dtype in BOUNDS:
-        plain = str(dtype).removeprefix('torch.')
-        for function, shapes in (
-            (depthwise_convolution, MAPS),
-            (linear_layers, LINEAR),
-            (gradient_of_gelu, ELEMENTS),
-        ):
-            for shape in shapes:
-                name = f'{function.__name__} {"x".join(map(str, shape))} {plain}'
-                yield from _named(name, function(shape, dtype, device))
-        for (function, shapes), affine in product(
-            ((linear_layer_that_norms, NORMED), (norm, NORMS)), (True, False)
-        ):
-            for shape in shapes:
-                name = f'{function.__name__} {"x".join(map(str, shape))} {"affine " * affine}{plain}'
-                yield from _named(name, function(shape, affine, dtype, device))
+def check(device: str, plain: str) -> Iterator[Row]:
+    """Compare all of the above, at every shape, in the data type of this name; in bfloat16 networks too."""
+    dtype = getattr(torch, plain)
+    for function, shapes in (
+        (depthwise_convolution, MAPS),
+        (linear_layers, LINEAR),
+        (gradient_of_gelu, ELEMENTS),
+    ):
+        for shape in shapes:
+            name = f'{function.__name__} {"x".join(map(str, shape))} {plain}'
+            yield from _named(name, function(shape, dtype, device))
+    for (function, shapes), affine in product(
+        ((linear_layer_that_norms, NORMED), (norm, NORMS)), (True, False)
+    ):
+        for shape in shapes:
+            name = f'{function.__name__} {"x".join(map(str, shape))} {"affine " * affine}{plain}'
+            yield from _named(name, function(shape, affine, dtype, device))
+    if dtype != torch.bfloat16:
+        return
     yield from _named('gelu_of_every_number', gelu_of_every_number(device))
     for wide, autocast in product((False, True), (True, False)):
         name = f'network{" autocast" * autocast}{" wide" * wide}'

@@ -27,7 +27,7 @@ def make_model(name: str, arch: str = 'tiny') -> tuple[nn.Module, dict]:
         arch: of the backbone; one whose widths are not tiny's fits the classifier only.
     """
     cfg = read_config(MODELS[name])
-    cfg.model.backbone.update(arch=arch, drop_path_rate=0.0)
+    cfg.model.backbone.update(arch=arch, drop_path_rate=0.0, fused='triton')  # without the time of trials
     for node in dicts(cfg.model):
         for key in ('dropout_ratio', 'label_smoothing'):
             if node.get(key):
@@ -84,10 +84,11 @@ def training_step(name: str, device: str) -> Iterator[Row]:
 def graphs(device: str, arch: str = 'tiny') -> Iterator[Row]:
     """Capture inference and a training step of the backbone in CUDA graphs, replay, compare with eager."""
     torch.manual_seed(0)
-    model = ConvNeXt(arch, drop_path_rate=0.0).to(device, torch.bfloat16).eval()
+    model = ConvNeXt(arch, drop_path_rate=0.0, layer_scale_init_value=0.5, fused='triton')
+    model = model.to(device, torch.bfloat16).eval()
     images = torch.randn(2, 3, 224, 224, device=device, dtype=torch.bfloat16)
     with torch.no_grad():
-        expected = model(images)  # the trials of the kernels, before anything is captured
+        expected = model(images)  # compiles the kernels, before anything is captured
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
@@ -95,21 +96,22 @@ def graphs(device: str, arch: str = 'tiny') -> Iterator[Row]:
         graph.replay()
     yield same('inference as in eager mode', all(map(torch.equal, maps, expected)))
     model.train()
-    sums = [m.float().square().mean() for m in model(images)]
-    sum(sums).backward()
-    eager = [p.grad.clone() for p in model.parameters()]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # memory of the optimizer's kind is allocated before
-        for _ in range(3):
-            model.zero_grad(set_to_none=True)
-            sum(m.float().square().mean() for m in model(images)).backward()
-    torch.cuda.current_stream().wait_stream(stream)
-    model.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def step() -> None:
         sum(m.float().square().mean() for m in model(images)).backward()
-    graph.replay()
+
+    stream = torch.cuda.Stream()  # all of it: where gradients were first made, they are made ever after
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+        eager = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+        graph.replay()
+    torch.cuda.synchronize()
     worst = max(
         ((p.grad.float() - right.float()).norm() / right.float().norm().clamp(1e-20)).item()
         for p, right in zip(model.parameters(), eager)
@@ -120,7 +122,8 @@ def graphs(device: str, arch: str = 'tiny') -> Iterator[Row]:
 def compilation(device: str, arch: str = 'tiny') -> Iterator[Row]:
     """Compile the backbone as one graph, for inference and training, and compare with eager mode."""
     torch.manual_seed(0)
-    model = ConvNeXt(arch, drop_path_rate=0.1, layer_scale_init_value=0.5).to(device, torch.bfloat16)
+    model = ConvNeXt(arch, drop_path_rate=0.1, layer_scale_init_value=0.5, fused='triton')
+    model = model.to(device, torch.bfloat16)
     images = torch.randn(2, 3, 224, 224, device=device, dtype=torch.bfloat16)
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():

@@ -34,6 +34,7 @@ from .native import FOLDER
 SWITCH = 'CONVNEXT_TRIAL'  # environment variable; 0: off
 DEVICE = 'cuda'  # on which to try
 ROWS = depthwise.LARGE  # of a large call; so one whose weight gradient is Triton's is large
+HUGE = 2**22  # numbers of a huge call, for which the GPU computes longer than launching its kernels takes
 LONGEST = 60  # seconds of a process for all its trials, waiting for another process included
 LONGEST_KIND = 30  # seconds for a kind of call, most of which compile
 SHORTEST = 8  # seconds without which no child is begun
@@ -56,7 +57,7 @@ class Kind(NamedTuple):
     dtype: torch.dtype  # under autocast its data type
     autocast: bool
     training: bool
-    size: str  # large: from ROWS positions on, of all samples together; or small
+    size: str  # huge: from HUGE numbers on; large: from ROWS positions on, of all samples; or small
     statistics: bool  # the convolution gives those of the norm, see :func:`norm_mlp`
     compiled: bool  # by torch.compile
     device: torch.device
@@ -118,7 +119,8 @@ def chosen(
         supported = dilation == 1 and triton_kernels.supports(x, channels, dtype)
     if asked or not supported or type(x) is not Tensor or x.numel() == 0:
         return asked and supported
-    size = 'large' if x.numel() >= ROWS * channels else 'small'  # a constant for torch.compile
+    size = 'large' if x.numel() >= ROWS * channels else 'small'  # constants for torch.compile
+    size = 'huge' if x.numel() >= HUGE else size
     training, compiled = torch.is_grad_enabled(), torch.compiler.is_compiling()
     return _verdict(operator, channels, dtype, autocast, training, size, statistics, compiled, x.device)
 
@@ -275,8 +277,9 @@ def _expected(kind: Kind) -> list[Kind]:
     pairs = {(operator, channels) for channels, operators in list(_layers.values()) for operator in operators}
     modes = [kind.training, *([False] if kind.training else [])]
     found = {kind: None}
+    sizes = sorted(('huge', 'large', 'small'), key=lambda size: size != kind.size)
     for training, size, (operator, channels), statistics in product(
-        modes, ('large', 'small'), sorted(pairs, key=lambda pair: pair[::-1]), (True, False)
+        modes, sizes, sorted(pairs, key=lambda pair: pair[::-1]), (True, False)
     ):
         of_norm = operator == 'channel_norm'
         if not of_norm and not triton_kernels.takes(channels, kind.dtype):

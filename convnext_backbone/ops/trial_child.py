@@ -3,6 +3,7 @@
 A kernel may crash or hang, and a wrong access to a GPU's memory ends all use of it in its process.
 """
 
+import contextlib
 import faulthandler
 import json
 import sys
@@ -19,8 +20,9 @@ from .mlp import norm_mlp
 from .norm import channel_norm
 from .trial import ROWS, Kind, first_line, pytorch
 
-NUMBERS = 2**23  # in the map of a large call; so that its hidden layer fits, whatever its channels
+NUMBERS = 2**23  # in the map of a large or huge call; so that its hidden layer fits, whatever its channels
 LARGE_MAP, SMALL_MAP = (1, 101), (2, 37, 51)  # samples, height, width; odd, so that edges are tried
+HUGE_MAP = 51, 53  # height, width of each of many samples
 TURNS, CALLS = 5, 10  # timed: the best of so many turns, of so many calls each
 EPS = 1e-6  # of the norms
 
@@ -73,14 +75,29 @@ def _compare(kind: Kind) -> dict:
                 return pytorch(wrong, failed=True)
         runs = runs or [_runner(way, kind, *tensors) for way in ways]
     times = [float('inf')] * 2
-    for turn, (i, run) in product(range(TURNS + 1), enumerate(runs)):
+    calls = [lambda run=run: [run() for _ in range(CALLS)] for run in runs]
+    if kind.size == 'huge' and kind.device.type == 'cuda':  # the GPU's time alone, if it can be had
+        with contextlib.suppress(RuntimeError):
+            calls = [_captured(call) for call in calls]
+    for turn, (i, call) in product(range(TURNS + 1), enumerate(calls)):
         begin = time.perf_counter()
-        for _ in range(CALLS):
-            run()
+        call()
         _wait(kind.device)
         times[i] = min(times[i], time.perf_counter() - begin) if turn else times[i]  # the first warms up
     ratio = times[1] / times[0]
     return dict(triton=ratio >= 1, why=f'{ratio:.2g}x')
+
+
+def _captured(call: Callable) -> Callable[[], None]:
+    """Return what computes the same from a CUDA graph, without the time of launching kernels."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def _wrong(found: Tensor, other: Tensor, exact: Tensor, rounding: float) -> str:
@@ -137,6 +154,9 @@ def _draw(kind: Kind, *shape: int, over: float = 1.0) -> Tensor:
 def _draw_map(kind: Kind) -> Tensor:  # (N, H, W, C)
     if kind.size == 'small':
         return _draw(kind, *SMALL_MAP, kind.channels)
+    if kind.size == 'huge':
+        samples = -(-NUMBERS // (HUGE_MAP[0] * HUGE_MAP[1] * kind.channels))
+        return _draw(kind, samples, *HUGE_MAP, kind.channels)
     rows = max(ROWS, NUMBERS // kind.channels)
     return _draw(kind, *LARGE_MAP, -(-rows // LARGE_MAP[1]), kind.channels)
 
