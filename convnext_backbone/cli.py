@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 from . import __version__
 from .errors import Stopped, UserError, check_torch, message, missing_package, suggest
@@ -96,6 +97,11 @@ def main(argv: list[str] | None = None) -> None:
         run(lambda: run_command(*argv))
 
 
+def module_of(name: str) -> ModuleType:
+    """Return the module of a command, which has ``parse_args`` and ``main``."""
+    return importlib.import_module(f'.commands.{name.replace("-", "_")}', __package__)
+
+
 def run_command(name: str, *arguments: str) -> None:
     """Run one of :data:`COMMANDS`.
 
@@ -108,7 +114,7 @@ def run_command(name: str, *arguments: str) -> None:
         )
     check_torch()
     sys.argv[0] = f'convnext {name}'  # what argparse calls the program
-    importlib.import_module(f'.commands.{name.replace("-", "_")}', __package__).main(list(arguments))
+    module_of(name).main(list(arguments))
 
 
 def run(main: Callable[[], object]) -> None:

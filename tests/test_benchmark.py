@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tool
 
+from convnext_backbone import contest
 from convnext_backbone.errors import UserError
 
 benchmark = tool('benchmark')
@@ -23,14 +24,14 @@ def cell(**changes):
         batch=1,
         device='cpu',
     )
-    return benchmark.Cell(**{**values, **changes})
+    return contest.Cell(**{**values, **changes})
 
 
 @pytest.mark.long
 def test_it_runs_all_contestants_and_writes_its_results(tmp_path, capsys):
     results = benchmark.main([*QUICK, '--precisions', 'float32', '--out', str(tmp_path)])
     assert [r['mode'] for r in results] == ['inference', 'training']
-    peers = [peer for peer in benchmark.PEERS if importlib.util.find_spec(peer)]
+    peers = [peer for peer in contest.PEERS if importlib.util.find_spec(peer)]
     names = ['ours', *(f'{peer} {order}' for peer in peers for order in ('NCHW', 'NHWC'))]
     for result in results:
         assert list(result['milliseconds']) == names
@@ -48,35 +49,35 @@ def test_it_runs_all_contestants_and_writes_its_results(tmp_path, capsys):
 
 def test_a_peer_that_computes_something_else_is_left_out(monkeypatch, capsys):
     def wrong(*arguments):
-        model = benchmark.torchvision(*arguments)
+        model = contest.torchvision(*arguments)
         with torch.no_grad():
             model.features[0][0].bias[0] += 0.5
         return model
 
-    monkeypatch.setattr(benchmark, 'PEERS', dict(timm=benchmark.timm, torchvision=wrong))
-    found = benchmark.admitted(cell(task='1x64x64'), benchmark.random_weights('tiny'), list(benchmark.PEERS))
+    monkeypatch.setattr(contest, 'PEERS', dict(timm=contest.timm, torchvision=wrong))
+    found = contest.admitted(cell(task='1x64x64'), contest.random_weights('tiny'), list(contest.PEERS))
     assert list(found) == ['ours', 'timm']
     assert 'torchvision computes something else' in capsys.readouterr().out
-    monkeypatch.setattr(benchmark, 'PEERS', dict(torchvision=wrong))
+    monkeypatch.setattr(contest, 'PEERS', dict(torchvision=wrong))
     with pytest.raises(UserError, match='no peer to compare with'):
-        benchmark.admitted(cell(task='1x64x64'), benchmark.random_weights('tiny'), list(benchmark.PEERS))
+        contest.admitted(cell(task='1x64x64'), contest.random_weights('tiny'), list(contest.PEERS))
 
 
 def test_limits_are_those_of_the_paper_and_of_a_hand_calculation():
     """ConvNeXt-T: 4.456 G multiply-adds at 224 x 224; 27.8 M parameters without classifier."""
-    assert benchmark.flops(cell()) == pytest.approx(2 * 4.456e9, rel=1e-3)
+    assert contest.flops(cell()) == pytest.approx(2 * 4.456e9, rel=1e-3)
     step = cell(mode='training', batch=4, compiled=True)
-    assert benchmark.flops(step) == pytest.approx(24 * 4.456e9, rel=1e-3)
+    assert contest.flops(step) == pytest.approx(24 * 4.456e9, rel=1e-3)
     eager = cell(mode='training', batch=4)  # stochastic depth from 0 to 0.1: 5 % of the work is left out
-    assert benchmark.flops(eager) == pytest.approx(0.95 * 24 * 4.456e9, rel=1e-3)
+    assert contest.flops(eager) == pytest.approx(0.95 * 24 * 4.456e9, rel=1e-3)
     maps = 3 * 96 * 56**2 + 3 * 192 * 28**2 + 9 * 384 * 14**2 + 3 * 768 * 7**2
-    parameters = sum(p.numel() for p in benchmark.backbone_parameters('tiny'))
+    parameters = sum(p.numel() for p in contest.backbone_parameters('tiny'))
     assert parameters == pytest.approx(27.82e6, rel=1e-3)
-    assert benchmark.least_bytes(cell()) == 4 * (2 * maps + parameters)
+    assert contest.least_bytes(cell()) == 4 * (2 * maps + parameters)
     low = cell(precision='bfloat16', batch=3)
-    assert benchmark.least_bytes(low) == 2 * (2 * 3 * maps + parameters)
+    assert contest.least_bytes(low) == 2 * (2 * 3 * maps + parameters)
     step = cell(mode='training', precision='autocast', compiled=True)
-    assert benchmark.least_bytes(step) == 2 * 5 * maps + parameters * (2 * 2 + 8 * 4)
+    assert contest.least_bytes(step) == 2 * 5 * maps + parameters * (2 * 2 + 8 * 4)
 
 
 def test_a_task_that_is_no_size_is_refused():

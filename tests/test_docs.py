@@ -1,7 +1,6 @@
 """The documentation is true: its Python runs, its commands, options, configs, files and links exist."""
 
 import contextlib
-import importlib
 import io
 import re
 import shlex
@@ -11,7 +10,7 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from convnext_backbone.cli import COMMANDS
+from convnext_backbone.cli import COMMANDS, module_of
 from convnext_backbone.config import find_config, read_config
 from convnext_backbone.swap import read_source
 
@@ -102,7 +101,7 @@ def check_command(words: list[str]) -> None:
     elif program == 'convnext':
         name, *options = arguments
         assert name in COMMANDS
-        args = vars(importlib.import_module(f'convnext_backbone.commands.{name}').parse_args(options))
+        args = vars(module_of(name).parse_args(options))
         for config in filter(None, [args.get('config'), *args.get('configs', [])]):
             if name == 'swap':  # of mmdet's and mmseg's, too
                 assert config in PLACEHOLDERS or read_source(config)
@@ -137,7 +136,7 @@ def check_config(name: str) -> None:
 def help_of(command: str) -> str:
     """Return what ``convnext COMMAND --help`` prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        importlib.import_module(f'convnext_backbone.commands.{command}').parse_args(['--help'])
+        module_of(command).parse_args(['--help'])
     return out.getvalue()
 
 

@@ -389,6 +389,33 @@ def test_dropped_samples_are_left_out_and_the_others_scaled(monkeypatch):
     assert calls == [2]
 
 
+def test_on_a_gpu_a_few_dropped_samples_are_computed_so_that_few_sizes_occur(monkeypatch):
+    """Of 20 samples, in steps of 5; they add nothing, and their gradients are those of the sum alone."""
+    torch.manual_seed(0)
+    block = Block(8, drop_path=0.4, layer_scale=0.5).double().train()
+    x = torch.randn(20, 8, 9, 9, dtype=torch.double).contiguous(memory_format=torch.channels_last)
+    calls, results = [], []
+    conv = depthwise_conv
+    monkeypatch.setattr(
+        'convnext_backbone.ops.block.depthwise_conv', lambda x, *a: calls.append(len(x)) or conv(x, *a)
+    )
+    for shapes in ({}, dict(cpu=4)):
+        monkeypatch.setattr('convnext_backbone.ops.block.SHAPES', shapes)
+        for number in range(6):
+            torch.manual_seed(number)
+            leaf = x.clone().requires_grad_()
+            block.zero_grad()
+            out = block(leaf)
+            out.square().sum().backward()
+            results.append([out, leaf.grad, *(p.grad for p in block.parameters())])
+    exact, computed = calls[:6], calls[6:]
+    assert computed == [-(-n // 5) * 5 for n in exact]
+    assert len(set(exact)) > len(set(computed))
+    for expected, found in zip(results[:6], results[6:]):
+        for a, b in zip(expected, found):
+            torch.testing.assert_close(a, b)
+
+
 def test_a_block_dropped_for_all_samples_still_has_gradients_and_they_are_zero(monkeypatch):
     """DistributedDataParallel waits for the gradient of every parameter."""
     block = Block(8, drop_path=0.5).train()

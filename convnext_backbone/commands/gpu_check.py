@@ -16,10 +16,10 @@ import torch
 
 from ..cli import Parser
 from ..config import check_work_dir
+from ..contest import about
 from ..errors import UserError
 from ..gpu import PARTS, Outcome, run_parts
 from ..gpu.page import page
-from .benchmark import about
 
 
 def parse_args(argv=None):

@@ -39,7 +39,10 @@ def page(machine: str, outcomes: dict[str, Outcome]) -> str:
     """
     wrong = [(name, row) for name, outcome in outcomes.items() for row in outcome.rows if not row.right]
     failed = [name for name, outcome in outcomes.items() if outcome.failure]
-    title = 'Everything is right' if not (wrong or failed) else f'{len(wrong) + len(failed)} things are wrong'
+    count = len(wrong) + len(failed)
+    title = (
+        f'{count} things are wrong' if count > 1 else '1 thing is wrong' if count else 'Everything is right'
+    )
     parts = []
     for name, outcome in outcomes.items():
         bad = sum(not row.right for row in outcome.rows)

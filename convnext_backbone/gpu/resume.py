@@ -30,9 +30,8 @@ def differences(a, b, name: str = '') -> list[str]:
     return [] if a == b else [name]
 
 
-def training(work_dir: Path) -> dict:
-    """Return what the newest checkpoint holds, without what is about the run and not about the training."""
-    checkpoint = read_checkpoint(newest_checkpoint(work_dir)[0])
+def without_run(checkpoint: dict) -> dict:
+    """Return what a checkpoint holds, without what is about the run and not about the training."""
     kept = ('epoch', 'iter', 'seed', 'steps_per_epoch')
     checkpoint['meta'] = {key: checkpoint['meta'][key] for key in kept}
     checkpoint.pop('message_hub')  # its scalars are in the logs
@@ -60,7 +59,10 @@ def check(device: str) -> Iterator[Row]:
             yield (row := train(name, *options))
             if not row.right:
                 return
-        straight, halves = (training(Path(folder, name)) for name in ('straight', 'halves'))
+        straight, halves = (
+            without_run(read_checkpoint(newest_checkpoint(Path(folder, name))[0]))
+            for name in ('straight', 'halves')
+        )
         different = differences(straight, halves)
         count = sum(not isinstance(value, (dict, list, tuple)) for value in nodes(straight))
         found = f'{len(different)} of {count} values differ: {", ".join(different[:3])}'

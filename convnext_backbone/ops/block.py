@@ -11,6 +11,9 @@ from .depthwise import depthwise_conv
 from .mlp import norm_mlp
 
 FUSED = (True, False, 'triton')  # what a block can be asked for
+# Into how many steps a batch is divided, of which so many are computed that all kept samples are among them:
+# for each new number of samples cuDNN plans its convolutions anew, which takes longer than the step.
+SHAPES = dict(cuda=8)
 
 
 def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Tensor], Tensor] | None:
@@ -67,7 +70,7 @@ def has_plain_layers(block: nn.Module, without_hooks: bool = True) -> bool:
 
 
 def fused_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
-    """Compute the block by the fused operators; samples whose branch is dropped are not computed."""
+    """Compute the block by the fused operators; samples whose branch is dropped are not (on CUDA: mostly)."""
     # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
     x = x.to(block.pwconv2.weight.dtype)
     rate = block.drop_path.rate if block.training else 0.0
@@ -83,9 +86,16 @@ def fused_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
         return _Skip.apply(x, *block.parameters())
     if len(kept) == len(x):
         return _residual_sum(block, x, 1 / (1 - rate))
+    scale, shapes = 1 / (1 - rate), SHAPES.get(x.device.type)
+    if shapes and len(kept) % (step := max(1, len(x) // shapes)):
+        added = min(len(x), len(kept) + step - len(kept) % step) - len(kept)
+        dropped = torch.ones(len(x), dtype=torch.bool, device='cpu').index_fill_(0, kept, False)
+        scale = torch.tensor([scale] * len(kept) + [0.0] * added, dtype=x.dtype, device='cpu')
+        scale = scale.to(x.device, non_blocking=True).view(-1, 1, 1, 1)
+        kept = torch.cat([kept, dropped.nonzero().flatten()[:added]])
     x, kept = x.permute(0, 2, 3, 1), kept.to(x.device, non_blocking=True)
     part = x.index_select(0, kept).permute(0, 3, 1, 2)
-    part = _residual_sum(block, part, 1 / (1 - rate)).permute(0, 2, 3, 1)
+    part = _residual_sum(block, part, scale).permute(0, 2, 3, 1)
     return x.index_copy(0, kept, part).permute(0, 3, 1, 2)
 
 

@@ -38,6 +38,7 @@ HUGE = 2**22  # numbers of a huge call, for which the GPU computes longer than l
 LONGEST = 60  # seconds of a process for all its trials, waiting for another process included
 LONGEST_KIND = 30  # seconds for a kind of call, most of which compile
 SHORTEST = 8  # seconds without which no child is begun
+OVER = 'the time was over'
 SCRIPT = (  # modules are to be found where this process finds them
     'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
     'from convnext_backbone.ops import trial_child; trial_child.main()'
@@ -278,8 +279,8 @@ def _expected(kind: Kind) -> list[Kind]:
     modes = [kind.training, *([False] if kind.training else [])]
     found = {kind: None}
     sizes = sorted(('huge', 'large', 'small'), key=lambda size: size != kind.size)
-    for training, size, (operator, channels), statistics in product(
-        modes, sizes, sorted(pairs, key=lambda pair: pair[::-1]), (True, False)
+    for size, training, (operator, channels), statistics in product(
+        sizes, modes, sorted(pairs, key=lambda pair: pair[::-1]), (True, False)
     ):
         of_norm = operator == 'channel_norm'
         if not of_norm and not triton_kernels.takes(channels, kind.dtype):
@@ -346,7 +347,7 @@ def _run_child(kinds: list[Kind], end: float, folder: Path, found: dict) -> tupl
     text = log.read_text(errors='replace').strip().splitlines()
     why = ', '.join([f'exit status {status}', *text[-1:]])
     if status is None:
-        why = f'no answer in {LONGEST_KIND} s' if time.monotonic() < end else 'the time was over'
+        why = f'no answer in {LONGEST_KIND} s' if time.monotonic() < end else OVER
     return lines[-1]['name'] if lines else None, why, status is None
 
 

@@ -24,6 +24,7 @@ NUMBERS = 2**23  # in the map of a large or huge call; so that its hidden layer 
 LARGE_MAP, SMALL_MAP = (1, 101), (2, 37, 51)  # samples, height, width; odd, so that edges are tried
 HUGE_MAP = 51, 53  # height, width of each of many samples
 TURNS, CALLS = 5, 10  # timed: the best of so many turns, of so many calls each
+CAPTURED = 3  # calls in a CUDA graph
 EPS = 1e-6  # of the norms
 
 
@@ -78,7 +79,7 @@ def _compare(kind: Kind) -> dict:
     calls = [lambda run=run: [run() for _ in range(CALLS)] for run in runs]
     if kind.size == 'huge' and kind.device.type == 'cuda':  # the GPU's time alone, if it can be had
         with contextlib.suppress(RuntimeError):
-            calls = [_captured(call) for call in calls]
+            calls = [_captured(run) for run in runs]
     for turn, (i, call) in product(range(TURNS + 1), enumerate(calls)):
         begin = time.perf_counter()
         call()
@@ -88,15 +89,16 @@ def _compare(kind: Kind) -> dict:
     return dict(triton=ratio >= 1, why=f'{ratio:.2g}x')
 
 
-def _captured(call: Callable) -> Callable[[], None]:
-    """Return what computes the same from a CUDA graph, without the time of launching kernels."""
+def _captured(run: Callable) -> Callable[[], None]:
+    """Return what computes the same some times from a CUDA graph, without the time of launching kernels."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        call()
+        run()
     torch.cuda.current_stream().wait_stream(stream)
     with torch.cuda.graph(graph):
-        call()
+        for _ in range(CAPTURED):
+            run()
     return graph.replay
 
 

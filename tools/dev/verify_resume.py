@@ -25,6 +25,7 @@ from convnext_backbone.checkpoint.write import newest_checkpoint, read_metadata
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.config import nodes, read_config
 from convnext_backbone.errors import UserError
+from convnext_backbone.gpu.resume import differences, without_run
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ('time', 'data_time', 'memory', 'images_per_second', 'eta')  # what no two runs have in common
@@ -124,18 +125,6 @@ def kill_after(process: subprocess.Popen, work_dir: Path, step: int, number: sig
     return False
 
 
-def differences(a, b, name: str = '') -> list[str]:
-    """Return the names of values that are not exactly equal in two checkpoints."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [name]
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(key for key in b if key not in a)]
-        return [d for key in keys for d in differences(a.get(key), b.get(key), f'{name}.{key}')]
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        return [d for i, pair in enumerate(zip(a, b)) for d in differences(*pair, f'{name}.{i}')]
-    return [] if a == b else [name]
-
-
 def content(work_dir: Path, step: int) -> dict:
     """Return what a checkpoint holds, without what is about the run and not about the training.
 
@@ -145,11 +134,7 @@ def content(work_dir: Path, step: int) -> dict:
     file, _ = newest_checkpoint(work_dir)
     if file is None or read_metadata(file).get('iter') != step:
         raise UserError(f'{work_dir} has no checkpoint of step {step}: {file}')
-    checkpoint = read_checkpoint(file)
-    kept = ('epoch', 'iter', 'seed', 'steps_per_epoch')
-    checkpoint['meta'] = {key: checkpoint['meta'][key] for key in kept}
-    checkpoint.pop('message_hub')  # its scalars are compared as they were logged
-    return checkpoint
+    return without_run(read_checkpoint(file))  # scalars are compared as they were logged
 
 
 def compare(straight: Path, resumed: Path, steps: int) -> list[str]:
