@@ -1,4 +1,4 @@
-"""Times ConvNeXt of this package and of others in turn: same weights, same outputs, and the hardware's limit."""
+"""Times ConvNeXt of this package and of others in turn: same weights, same outputs; the machine's limit."""
 
 import contextlib
 import functools
