@@ -3,20 +3,24 @@
 One multiply-add counts as one FLOP, as in the paper and everywhere in this field. Convolutions and linear
 layers are counted (by ``torch.utils.flop_counter``), on the meta device. Of a detector: backbone, neck and
 RPN on the image, then 1000 proposals at the box heads and 100 RoIs at the mask heads. Of a segmenter:
-backbone and decode head on the whole image; the auxiliary head works in training only.
+backbone and decode head on the whole image; the auxiliary head works in training only. Of attention the two
+products of matrices are counted, too; what is sampled at places (deformable attention) is not.
+
+Transformers decide by values, which the meta device does not have: they are computed on the CPU, with zeros.
 """
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import published, read_config, task_of
 from .errors import UserError, message
-from .measure import build_on_meta
+from .measure import build_on_meta, samples_of
 
 PROPOSALS = 1000  # at each box head
 MASK_ROIS = 100  # at each mask head
@@ -49,6 +53,7 @@ def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
     """
     model = build_on_meta(cfg)
     height, width = size or default_size(cfg)
+    parameters = sum(p.numel() for p in model.parameters())
     macs = {}
 
     def count(part: str, run: Callable, *inputs):
@@ -83,18 +88,41 @@ def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
             ):
                 window = extractor.roi_layers[0].output_size
                 count(f'{part}_head', head, torch.empty(rois, extractor.out_channels, *window, device='meta'))
-    elif task == 'segmentation' and not _is_list(model.decode_head):
+    elif (found := _head(model)) and not _is_list(found[1]):
+        (name, head), samples = found, samples_of(model, image)
         maps = count('neck', model.neck, maps) if getattr(model, 'with_neck', False) else maps
-        count('decode_head', model.decode_head, maps)
-    elif hasattr(model, 'bbox_head'):
-        maps = count('neck', model.neck, maps) if getattr(model, 'with_neck', False) else maps
-        count('bbox_head', model.bbox_head, maps)
+        if hasattr(model, 'forward_transformer'):  # of the kind of DETR
+            inputs = count('transformer', _of_zeros(model).forward_transformer, _zeros(maps), samples)
+            count('bbox_head', lambda: head(**inputs))
+        elif 'batch_data_samples' in inspect.signature(head.forward).parameters:  # of the kind of MaskFormer
+            count(name, _of_zeros(head), _zeros(maps), samples)
+        else:
+            count(name, head, maps)
     else:
         raise UserError(
             f'{type(model).__name__} is no model that this can count: a classifier of this package, a '
-            'detector with RoI heads or one dense head, or a segmenter with one decode head'
+            'detector with RoI heads, one dense head or a transformer, or a segmenter with one decode head'
         )
-    return Complexity((height, width), sum(p.numel() for p in model.parameters()), macs)
+    return Complexity((height, width), parameters, macs)
+
+
+def _head(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Return name and module of the head that reads the maps of the neck; ``None`` without one."""
+    names = ('decode_head', 'panoptic_head', 'bbox_head')
+    return next(((name, head) for name in names if (head := getattr(model, name, None)) is not None), None)
+
+
+def _of_zeros(module: nn.Module) -> nn.Module:
+    """Return a module of the meta device on the CPU, with zeros for weights."""
+    module.to_empty(device='cpu')
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.zero_()
+    return module
+
+
+def _zeros(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros(map_.shape) for map_ in maps]
 
 
 def _is_list(module: nn.Module | None) -> bool:
@@ -159,7 +187,7 @@ def decimals(printed: str) -> int:
 
 
 def compare(names=None) -> Iterator[Row]:
-    """Yield a row for each config that has published numbers, or for ``names`` among them."""
+    """Yield a row for each config in a table of the paper, or for ``names`` of those with published numbers."""
     for name, printed in published().items():
-        if names is None or name in names:
+        if printed['table'] if names is None else name in names:
             yield Row(name, measure(read_config(name)), printed)

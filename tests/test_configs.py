@@ -29,6 +29,8 @@ from convnext_backbone.config import (
     sizes,
     use_plain_batch_norm,
 )
+from convnext_backbone.measure import try_training
+from convnext_backbone.swap import read_source
 
 CONFIGS = ROOT / 'configs'
 NAMES = sorted(
@@ -38,6 +40,21 @@ NAMES = sorted(
 )
 PUBLISHED = published()
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'xl': 'xlarge'}
+DETECTORS = {  # model, epochs or iterations, and how the title says it
+    'mask_rcnn': ('MaskRCNN', 36, '3x schedule'),
+    'cascade': ('CascadeRCNN', 36, '3x schedule'),
+    'faster_rcnn': ('FasterRCNN', 36, '3x schedule'),
+    'cascade_rcnn': ('CascadeRCNN', 36, '3x schedule'),
+    'retinanet': ('RetinaNet', 36, '3x schedule'),
+    'fcos': ('FCOS', 36, '3x schedule'),
+    'atss': ('ATSS', 36, '3x schedule'),
+    'rtmdet': ('RTMDet', 100, '100 epochs'),
+    'dino': ('DINO', 12, '12 epochs'),
+    'mask2former': ('Mask2Former', 368750, '50 epochs'),
+    'mask2former_panoptic': ('Mask2Former', 368750, '50 epochs'),
+}
+ROI_HEADS = ('MaskRCNN', 'CascadeRCNN', 'FasterRCNN')
+COMPUTED = ('dino', 'mask2former')  # whose transformers are counted on the CPU
 every_config = pytest.mark.parametrize('name', NAMES)
 
 
@@ -64,15 +81,22 @@ def test_config_builds_and_its_parts_fit_each_other(name):
     """Reading it checks that no key is without a reader."""
     cfg = read(name)
     model = complexity.build_on_meta(cfg)
-    channels = list(model.backbone.out_channels)
-    if hasattr(model, 'neck'):
-        levels = len(channels)
-        assert cfg.model.neck.in_channels == channels
-        assert cfg.model.rpn_head.anchor_generator.strides[:levels] == list(model.backbone.out_strides)
-        assert cfg.model.roi_head.bbox_roi_extractor.featmap_strides == list(model.backbone.out_strides)
-    elif hasattr(model, 'decode_head'):
-        assert cfg.model.decode_head.in_channels == channels
-        assert cfg.model.auxiliary_head.in_channels == channels[cfg.model.auxiliary_head.in_index]
+    channels, strides = list(model.backbone.out_channels), list(model.backbone.out_strides)
+    neck, kind = cfg.model.get('neck'), cfg.model.type
+    if kind in ROI_HEADS:
+        assert neck.in_channels == channels
+        assert cfg.model.rpn_head.anchor_generator.strides[: len(strides)] == strides
+        assert cfg.model.roi_head.bbox_roi_extractor.featmap_strides == strides
+    elif neck:
+        head = cfg.model.bbox_head
+        assert neck.in_channels == channels
+        given = head.get('strides') or (head.get('anchor_generator') or {}).get('strides')
+        assert kind == 'DINO' or given[: len(strides)] == strides
+    elif head := cfg.model.get('panoptic_head') or cfg.model.get('decode_head'):
+        assert head.get('strides', strides) == strides
+        for part in filter(None, (head, cfg.model.get('auxiliary_head'))):
+            index = part.get('in_index')
+            assert part.in_channels == (channels[index] if isinstance(index, int) else channels)
     else:
         assert model.head.in_features == channels[0]
 
@@ -95,27 +119,43 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
         assert backbone.arch == f'{start} {step}'
         assert list(STEPS)[int(number)] == step
         return
-    size = re.match(r'.*(?:convnext|isotropic)_(v2_[a-z]+|[a-z]+)', stem)[1]
-    assert backbone.arch == SIZES.get(size, size)
+    version, size = re.match(r'.*(?:convnext|isotropic)_(v2_|)([a-z]+)', stem).groups()
+    assert backbone.arch == version + SIZES.get(size, size)
     assert isinstance(backbone, IsotropicConvNeXt if stem.startswith('isotropic') else ConvNeXt)
     weights = [node['checkpoint'] for node in dicts(cfg.model) if node.get('type') == PRETRAINED]
+    head = stem.partition('_convnext')[0]
     if folder == 'classification':
         side = 384 if stem.endswith('_384') else 224
         loaders = [cfg.train_dataloader, cfg.val_dataloader or cfg.train_dataloader]
         assert [loader.dataset.transform.input_size for loader in loaders] == [side, side]
         assert cfg.model.num_classes == (21841 if stem.endswith('in22k') else 1000)
-        source = '22k' if 'in22k_in1k' in stem else '1k' if side == 384 else None
+        source = '22k_224' if 'in22k_in1k' in stem else '1k_224' if side == 384 else None
+    elif version:
+        source = '1k_224_fcmae'
+    elif head in ('dino', 'rtmdet') or stem == 'mask2former_semantic_convnext_b':
+        source = '22k_1k_384'
     else:
-        source = '22k' if 'in22k' in stem else '1k'
+        source = '22k_224' if 'in22k' in stem else '1k_224'
+    assert ('ImageNet-22K' in doc) == ('22k' in (source or '')) or folder == 'classification'
     ema = '_ema' * (stem == 'convnext_l_in1k_384')  # of large, only the average is published
-    assert weights == ([f'convnext_{backbone.arch}_{source}_224{ema}'] if source else [])
+    family = f'convnextv2_{SIZES.get(size, size)}' if version else f'convnext_{backbone.arch}'
+    assert weights == ([f'{family}_{source}{ema}'] if source else [])
     assert all(name in zoo.RELEASED for name in weights)
     if folder == 'detection':
-        assert cfg.train_cfg.max_epochs == (12 if stem.endswith('_1x') else 36)
-        assert cfg.model.type == ('MaskRCNN' if stem.startswith('mask_rcnn') else 'CascadeRCNN')
+        kind, lasts, words = DETECTORS[head]
+        assert cfg.model.type == kind
+        lasts, words = (12, '1x schedule') if stem.endswith('_1x') else (lasts, words)
+        assert cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')) == lasts
+        assert words in doc.splitlines()[0]
 
 
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.split('/')[1].startswith(COMPUTED) else ())
+        for name in PUBLISHED
+    ],
+)
 def test_published_row_has_its_parameters_and_flops(name):
     row = next(complexity.compare([name]))
     assert row.agrees() or 'note' in row.printed, f'{row.measured.gflops} against {row.printed}'
@@ -126,6 +166,29 @@ def test_published_row_has_its_parameters_and_flops(name):
     assert listed['parameters'] == measured.parameters, 'run: python -m tools.dev.results'
     assert listed['gflops'] == pytest.approx(measured.gflops, abs=1e-4)
     assert tuple(listed['input']) == measured.input
+
+
+@every_config
+def test_listed_parameters_are_those_of_the_model(name):
+    model = complexity.build_on_meta(read(name))
+    assert sizes()[name]['parameters'] == sum(p.numel() for p in model.parameters()), (
+        'run: python -m tools.dev.results'
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('config', 'shape', 'millions', 'gflops'),
+    [
+        ('dino/dino-4scale_r50_8xb2-12e_coco.py', (800, 1280), 47, 279),  # DINO's README, ResNet-50
+        ('mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', (512, 512), 44, 71),  # paper, Table 6
+    ],
+)
+def test_transformers_are_counted_as_their_papers_do(config, shape, millions, gflops):
+    """Mask2Former's paper counts what deformable attention samples, too: 7 % more."""
+    counted = complexity.measure(read_source(config).cfg, shape)
+    assert counted.parameters / 1e6 == pytest.approx(millions, abs=1)
+    assert counted.gflops == pytest.approx(gflops, rel=0.01 if 'dino' in config else 0.08)
 
 
 def test_notes_are_for_the_two_rows_that_contradict_each_other_in_print():
@@ -211,7 +274,8 @@ def test_recipes_of_detection_and_segmentation_are_the_published_ones():
 def test_what_the_detection_recipes_share():
     """ "common_detection" of the published recipes, and the 1x schedule of mmdet (steps 8 and 11 of 12)."""
     common = paper('recipes.json')['common_detection']
-    for name in (n for n in NAMES if n.startswith('detection/')):
+    own = re.compile(r'detection/(dino|rtmdet|mask2former|mask_rcnn_convnext_v2)')
+    for name in (n for n in NAMES if n.startswith('detection/') and not own.match(n)):
         cfg = read(name)
         wrapper, (warm_up, steps) = cfg.optim_wrapper, cfg.param_scheduler
         assert wrapper.type == 'AmpOptimWrapper'
@@ -263,7 +327,7 @@ def test_what_the_detection_recipes_share():
 def test_what_the_segmentation_recipes_share():
     """ "common_segmentation" of the published recipes; augmentation of mmseg's ADE20K configs."""
     for name in PUBLISHED:
-        if not name.startswith('segmentation/'):
+        if not name.startswith('segmentation/upernet'):
             continue
         cfg = read(name)
         wrapper, (warm_up, poly) = cfg.optim_wrapper, cfg.param_scheduler
@@ -297,6 +361,122 @@ def test_what_the_segmentation_recipes_share():
         test = cfg.test_dataloader.dataset.pipeline
         assert [step.type for step in test][1:3] == ['Resize', 'LoadAnnotations']
         assert test[2].reduce_zero_label
+
+
+# Whose settings of the head ours are: config, parts of the model.
+HEADS_OF = {
+    'faster_rcnn_convnext_t': ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'rpn_head roi_head train_cfg'),
+    'retinanet_convnext_t': ('retinanet/retinanet_r50_fpn_1x_coco.py', 'bbox_head train_cfg test_cfg'),
+    'fcos_convnext_t': (
+        'fcos/fcos_r50_fpn_gn-head-center-normbbox-centeronreg-giou_8xb8-amp-lsj-200e_coco.py',
+        'bbox_head test_cfg',
+    ),
+    'atss_convnext_t': ('atss/atss_r50_fpn_1x_coco.py', 'bbox_head test_cfg'),
+    'rtmdet_convnext_b': (
+        'rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py',
+        'bbox_head neck train_cfg test_cfg',
+    ),
+    'dino_convnext_t': (
+        'dino/dino-4scale_r50_8xb2-12e_coco.py',
+        'encoder decoder positional_encoding bbox_head dn_cfg train_cfg test_cfg',
+    ),
+    'mask2former_convnext_t': (
+        'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+        'panoptic_head panoptic_fusion_head train_cfg test_cfg',
+    ),
+    'mask2former_panoptic_convnext_t': (
+        'mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py',
+        'panoptic_head panoptic_fusion_head train_cfg test_cfg',
+    ),
+    'mask2former_semantic_convnext_t': (
+        'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+        'decode_head test_cfg',
+    ),
+    'segformer_convnext_t': (
+        'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+        'decode_head test_cfg',
+    ),
+    'psp_convnext_t': (
+        'pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
+        'decode_head auxiliary_head test_cfg',
+    ),
+    'deeplab_convnext_t': (
+        'deeplabv3/deeplabv3_r50-d8_4xb4-80k_ade20k-512x512.py',
+        'decode_head auxiliary_head test_cfg',
+    ),
+}
+
+
+FREE = ('in_channels', 'in_index', 'mask_size')  # what follows from the backbone; what reads no mask
+
+
+def differing(ours, theirs, key: str = '') -> list[str]:
+    """Settings of ours that theirs do not have so."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        pairs = [(name, ours[name], theirs.get(name)) for name in ours if name not in FREE]
+    elif isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
+        pairs = [(index, *pair) for index, pair in enumerate(zip(ours, theirs))]
+    else:
+        return [] if ours == theirs else [f'{key}: {ours}, theirs {theirs}']
+    return [line for name, *pair in pairs for line in differing(*pair, f'{key}.{name}')]
+
+
+@pytest.mark.parametrize('name', HEADS_OF)
+def test_heads_have_the_settings_of_mmdets_and_mmsegs_own_configs(name):
+    config, parts = HEADS_OF[name]
+    cfg, theirs = read_config(name), read_source(config).cfg
+    for part in parts.split():
+        assert differing(cfg.model[part], theirs.model[part], part) == []
+
+
+def test_rtmdet_is_trained_as_mmdets_own_on_convnext_b():
+    cfg = read('detection/rtmdet_convnext_b')
+    theirs = read_source('rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py').cfg
+    assert differing(cfg.train_dataloader.dataset.pipeline, theirs.train_dataloader.dataset.pipeline) == []
+    assert cfg.param_scheduler == theirs.param_scheduler
+    assert cfg.optim_wrapper.optimizer.lr == theirs.optim_wrapper.optimizer.lr
+    assert cfg.optim_wrapper.paramwise_cfg.decay_rate == theirs.optim_wrapper.paramwise_cfg.decay_rate
+    assert cfg.model.backbone.drop_path_rate == theirs.model.backbone.drop_path_rate
+    assert cfg.train_cfg.max_epochs == theirs.train_cfg.max_epochs
+    assert [hook.type for hook in cfg.custom_hooks] == [hook.type for hook in theirs.custom_hooks]
+    ours, own = (c.custom_hooks[1].switch_pipeline for c in (cfg, theirs))
+    assert differing(ours, own) == []
+    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 4 * 32
+
+
+def test_dino_is_trained_as_detrex_does():
+    """Its dino-convnext configs: AdamW, a tenth of the rate for the backbone, no dropped paths."""
+    for name in (n for n in NAMES if n.startswith('detection/dino')):
+        cfg = read(name)
+        assert cfg.optim_wrapper.optimizer == dict(
+            type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4
+        )
+        assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
+        assert cfg.optim_wrapper.paramwise_cfg == dict(custom_keys=dict(backbone=dict(lr_mult=0.1)))
+        assert (cfg.param_scheduler[0].milestones, cfg.train_cfg.max_epochs) == ([11], 12)
+        assert 8 * cfg.train_dataloader.batch_size == 16
+        assert (cfg.model.backbone.drop_path_rate, cfg.model.backbone.layer_scale_init_value) == (0.0, 1.0)
+
+
+NEW_HEADS = ('faster_rcnn', 'retinanet', 'rtmdet', 'mask2former', 'mask2former_semantic', 'psp', 'segformer')
+QUICK = [f'{head}_convnext_t' for head in NEW_HEADS]
+BY_STEP = [
+    *HEADS_OF,
+    'cascade_rcnn_convnext_t',
+    'rtmdet_convnext_t',
+    'mask_rcnn_convnext_v2_b',
+    'dino_convnext_s',
+]
+BY_STEP += ['dino_convnext_b', 'dino_convnext_l', 'mask2former_convnext_b', 'mask2former_semantic_convnext_b']
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BY_STEP]
+)
+def test_a_step_of_a_new_head_is_finite_and_reaches_every_parameter(name):
+    trial = try_training(read_config(name))
+    assert trial.finite
+    assert trial.without_gradient == ()
 
 
 def test_the_roadmap_is_trained_as_the_paper_says():
@@ -579,7 +759,9 @@ def test_every_config_gives_each_depth_one_rate_and_every_parameter_a_group(name
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     decay = wrapper.get('paramwise_cfg') or dict(decay_rate=1.0)
     rates = {group['lr'] / wrapper.optimizer.lr for group in optimizer.param_groups}
-    if decay['decay_rate'] == 1.0:
+    if 'decay_rate' not in decay:
+        assert rates == {0.1, 1.0}
+    elif decay['decay_rate'] == 1.0:
         assert rates == {1.0}
     else:
         top = model.backbone.num_groups + 1

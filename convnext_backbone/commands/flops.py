@@ -70,7 +70,7 @@ def print_paper() -> list[dict]:
         UserError: a row disagrees and no footnote explains it.
     """
     found, notes, wrong = [], [], []
-    rows = [row for row in compare() if row.printed['table']]
+    rows = list(compare())
     print('input: height x width; GFLOPs: 10^9 multiply-adds of convolutions and linear layers')
     for table in sorted({row.printed['table'] for row in rows}):
         print(f'\n{TITLES[table]}')

@@ -3,7 +3,7 @@
 from .build import build_model, build_on_meta, building, without_weights
 from .maps import measure
 from .network import Map, Measured, Misfit, Network, Reader, channel_keys, networks_of, owner, settings
-from .tracing import BATCH_NORMS, PREDICTORS, regions, run, size_of_regions
+from .tracing import BATCH_NORMS, PREDICTORS, regions, run, samples_of, size_of_regions
 from .trial import Trial, make_batch, train_step, try_training
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     'owner',
     'regions',
     'run',
+    'samples_of',
     'settings',
     'size_of_regions',
     'train_step',

@@ -121,7 +121,7 @@ def _channels_of(layer: nn.Module) -> int | None:
 
 def _run_heads(network: Network, output, image: Tensor) -> None:
     """Call what reads the levels of a network, each by itself: one that fails says nothing about others."""
-    module, samples = network.module, _samples(network.module, image)
+    module, samples = network.module, samples_of(network.module, image)
     if hasattr(module, 'forward_transformer'):  # of the kind of DETR
         module.extract_feat = lambda *args, **kwargs: output
         try:
@@ -197,7 +197,7 @@ def _call(head: nn.Module, output, samples: list, before):
     return None
 
 
-def _samples(module: nn.Module, image: Tensor) -> list:
+def samples_of(module: nn.Module, image: Tensor) -> list:
     """Return what goes with an image without objects, of mmdet's or mmseg's kind."""
     size = tuple(image.shape[-2:])
     info = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1, 1))
