@@ -268,7 +268,8 @@ def _listed(file: str, data_root: str, samples: list[tuple[str, int]]) -> list[t
     found = {os.path.relpath(path, data_root): (path, label) for path, label in samples}
     if absent := [name for name in names if name not in found]:
         raise UserError(
-            f'{file}: {len(absent)} of {len(names)} images are not in {data_root} (first: {absent[0]}): write '
+            f'{file}: {len(absent)} of {len(names)} images are not in {data_root} (first: {absent[0]}): '
+            'write '
             'the list anew'
         )
     return [found[name] for name in names]

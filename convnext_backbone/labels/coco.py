@@ -167,7 +167,6 @@ def _prefix(
         return counts[prefix], own == split, prefix == beside, -len(prefix), prefix
 
     ranked = sorted(counts, key=rank, reverse=True)
-    best = ranked[0] if ranked else None
     found = {}
     for number, given in names.items():
         places = [prefix + given for prefix in ranked if reading.has(prefix + given)]

@@ -49,7 +49,8 @@ def read(reading: Reading) -> list[Draft]:
             reading.note(f'{split} has no images of {len(missing)} classes of train (first: {missing[0]})')
         if unknown := sorted(inside[split] - inside.get('train', inside[split])):
             raise UserError(
-                f'{reading.root}: {split} has the class {unknown[0]}, which train does not have: add images of it '
+                f'{reading.root}: {split} has the class {unknown[0]}, which train does not have: add images '
+                'of it '
                 'there, or remove the folder'
             )
     return drafts

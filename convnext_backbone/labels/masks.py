@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..datasets.masks import read_mask
 from ..errors import UserError, some, suggest
@@ -44,20 +44,21 @@ def find(reading: Reading) -> list[str]:
     return list(_pairs(reading).values())
 
 
-def _key(name: str) -> tuple[tuple, bool]:
-    """Return what an image and its mask have in common, and whether this is the mask."""
+def _keys(name: str) -> tuple[list[tuple], bool]:
+    """Return what an image and its mask have in common, the likeliest first, and whether this is the mask."""
     path = PurePosixPath(name)
-    is_mask, parts = False, []
+    is_mask, parts, shorter = False, [], []
     for part in path.parent.parts:
+        rest = part
         if found := OF_MASKS.fullmatch(part):
-            is_mask = True
-            part = part[: found.start(1)].rstrip('_- ')
-        if part and part.lower() not in OF_IMAGES:
-            parts.append(part)
+            is_mask, rest = True, part[: found.start(1)].rstrip('_- ')
+        if rest and rest.lower() not in OF_IMAGES:
+            parts.append(rest)
+            shorter += [rest] if rest == part else []
     ending = ENDING.search(path.stem)
     stem = path.stem[: ending.start()] if ending else path.stem
     is_mask |= bool(ending) and ending[1] != 'leftImg8bit'
-    return (*parts, stem), is_mask
+    return [(*parts, stem), (*shorter, stem)], is_mask
 
 
 def _candidates(reading: Reading) -> list[str]:
@@ -66,17 +67,18 @@ def _candidates(reading: Reading) -> list[str]:
 
 def _pairs(reading: Reading) -> dict[str, str]:
     """Return image -> mask."""
-    images, masks = {}, {}
+    images, masks = {}, []
     for name in _candidates(reading):
-        key, is_mask = _key(name)
-        if is_mask and not name.lower().endswith(SUFFIXES):
-            continue
-        (masks if is_mask else images).setdefault(key, []).append(name)
+        keys, is_mask = _keys(name)
+        if is_mask and name.lower().endswith(SUFFIXES):
+            masks.append((name, keys))
+        elif not is_mask:
+            images.setdefault(keys[0], name)
     pairs = {}
-    for key, names in images.items():
-        if key in masks:
-            pairs[names[0]] = min(masks[key], key=lambda name: (len(name), name))
-    return pairs
+    for name, keys in sorted(masks, key=lambda item: (len(item[0]), item[0])):
+        if image := next((images[key] for key in keys if key in images), None):
+            pairs.setdefault(image, name)
+    return dict(sorted(pairs.items()))
 
 
 def read(reading: Reading) -> tuple[list[Draft], tuple[str, ...], tuple, MaskValues]:
@@ -140,13 +142,14 @@ def _split(image: str, mask: str) -> str:
 def _check_pairs(reading: Reading, pairs: dict[str, str]) -> None:
     if not pairs:
         raise UserError(
-            f'{reading.root} has no image with a mask of the same name: put images into images/ and masks into '
+            f'{reading.root} has no image with a mask of the same name: put images into images/ and masks '
+            'into '
             'masks/, or end the names of masks in _mask'
         )
     used = set(pairs.values())
-    keys = [(name, *_key(name)) for name in _candidates(reading)]
-    images = [name for name, _, is_mask in keys if not is_mask and name not in pairs]
-    masks = [name for name, _, is_mask in keys if is_mask and name not in used]
+    keys = [(name, _keys(name)[1]) for name in _candidates(reading)]
+    images = [name for name, is_mask in keys if not is_mask and name not in pairs]
+    masks = [name for name, is_mask in keys if is_mask and name not in used]
     if masks:
         reading.bad(masks[0], f'{len(masks)} masks have no image of their own, this is the first')
     if images:
@@ -156,7 +159,7 @@ def _check_pairs(reading: Reading, pairs: dict[str, str]) -> None:
 def _are_colours(
     drafts: list[Draft], names: list[str], colours: list, gray: Counter, coloured: Counter, palette: set
 ) -> bool:
-    """Return whether masks are to be read as colours: as numbers they are ambiguous, or not those of the table."""
+    """Return whether the numbers in masks are ambiguous, or not those of the table."""
     if any(draft.values[0] is None for draft in drafts) or len({i for i, _ in palette}) < len(palette):
         return True
     if not colours or not set(coloured) <= set(colours):
@@ -182,6 +185,8 @@ def _look(file: Path) -> tuple | str:
             if not _is_gray(flat):
                 return shades.shape[::-1], None, set(map(_rgb, flat)), set()
         mask = read_mask(file)
+    except UnidentifiedImageError:
+        return 'it is no image'
     except (UserError, OSError, ValueError, SyntaxError) as error:
         return str(error).removeprefix(f'the mask {file} ')
     numbers = {int(value) for value in np.unique(mask)}
@@ -233,7 +238,8 @@ def _by_number(
         if beyond and not reading.skip_corrupt:
             raise UserError(
                 f'{reading.root}: the masks have the value {beyond[0]}, which no class of the table has '
-                f'({len(names)} names, values {values[0]} to {values[-1]}): add the name, or correct the masks'
+                f'({len(names)} names, values {values[0]} to {values[-1]}): add the name, or correct the '
+                'masks'
             )
         numbers.setdefault(IGNORED, IGNORED)
         return numbers, tuple(names), tuple(colours)
@@ -265,7 +271,8 @@ def _by_colour(reading: Reading, names: list[str], colours: list, found: Counter
     shades = sorted(found)
     if len(shades) > MOST_COLOURS:
         raise UserError(
-            f'{reading.root}: the masks have {len(shades)} colours and no table names them: add classes.json, '
+            f'{reading.root}: the masks have {len(shades)} colours and no table names them: add '
+            'classes.json, '
             'class_dict.csv or labelmap.txt with name and colour of each class'
         )
     reading.note(

@@ -139,8 +139,8 @@ class _Reader:
             task, classes, drafts, samples = self._of_classes(drafts)
         else:
             task, classes, samples = self._of_objects(drafts)
-        self._note_classes(classes, samples, task)
         splits, given = self._splits(drafts, samples, share, seed)
+        self._note_classes(classes, splits.get('train', samples), task)
         reading.count_broken()
         return Labels(
             reading.root,
@@ -184,7 +184,8 @@ class _Reader:
             self.reading.note('pixels of other classes than the stated ones are ignored (255)')
         if len(names) < 2:
             raise UserError(
-                f'{self.reading.root}: the masks have one class, {some(names)}: a segmenter tells classes apart, '
+                f'{self.reading.root}: the masks have one class, {some(names)}: a segmenter tells classes '
+                'apart, '
                 'so give the background a number, too'
             )
         samples = []
@@ -205,7 +206,8 @@ class _Reader:
                 self.reading.note(f'{left_out} images of other classes than the stated ones are left out')
         if len(classes) < 2:
             raise UserError(
-                f'{self.reading.root} has images of one class, {some(classes)}: a classifier needs two at least'
+                f'{self.reading.root} has images of one class, {some(classes)}: a classifier needs two at '
+                'least'
             )
         numbers = {name: i for i, name in enumerate(classes)}
         samples = []
@@ -218,21 +220,23 @@ class _Reader:
         for name in self.wanted:
             if name not in classes:
                 raise UserError(
-                    f'{self.reading.root} has no class {name!r} (it has {some(classes)}){suggest(name, classes)}'
+                    f'{self.reading.root} has no class {name!r} (it has '
+                    f'{some(classes)}){suggest(name, classes)}'
                 )
 
-    def _note_classes(self, classes: tuple[str, ...], samples: list[Sample], task: str) -> None:
+    def _note_classes(self, classes: tuple[str, ...], samples: Sequence[Sample], task: str) -> None:
+        """Tell of classes of which little or nothing is trained on."""
         counts = Counter(label for sample in samples for label in sample.labels)
         if task in ('boxes', 'segments'):
             counts = Counter(o.label for sample in samples for o in sample.objects if not o.crowd)
         what = {'masks': 'pixel', 'classes': 'image'}.get(task, 'object')
         if never := [name for i, name in enumerate(classes) if not counts[i]]:
-            self.reading.note(
-                f'{len(never)} classes have no {what}, so they cannot be learned: {some(never)}'
-            )
+            self.reading.note(f'{len(never)} classes have no {what} to train on: {some(never)}')
         if few := [f'{name} ({counts[i]})' for i, name in enumerate(classes) if 0 < counts[i] < FEW_EXAMPLES]:
             examples = 'objects' if what == 'object' else 'images'
-            self.reading.note(f'{len(few)} classes have fewer than {FEW_EXAMPLES} {examples}: {some(few)}')
+            self.reading.note(
+                f'{len(few)} classes have fewer than {FEW_EXAMPLES} {examples} to train on: {some(few)}'
+            )
 
     # -- splits --------------------------------------------------------
 
@@ -245,7 +249,8 @@ class _Reader:
         if stated and (outside := [draft for draft in drafts if not draft.split]):
             reading.bad(
                 outside[0].image,
-                f'{len(outside)} images belong to no split, others to {", ".join(sorted(stated))}; this is the first',
+                f'{len(outside)} images belong to no split, others to {", ".join(sorted(stated))}; this is '
+                'the first',
             )
         if stated >= {'train', 'val'}:
             if len(drafts) <= MOST_COMPARED:

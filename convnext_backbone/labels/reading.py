@@ -150,7 +150,7 @@ class Reading:
         Raises:
             UserError: unless it is to be left out, and then it is counted.
         """
-        line = f'{place}: {" ".join(text.split())}'
+        line = f'{place}: {" ".join(text.splitlines())}'
         if not self.skip_corrupt:
             raise UserError(f'{self.root / line}; correct it, or {SKIP}')
         self._broken.append(line)

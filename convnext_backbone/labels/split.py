@@ -34,7 +34,8 @@ def draw(
         members[group].append(number)
     if len(members) < 2:
         raise UserError(
-            f'{reading.root} has {len(drafts)} images that are nearly the same, which cannot be split into those to '
+            f'{reading.root} has {len(drafts)} images that are nearly the same, which cannot be split into '
+            'those to '
             'train and to validate on: add images'
         )
     together = len(drafts) - len(members)
@@ -95,6 +96,7 @@ def note_leaks(reading: Reading, drafts: list[Draft]) -> None:
         if leaks:
             first = drafts[trained[groups[leaks[0]]]].image
             reading.note(
-                f'{len(leaks)} of {len(own)} images of {split} are nearly the same as one of train, which flatters '
+                f'{len(leaks)} of {len(own)} images of {split} are nearly the same as one of train, which '
+                'flatters '
                 f'the metric (first: {drafts[leaks[0]].image}, {first})'
             )

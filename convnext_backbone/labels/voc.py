@@ -80,10 +80,9 @@ def read(reading: Reading) -> list[Draft]:
         reading.note(
             f'{len(unlisted)} images are in no list of ImageSets/Main (first: {unlisted[0]}): left out'
         )
-    if absent := [stem for stem in lists if stem not in {PurePosixPath(name).stem for name in seen.values()}]:
-        reading.bad(
-            'ImageSets/Main', f'{len(absent)} images that are listed have no labels, {absent[0]} first'
-        )
+    stems = {PurePosixPath(name).stem for name in reading.with_suffix('.xml')}
+    if absent := [stem for stem in lists if stem not in stems]:
+        reading.bad('ImageSets/Main', f'{len(absent)} listed images have no labels (first: {absent[0]})')
     note_without(reading, [name for name in reading.images if name not in seen])
     return reading.complete_sizes(drafts)
 
@@ -97,12 +96,15 @@ def note_without(reading: Reading, images: list[str]) -> None:
 def _lists(reading: Reading) -> dict[str, str]:
     """Return stem -> split by the lists of ImageSets/Main, without those of single classes."""
     found: dict[str, dict[str, None]] = {}
+    stems = {PurePosixPath(name).stem for name in reading.with_suffix('.xml')}
     for name in reading.with_suffix('.txt'):
         path = PurePosixPath(name)
         if path.parent.parts[-2:] == ('ImageSets', 'Main'):
             kind = 'trainval' if path.stem.lower() == 'trainval' else split_of(path.stem)
             lines = reading.needed_text(name).splitlines() if kind else []
-            found.setdefault(kind, {}).update((line.split()[0], None) for line in lines if line.strip())
+            own = [line if line in stems else line.strip() for line in lines if line.strip()]
+            own = [name if name in stems else name.split()[0] for name in own]  # perhaps with a 1 behind
+            found.setdefault(kind, {}).update(dict.fromkeys(own))
     found.pop('', None)
     both = found.pop('trainval', {})
     if 'train' not in found and both:
@@ -112,7 +114,8 @@ def _lists(reading: Reading) -> dict[str, str]:
         for stem in stems:
             if splits.setdefault(stem, split) != split:
                 raise UserError(
-                    f'{reading.root}: {stem} is in the lists {splits[stem]} and {split}: an image that is trained '
+                    f'{reading.root}: {stem} is in the lists {splits[stem]} and {split}: an image that is '
+                    'trained '
                     'on cannot test the training'
                 )
     return splits
@@ -133,7 +136,7 @@ def _read_object(reading: Reading, node: ElementTree.Element, draft: Draft, plac
             raise Broken('it has no name')
         corners, turned = node.find('bndbox'), node.find('robndbox')
         if corners is not None:
-            box = make_box([(corners.findtext(key) or 'no number').strip() for key in CORNERS])
+            box = make_box([(corners.findtext(key) or '').strip() for key in CORNERS])
         elif turned is not None:
             reading.lose('rotated', place)
             box = upright(*(number(turned.findtext(key)) for key in ('cx', 'cy', 'w', 'h', 'angle')))

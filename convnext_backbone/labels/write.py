@@ -98,8 +98,8 @@ def write_coco(labels: Labels, folder: str | os.PathLike) -> dict[str, CocoSplit
     """Write a COCO file for each split, ``train.json`` and so on.
 
     A COCO file that a dataset would read the same from is used where it lies: the order of the classes is
-    that of ``metainfo.classes``, by name. Names of images are relative to the innermost folder that holds those
-    of the split, so that copies of one set in different formats give the same files.
+    that of ``metainfo.classes``, by name. Names of images are relative to the innermost folder that holds
+    those of the split, so that copies of one set in different formats give the same files.
 
     Args:
         labels: of the task ``boxes`` or ``segments``.

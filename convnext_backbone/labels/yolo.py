@@ -47,7 +47,8 @@ def _described(reading: Reading, name: str) -> dict | None:
         if PurePosixPath(name).name.lower() in ('data.yaml', 'data.yml'):
             line = getattr(getattr(error, 'problem_mark', None), 'line', 0) + 1
             raise UserError(
-                f'{reading.path(name)}: line {line} is no YAML ({getattr(error, "problem", error)}): correct it'
+                f'{reading.path(name)}: line {line} is no YAML ({getattr(error, "problem", error)}): '
+                'correct it'
             ) from error
         return None
     known = isinstance(content, dict) and isinstance(content.get('names'), (list, dict))
@@ -87,7 +88,8 @@ def read(reading: Reading) -> list[Draft]:
     drafts = [Draft(name, split=split) for name, split in splits.items()]
     if not labels:
         raise UserError(
-            f'{reading.root}: none of the {len(splits)} images has a file of labels (the first is looked for at '
+            f'{reading.root}: none of the {len(splits)} images has a file of labels (the first is looked '
+            'for at '
             f'{_beside(next(iter(splits)))[0]})'
         )
     if without := [name for name in splits if name not in labels]:
@@ -103,7 +105,8 @@ def read(reading: Reading) -> list[Draft]:
             quads &= _read_file(reading, label, draft, names, points)
     if quads and any(mask for draft in drafts for _, _, mask, *_ in draft.objects):
         reading.note(
-            'every outline has four corners: if these are rotated boxes (OBB), they are learned as outlines and '
+            'every outline has four corners: if these are rotated boxes (OBB), they are learned as outlines '
+            'and '
             'the upright boxes around them'
         )
     return drafts
@@ -125,7 +128,8 @@ def _read_file(reading: Reading, label: str, draft: Draft, names: list[str], poi
             kind = number(words[0])
             if kind != int(kind) or not 0 <= kind < len(names):
                 raise Broken(
-                    f'class {words[0]}, but {len(names)} classes are named (0 to {len(names) - 1}): add names, '
+                    f'class {words[0]}, but {len(names)} classes are named (0 to {len(names) - 1}): add '
+                    'names, '
                     'or correct the number'
                 )
             box, mask, keypoints = _shape([number(word) for word in words[1:]], *draft.size, points)
@@ -145,7 +149,8 @@ def _shape(values: list[float], width: int, height: int, points: int) -> tuple:
     outline = len(values) >= 6 and len(values) % 2 == 0 and not keypoints
     if not (len(values) == 4 or keypoints or outline):
         raise Broken(
-            f'{len(values) + 1} numbers, expected 5 (class x y width height), or class and the x y of at least '
+            f'{len(values) + 1} numbers, expected 5 (class x y width height), or class and the x y of at '
+            'least '
             'three corners; keypoints need kpt_shape in the YAML'
         )
     fractions = values if outline else values[:4]
@@ -269,7 +274,8 @@ def _images_of(reading: Reading, name: str, base: Path, lists: dict) -> dict[str
         for image in own:
             if found.setdefault(image, split) != split:
                 raise UserError(
-                    f'{reading.path(name)}: {image} is in {found[image]} and in {split}: an image that is trained '
+                    f'{reading.path(name)}: {image} is in {found[image]} and in {split}: an image that is '
+                    'trained '
                     'on cannot test the training'
                 )
     return found
@@ -278,9 +284,14 @@ def _images_of(reading: Reading, name: str, base: Path, lists: dict) -> dict[str
 def _place(reading: Reading, base: Path, entry: str) -> str | None:
     """Return a path of a description as a name below the folder; ``None`` if it is not there."""
     entry = entry.replace('\\', '/')
-    parts = PurePosixPath(entry).parts
-    tries = [base / entry]  # below: Roboflow's ../train/images beside train/, darknet's data/train.txt
-    tries += [base / PurePosixPath(*parts[i:]) for i in range(1, len(parts))]
+    parts = list(PurePosixPath(entry).parts)
+    tries = [base / entry]
+    while len(parts) > 1 and parts[0] in (
+        '..',
+        'data',
+    ):  # Roboflow's ../train/images, darknet's data/train.txt
+        del parts[0]
+        tries.append(base / PurePosixPath(*parts))
     for place in tries:
         inside = os.path.relpath(os.path.normpath(place), reading.root).replace(os.sep, '/')
         if place.exists() and not inside.startswith('../') and inside != '..':
