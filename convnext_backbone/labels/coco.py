@@ -19,7 +19,8 @@ from ..datasets.annotations import (
     Annotations,
 )
 from ..errors import UserError
-from .reading import Broken, Draft, Reading, make_box, make_polygon, split_of, split_of_folders
+from .geometry import Broken, make_box, make_polygon
+from .reading import Draft, Reading, split_of, split_of_folders
 from .structure import RunLengths
 
 LISTS = re.compile(rb'"images"\s*:\s*\[')

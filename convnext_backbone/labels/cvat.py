@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from .labelme import run_lengths
-from .reading import Broken, Draft, Reading, around, ellipse, make_box, make_polygon, number, split_of
+from .geometry import Broken, around, ellipse, make_box, make_polygon, number, run_lengths, upright
+from .reading import Draft, Reading, split_of
 from .structure import Box, Polygons, RunLengths
-from .voc import note_without, parse, start_of, starts, upright
+from .voc import note_without, parse, start_of, starts
 
 ROOT = re.compile(rb'<annotations[\s>]')
 LOST = {'polyline': 'lines', 'points': 'points', 'cuboid': 'cuboids', 'skeleton': 'skeletons', 'tag': 'tags'}

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from .reading import Broken, Draft, Reading, around, ellipse, make_box, make_polygon, number, split_of_folders
+from .geometry import Broken, around, ellipse, make_box, make_polygon, number, run_lengths
+from .reading import Draft, Reading, split_of_folders
 from .structure import Box, Polygons, RunLengths
 from .voc import note_without, start_of, starts
 
@@ -149,19 +150,6 @@ def _bitmap(shape: dict, values: list[float], size: tuple[int, int]) -> tuple[Bo
         raise Broken(f'its mask {part.shape[::-1]} at {x}, {y} does not fit into the image')
     whole[y : y + part.shape[0], x : x + part.shape[1]] = part
     return run_lengths(whole)
-
-
-def run_lengths(whole: np.ndarray) -> tuple[Box, RunLengths]:
-    """Return the box and the run lengths of a mask, (H, W) uint8.
-
-    Raises:
-        Broken: it is empty.
-    """
-    encoded = rle.encode(np.asfortranarray(whole))
-    x, y, width, height = rle.toBbox(encoded).tolist()
-    return make_box((x, y, x + width, y + height)), RunLengths(
-        tuple(encoded['size']), encoded['counts'].decode()
-    )
 
 
 def _union(one, other, size: tuple[int, int]) -> Polygons | RunLengths | None:

@@ -1,8 +1,5 @@
 """Reads folders of masks: a picture for each image whose pixels are class numbers or colours."""
 
-import csv
-import io
-import json
 import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -14,6 +11,7 @@ from ..datasets.masks import read_mask
 from ..errors import UserError, some, suggest
 from .reading import Draft, Reading, split_of, split_of_folders
 from .structure import IGNORED, MaskValues
+from .tables import read_table
 
 OF_MASKS = re.compile(
     r'(?:.*[_\- ]|train|val|valid|test|)(masks?|annotations?|annots?|labels?|gt|groundtruth|ground_truth|'
@@ -35,7 +33,6 @@ OF_IMAGES = (
 OF_INSTANCES = ('segmentationobject', 'instances', 'instance_masks')  # which are numbers of objects
 ENDING = re.compile(r'[_\-.](masks?|labels?|seg|segmentation|gt|L|gtFine_labelIds|labelIds|leftImg8bit)$')
 SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.jpg', '.jpeg')
-TABLES = ('classes.json', 'labelmap.txt', 'class_dict.csv', '_classes.csv', 'classes.txt', 'labels.txt')
 MOST_COLOURS = 32  # that become classes where no table names them
 
 
@@ -95,7 +92,7 @@ def read(reading: Reading) -> tuple[list[Draft], tuple[str, ...], tuple, MaskVal
     _check_pairs(reading, pairs)
     drafts = [Draft(image, mask=mask, split=_split(image, mask)) for image, mask in pairs.items()]
     drafts = reading.complete_sizes(drafts)
-    names, colours, values = _table(reading)
+    names, colours, values = read_table(reading)
     results = reading.each(lambda draft: _look(reading.path(draft.mask)), drafts, 'masks')
     kept, gray, coloured, palette = [], Counter(), Counter(), set()
     for draft, found in zip(drafts, results):
@@ -280,68 +277,6 @@ def _by_colour(reading: Reading, names: list[str], colours: list, found: Counter
     )
     classes = tuple('{:02x}{:02x}{:02x}'.format(*shade) for shade in shades)
     return {shade: i for i, shade in enumerate(shades)}, classes, tuple(shades)
-
-
-def _table(reading: Reading) -> tuple[list[str], list, list[int] | None]:
-    """Return names, colours (or none) and values (``None``: 0, 1, ...) that a file of the folder states."""
-    for wanted in TABLES:
-        for name in reading.files:
-            if PurePosixPath(name).name.lower() == wanted:
-                names, colours, values = _read_table(reading, name, wanted)
-                if len(set(names)) < len(names):
-                    raise UserError(
-                        f'{reading.path(name)} names a class twice: give every class its own name'
-                    )
-                if names:
-                    return names, colours, values
-    return [], [], None
-
-
-def _read_table(reading: Reading, name: str, kind: str) -> tuple[list[str], list, list[int] | None]:
-    text = reading.needed_text(name)
-    try:
-        if kind.endswith('.json'):
-            return _read_json(json.loads(text))
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if kind == 'labelmap.txt':
-            rows = [line.split(':') for line in lines if not line.startswith('#')]
-            return [row[0] for row in rows], [_colour(row[1].split(',')) for row in rows], None
-        if kind.endswith('.csv'):
-            rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO('\n'.join(lines)))]
-            if kind == '_classes.csv':
-                return [row[1] for row in rows[1:]], [], [int(row[0]) for row in rows[1:]]
-            rows = rows if rows[0][1].isdigit() else rows[1:]
-            return [row[0] for row in rows], [_colour(row[1:4]) for row in rows], None
-        return lines, [], None
-    except (ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f'{reading.path(name)} is no table of classes ({error}): see docs/data.md') from error
-
-
-def _read_json(content) -> tuple[list[str], list, list[int] | None]:
-    """Read a list of names, ``{classes, palette}``, ``{name: value or colour}`` or ``{value: name}``."""
-    if isinstance(content, dict) and isinstance(content.get('classes'), list):
-        content, palette = content['classes'], content.get('palette') or []
-        if all(isinstance(name, str) for name in content):
-            if palette and len(palette) != len(content):
-                raise ValueError(f'{len(content)} classes, {len(palette)} colours')
-            return content, [_colour(colour) for colour in palette], None
-    if isinstance(content, list) and all(isinstance(row, dict) for row in content):
-        content = {row['name']: row.get('color', row.get('colour', row.get('id'))) for row in content}
-    if isinstance(content, list):
-        return [str(name) for name in content], [], None
-    if all(str(key).isdigit() and isinstance(name, str) for key, name in content.items()):
-        content = {name: int(key) for key, name in content.items()}
-    if all(isinstance(value, int) for value in content.values()):
-        ordered = sorted(content, key=content.get)
-        return ordered, [], [content[name] for name in ordered]
-    return list(content), [_colour(colour) for colour in content.values()], None
-
-
-def _colour(values) -> tuple[int, int, int]:
-    colour = tuple(int(value) for value in values)
-    if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-        raise ValueError(f'{values} is no colour of three numbers 0 to 255')
-    return colour
 
 
 def choose(

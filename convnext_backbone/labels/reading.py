@@ -1,6 +1,5 @@
 """Collects what a reader of labels meets: files of the folder, broken ones, what a conversion would lose."""
 
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -13,7 +12,8 @@ from tqdm import tqdm
 
 from ..datasets.images import SUFFIXES, header
 from ..errors import UserError, some
-from .structure import Box, Object, Polygons, RunLengths
+from .geometry import Broken
+from .structure import Object, RunLengths
 
 # What COCO files and ours cannot hold: what happens to it where --drop names it.
 LOSSES = {
@@ -42,10 +42,6 @@ IGNORED_FOLDERS = ('__MACOSX', '__pycache__')
 FEW = 50  # files that are looked into to recognise a format
 SLACK = 2  # pixels by which a box may reach outside of its image without a word
 SKIP = 'leave such out by --skip-corrupt'
-
-
-class Broken(Exception):
-    """Is raised within a reader for one file, line or object; :class:`Reading` turns it into an error."""
 
 
 @dataclass
@@ -287,64 +283,6 @@ def split_of(word: str) -> str:
 def split_of_folders(name: str) -> str:
     """Return the split that one of the folders of a file stands for; empty for none."""
     return next(filter(None, map(split_of, PurePosixPath(name).parent.parts)), '')
-
-
-def hundredth(value: float) -> float:
-    """Return a coordinate to a hundredth of a pixel."""
-    return round(value, 2) + 0.0  # no -0.0
-
-
-def make_box(values: Iterable) -> Box:
-    """Return a box x1 y1 x2 y2 to hundredths.
-
-    Raises:
-        Broken: it has no size, or holds something else than finite numbers.
-    """
-    numbers = [number(value) for value in values]
-    x1, y1, x2, y2 = map(hundredth, numbers)
-    if x2 <= x1 or y2 <= y1:
-        raise Broken(f'the box {x1:g} {y1:g} {x2:g} {y2:g} has no width or height')
-    return x1, y1, x2, y2
-
-
-def number(value) -> float:
-    """Return a finite number.
-
-    Raises:
-        Broken: it is none.
-    """
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found) or isinstance(value, bool):
-        raise Broken(f'{value!r} is no finite number')
-    return found
-
-
-def make_polygon(values: Iterable) -> tuple[float, ...]:
-    """Return a polygon x y x y ... to hundredths.
-
-    Raises:
-        Broken: it has fewer than three points, or holds something else than finite numbers.
-    """
-    polygon = tuple(hundredth(number(value)) for value in values)
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise Broken(f'an outline of {len(polygon) // 2} points, at least three are needed')
-    return polygon
-
-
-def around(polygons: Polygons) -> Box:
-    """Return the box around polygons."""
-    xs = [x for polygon in polygons for x in polygon[::2]]
-    ys = [y for polygon in polygons for y in polygon[1::2]]
-    return make_box((min(xs), min(ys), max(xs), max(ys)))
-
-
-def ellipse(x: float, y: float, across: float, down: float) -> tuple[float, ...]:
-    """Return an ellipse as a polygon of 64 points; across and down are half axes."""
-    turns = [2 * math.pi * i / 64 for i in range(64)]
-    return make_polygon(v for t in turns for v in (x + across * math.cos(t), y + down * math.sin(t)))
 
 
 def finished_objects(

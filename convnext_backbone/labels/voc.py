@@ -1,12 +1,12 @@
 """Reads Pascal VOC: an XML file for each image."""
 
-import math
 import re
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from ..errors import UserError
-from .reading import FEW, Broken, Draft, Reading, make_box, number, split_of, split_of_folders
+from .geometry import Broken, make_box, number, upright
+from .reading import FEW, Draft, Reading, split_of, split_of_folders
 
 ROOT = re.compile(rb'<annotation[\s>]')
 FOLDERS = ('annotations', 'annotation', 'xml', 'xmls', 'labels', 'jpegimages', 'images')
@@ -153,10 +153,3 @@ def _read_object(reading: Reading, node: ElementTree.Element, draft: Draft, plac
     if crowd:
         reading.note("objects marked as 'difficult' are neither learned nor counted (iscrowd)")
     draft.objects.append((name, box, None, crowd, place))
-
-
-def upright(x: float, y: float, width: float, height: float, angle: float) -> tuple:
-    """Return the upright box around a rotated one; the angle in radians."""
-    cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
-    across, down = (width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2
-    return make_box((x - across, y - down, x + across, y + down))

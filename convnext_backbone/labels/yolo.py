@@ -8,18 +8,8 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from ..errors import UserError
-from .reading import (
-    FEW,
-    Broken,
-    Draft,
-    Reading,
-    around,
-    make_box,
-    make_polygon,
-    number,
-    split_of,
-    split_of_folders,
-)
+from .geometry import Broken, around, make_box, make_polygon, number
+from .reading import FEW, Draft, Reading, split_of, split_of_folders
 
 LINE = re.compile(rb'\s*\d+(\.0*)?(\s+-?[\d.]+([eE][-+]?\d+)?){4,}\s*$')
 NAMES = ('classes.txt', 'obj.names', 'classes.names', 'names.txt', '_darknet.labels')
