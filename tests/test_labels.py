@@ -1173,6 +1173,30 @@ def test_coco_that_lists_an_image_twice(tmp_path):
     assert f'lists the image {content["images"][-1]["file_name"]} twice' in error(tmp_path)
 
 
+def test_two_images_with_one_file_of_labels(tmp_path):
+    as_yolo(tmp_path)
+    make_image(tmp_path / 'images' / 'train' / 'b00.png', seed=78)
+    assert 'labels/train/b00.txt: it belongs to two images, images/train/b00.jpg and' in error(tmp_path)
+
+
+def test_a_coco_file_without_one_of_the_classes_is_not_used_where_it_lies(tmp_path):
+    file = as_coco(tmp_path / 'set') / 'annotations' / 'train.json'
+    content = json.loads(file.read_text())
+    content['categories'].append(dict(id=1, name='dog'))
+    file.write_text(json.dumps(content))
+    found = write_coco(read_labels(tmp_path / 'set'), tmp_path / 'out')
+    assert [found['train'].written, found['val'].written] == [False, True]
+    from convnext_backbone.datasets import read_annotations
+
+    read_annotations(found['val'].ann_file).category_ids(('Cat', 'ant', 'dog', 'zebra'))
+
+
+def test_classes_that_differ_in_case_alone(tmp_path):
+    cvat(tmp_path, BOX, BOX.replace('cat', 'Cat'))
+    labels = read_labels(tmp_path, split=0)
+    assert labels.classes == ('Cat', 'cat') and any('case alone' in note for note in labels.notes)
+
+
 def test_lists_of_voc_that_disagree(tmp_path):
     as_voc(tmp_path)
     lists = tmp_path / 'ImageSets' / 'Main'

@@ -52,14 +52,15 @@ def _is_coco(file: Path) -> bool:
         return False
 
 
-def read(reading: Reading, found: list[str]) -> tuple[list[Draft], dict[str, tuple[Path, Path]]]:
+def read(reading: Reading, found: list[str]) -> tuple[list[Draft], dict[str, tuple[Path, Path, set[str]]]]:
     """Read COCO files.
 
     Args:
         found: what :func:`find` returned.
 
     Returns:
-        The images, and for each split a file that can be used where it lies, with the folder of its images.
+        The images, and for each split a file that can be used where it lies, the folder of its images and
+        its categories.
 
     Raises:
         UserError: a file is no COCO file, or lists images that are not there.
@@ -82,7 +83,7 @@ def read(reading: Reading, found: list[str]) -> tuple[list[Draft], dict[str, tup
         changed, reading.changed = reading.changed, False
         own, prefix = _read_file(reading, name, annotations, split)
         if prefix is not None and not reading.changed and times[split] == 1:
-            files[split] = (reading.path(name), reading.path(prefix))
+            files[split] = (reading.path(name), reading.path(prefix), set(annotations.categories.values()))
         else:
             files.pop(split, None)
         reading.changed |= changed

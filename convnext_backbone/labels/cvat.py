@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .geometry import Broken, around, ellipse, make_box, make_polygon, number, run_lengths, upright
-from .reading import Draft, Reading, split_of
+from .reading import Draft, Reading, split_of, split_of_folders
 from .structure import Box, Polygons, RunLengths
 from .voc import note_without, parse, start_of, starts
 
@@ -79,7 +79,7 @@ def _image(reading: Reading, name: str, node: ElementTree.Element) -> Draft:
     image = next((str(place) for place in places if reading.has(str(place))), None)
     image = image or reading.image_of(str(folder / given), given)
     size = tuple(int(number(node.get(key) or 0)) for key in ('width', 'height'))
-    return Draft(image, size, split=split_of(subset))
+    return Draft(image, size, split=split_of(subset) or split_of_folders(image))
 
 
 def _read_shape(reading: Reading, shape: ElementTree.Element, draft: Draft, place: str) -> None:

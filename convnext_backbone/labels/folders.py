@@ -43,6 +43,10 @@ def read(reading: Reading) -> list[Draft]:
         split = split_of(folders[0]) if splits else ''
         inside[split].add(folders[-1])
         drafts.append(Draft(name, split=split, name=folders[-1]))
+    images = set(reading.images)
+    others = [n for n in reading.files if n not in images and PurePosixPath(n).parent.parts]
+    if others:
+        reading.note(f'{len(others)} files are no images and are left out (first: {others[0]})')
     for split in inside:
         missing = sorted(inside['train'] - inside[split]) if 'train' in inside else []
         if missing:

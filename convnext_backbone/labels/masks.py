@@ -3,13 +3,14 @@
 import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..datasets.masks import read_mask
 from ..errors import UserError, some, suggest
-from .reading import Draft, Reading, split_of, split_of_folders
+from .reading import Draft, Reading, each, split_of, split_of_folders
 from .structure import IGNORED, MaskValues
 from .tables import read_table
 
@@ -93,7 +94,7 @@ def read(reading: Reading) -> tuple[list[Draft], tuple[str, ...], tuple, MaskVal
     drafts = [Draft(image, mask=mask, split=_split(image, mask)) for image, mask in pairs.items()]
     drafts = reading.complete_sizes(drafts)
     names, colours, values = read_table(reading)
-    results = reading.each(lambda draft: _look(reading.path(draft.mask)), drafts, 'masks')
+    results = each(lambda draft: _look(reading.path(draft.mask)), drafts, 'masks')
     kept, gray, coloured, palette = [], Counter(), Counter(), set()
     for draft, found in zip(drafts, results):
         if isinstance(found, str):
@@ -127,7 +128,7 @@ def read(reading: Reading) -> tuple[list[Draft], tuple[str, ...], tuple, MaskVal
             )
             usable = False
         draft.values = frozenset(numbers.get(value, IGNORED) for value in found) - {IGNORED}
-    return kept, classes, palette_of_classes, MaskValues(numbers, by_colour, usable)
+    return kept, classes, palette_of_classes, MaskValues(MappingProxyType(numbers), by_colour, usable)
 
 
 def _split(image: str, mask: str) -> str:
@@ -292,4 +293,4 @@ def choose(
     numbers = {value: new.get(number, IGNORED) for value, number in values.numbers.items()}
     usable = not values.colour and all(value == number for value, number in numbers.items())
     shades = tuple(colours[classes.index(name)] for name in wanted) if colours else ()
-    return wanted, shades, MaskValues(numbers, values.colour, usable), new
+    return wanted, shades, MaskValues(MappingProxyType(numbers), values.colour, usable), new

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .reading import Draft, Reading
+from .reading import Draft, Reading, each
 
 DISTANCE = 4  # bits of 64 in which the hashes of near-identical images may differ
 BANDS = DISTANCE + 1  # of the hash: one of them is equal, whichever bits differ
@@ -21,7 +21,7 @@ def groups_of(reading: Reading, drafts: list[Draft]) -> np.ndarray:
     Returns:
         (N,) int, the smallest index of a member.
     """
-    seen = reading.each(lambda draft: _reduce(reading.path(draft.image)), drafts, 'looking for equal images')
+    seen = each(lambda draft: _reduce(reading.path(draft.image)), drafts, 'looking for equal images')
     readable = np.array([found is not None for found in seen], bool)
     numbers = np.flatnonzero(readable)
     groups = np.arange(len(drafts))

@@ -95,7 +95,6 @@ def read_labels(
     if classes is not None and (len(set(classes)) < len(classes) or not classes):
         raise UserError(f'classes must be different names, got {", ".join(classes) or "none"}')
     reading = Reading(folder, skip_corrupt, drop)
-    found = None
     if format is None:
         format, found = _recognise(reading)
     else:
@@ -107,20 +106,20 @@ def read_labels(
         )
     if not reading.images:
         raise UserError(f'{reading.root} has labels ({found[0]}) but no images: put the images beside them')
-    return _Reader(reading, format, classes and tuple(classes)).read(split, seed)
+    return _Reader(reading, format, found, classes and tuple(classes)).read(split, seed)
 
 
 class _Reader:
     """Makes the structure of what a format's own reader finds."""
 
-    def __init__(self, reading: Reading, format: str, wanted: tuple[str, ...] | None):
-        self.reading, self.format, self.wanted = reading, format, wanted
+    def __init__(self, reading: Reading, format: str, found: list[str], wanted: tuple[str, ...] | None):
+        self.reading, self.format, self.found, self.wanted = reading, format, found, wanted
         self.colours, self.values, self.files = (), None, {}
 
     def read(self, share: float, seed: int) -> Labels:
         reading = self.reading
         if self.format == 'coco':
-            drafts, self.files = coco.read(reading, coco.find(reading))
+            drafts, self.files = coco.read(reading, self.found)
         elif self.format == 'masks':
             drafts, names, self.colours, self.values = masks.read(reading)
         else:
@@ -142,6 +141,8 @@ class _Reader:
         splits, given = self._splits(drafts, samples, share, seed)
         self._note_classes(classes, splits.get('train', samples), task)
         reading.count_broken()
+        usable = given and not reading.changed
+        files = {split: own[:2] for split, own in self.files.items() if usable and own[2] >= set(classes)}
         return Labels(
             reading.root,
             self.format,
@@ -152,7 +153,7 @@ class _Reader:
             tuple(reading.notes),
             self.colours,
             self.values,
-            MappingProxyType(self.files if given and not reading.changed else {}),
+            MappingProxyType(files),
         )
 
     # -- tasks ---------------------------------------------------------
@@ -226,6 +227,11 @@ class _Reader:
 
     def _note_classes(self, classes: tuple[str, ...], samples: Sequence[Sample], task: str) -> None:
         """Tell of classes of which little or nothing is trained on."""
+        alike = Counter(name.casefold().strip() for name in classes)
+        if twice := [name for name in classes if alike[name.casefold().strip()] > 1]:
+            self.reading.note(
+                f'classes differ in upper and lower case alone, and count as different: {some(twice)}'
+            )
         counts = Counter(label for sample in samples for label in sample.labels)
         if task in ('boxes', 'segments'):
             counts = Counter(o.label for sample in samples for o in sample.objects if not o.crowd)

@@ -215,18 +215,6 @@ class Reading:
                 return group[0]
         raise Broken(f'{len(found)} images have its name ({some(found[:3])}): rename all but one')
 
-    def each(self, function: Callable, items: list, text: str) -> list:
-        """Return ``function`` of each item, by several threads, with a bar on a terminal."""
-        if not items:
-            return []
-        most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the user's own files may be large
-        try:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                results = pool.map(function, items)
-                return list(tqdm(results, text, len(items), disable=None, leave=False, delay=1))
-        finally:
-            Image.MAX_IMAGE_PIXELS = most
-
     def complete_sizes(self, drafts: list[Draft]) -> list[Draft]:
         """Read the sizes that labels do not state from the headers of the images, as they are seen upright.
 
@@ -242,13 +230,26 @@ class Reading:
 
         needed = [draft for draft in drafts if not all(draft.size)]
         wrong = set()
-        for draft, found in zip(needed, self.each(size, needed, 'sizes of images')):
+        for draft, found in zip(needed, each(size, needed, 'sizes of images')):
             if isinstance(found, OSError):
                 self.bad(draft.image, f'it cannot be read as an image ({found.strerror or found})')
                 wrong.add(id(draft))
             else:
                 draft.size = found
         return [draft for draft in drafts if id(draft) not in wrong]
+
+
+def each(function: Callable, items: list, text: str) -> list:
+    """Return ``function`` of each item, by several threads, with a bar on a terminal."""
+    if not items:
+        return []
+    most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the user's own files may be large
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            results = pool.map(function, items)
+            return list(tqdm(results, text, len(items), disable=None, leave=False, delay=1))
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
 
 
 def list_files(root: Path) -> list[str]:

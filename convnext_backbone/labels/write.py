@@ -4,7 +4,6 @@ import io
 import json
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..checkpoint.write import write_bytes, write_text
 from ..datasets.masks import read_mask
 from ..errors import UserError
 from .masks import read_colours
+from .reading import each
 from .structure import IGNORED, Labels, MaskValues, Object, RunLengths, Sample
 
 
@@ -221,8 +221,7 @@ def _write_masks(values: MaskValues, samples: tuple[Sample, ...], files: list[Pa
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, stream.getvalue())
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(write, samples, files))
+    each(lambda pair: write(*pair), list(zip(samples, files)), 'masks')
 
 
 def _numbers(pixels: np.ndarray, values: MaskValues) -> np.ndarray:

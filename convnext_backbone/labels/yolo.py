@@ -76,6 +76,10 @@ def read(reading: Reading) -> list[Draft]:
         raise UserError(f'{reading.root} has YOLO labels, but no images: put the images beside them')
     labels = {name: label for name in splits if (label := _label_of(reading, name))}
     drafts = [Draft(name, split=split) for name, split in splits.items()]
+    owners: dict[str, str] = {}
+    for name, label in labels.items():
+        if owners.setdefault(label, name) != name:
+            reading.bad(label, f'it belongs to two images, {owners[label]} and {name}: rename one of them')
     if not labels:
         raise UserError(
             f'{reading.root}: none of the {len(splits)} images has a file of labels (the first is looked '
@@ -165,6 +169,7 @@ def _label_of(reading: Reading, image: str) -> str:
     places = _beside(image)
     parts = PurePosixPath(image).with_suffix('.txt').parts
     places += ['/'.join((*parts[:i], 'labels', *parts[i:])) for i in range(len(parts))]
+    places += [place.removesuffix('.txt') + '.TXT' for place in places]
     return next((place for place in places if reading.has(place)), '')
 
 
