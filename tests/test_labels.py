@@ -887,6 +887,16 @@ def test_usual_names_of_folders_of_masks(masks, tmp_path):
     assert recognise(tmp_path) == 'masks' and len(list(read_labels(tmp_path).samples())) == 3
 
 
+def test_lists_of_voc_for_masks(tmp_path):
+    as_masks(tmp_path, 6, images='JPEGImages', masks='SegmentationClass')
+    (tmp_path / 'ImageSets' / 'Segmentation').mkdir(parents=True)
+    (tmp_path / 'ImageSets' / 'Segmentation' / 'train.txt').write_text('4\n0\n')
+    (tmp_path / 'ImageSets' / 'Segmentation' / 'val.txt').write_text('2\n3\n')
+    labels = read_labels(tmp_path)
+    assert [[s.image.stem for s in own] for own in labels.splits.values()] == [['0', '4'], ['2', '3']]
+    assert labels.given and any(note.startswith('2 masks are in no list') for note in labels.notes)
+
+
 def test_images_with_several_suffixes_get_masks_of_their_own(tmp_path):
     truth = as_masks(tmp_path / 'set')
     make_image(tmp_path / 'set' / 'images' / '0.png', (40, 30), 0)
@@ -965,6 +975,13 @@ def test_a_subset_of_the_folders_of_classes(tmp_path):
 
 def test_a_class_may_be_called_train(tmp_path):
     assert read_labels(as_folders(tmp_path, {'train': 4, 'car': 4})).classes == ('car', 'train')
+
+
+def test_pictures_to_predict_beside_the_folders_of_classes(tmp_path):
+    as_folders(tmp_path, {'train/a': 3, 'train/b': 3, 'val/a': 2, 'val/b': 2, 'test': 4})
+    labels = read_labels(tmp_path)
+    assert list(labels.splits) == ['train', 'val'] and labels.given
+    assert any('4 images of test have no class' in note for note in labels.notes)
 
 
 def test_bad_folders_of_classes(tmp_path):
@@ -1163,6 +1180,19 @@ def test_images_of_the_same_name(tmp_path):
     (tmp_path / 'train' / 'b00.xml').rename(tmp_path / 'xml' / 'b00.xml')
     make_image(tmp_path / 'val' / 'b00.jpg', seed=77)
     assert 'xml/b00.xml: 2 images have its name (train/b00.jpg, val/b00.jpg): rename' in error(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['voc', 'labelme', 'cvat'])
+def test_two_files_of_labels_for_one_image(name, tmp_path):
+    WRITERS[name](tmp_path)
+    suffix = 'xml' if name == 'voc' else 'json'
+    if name == 'cvat':
+        shutil.copy(tmp_path / 'annotations.xml', tmp_path / 'more.xml')
+    else:
+        (tmp_path / 'more').mkdir()
+        shutil.copy(next(tmp_path.rglob(f'b00.{suffix}')), tmp_path / 'more' / f'b00.{suffix}')
+    text = error(tmp_path)
+    assert 'b00.jpg' in text and ', too' in text
 
 
 def test_coco_that_lists_an_image_twice(tmp_path):

@@ -269,8 +269,7 @@ def _listed(file: str, data_root: str, samples: list[tuple[str, int]]) -> list[t
     if absent := [name for name in names if name not in found]:
         raise UserError(
             f'{file}: {len(absent)} of {len(names)} images are not in {data_root} (first: {absent[0]}): '
-            'write '
-            'the list anew'
+            'write the list anew'
         )
     return [found[name] for name in names]
 

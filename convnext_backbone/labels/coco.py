@@ -20,7 +20,8 @@ from ..datasets.annotations import (
 )
 from ..errors import UserError
 from .geometry import Broken, make_box, make_polygon
-from .reading import Draft, Reading, split_of, split_of_folders
+from .reading import Draft, Reading
+from .stated import split_of, split_of_folders
 from .structure import RunLengths
 
 LISTS = re.compile(rb'"images"\s*:\s*\[')

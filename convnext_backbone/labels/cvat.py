@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .geometry import Broken, around, ellipse, make_box, make_polygon, number, run_lengths, upright
-from .reading import Draft, Reading, split_of, split_of_folders
+from .reading import Draft, Reading
+from .stated import split_of, split_of_folders
 from .structure import Box, Polygons, RunLengths
 from .voc import note_without, parse, start_of, starts
 

@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from .geometry import Broken, around, ellipse, make_box, make_polygon, number, run_lengths
-from .reading import Draft, Reading, split_of_folders
+from .reading import Draft, Reading
+from .stated import split_of_folders
 from .structure import Box, Polygons, RunLengths
 from .voc import note_without, start_of, starts
 

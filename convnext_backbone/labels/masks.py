@@ -10,7 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..datasets.masks import read_mask
 from ..errors import UserError, some, suggest
-from .reading import Draft, Reading, each, split_of, split_of_folders
+from .reading import Draft, Reading, each
+from .stated import lists_of, split_of, split_of_folders
 from .structure import IGNORED, MaskValues
 from .tables import read_table
 
@@ -92,6 +93,14 @@ def read(reading: Reading) -> tuple[list[Draft], tuple[str, ...], tuple, MaskVal
     pairs = _pairs(reading)
     _check_pairs(reading, pairs)
     drafts = [Draft(image, mask=mask, split=_split(image, mask)) for image, mask in pairs.items()]
+    if lists := lists_of(reading, 'Segmentation', list(pairs.values())):
+        listed = [draft for draft in drafts if PurePosixPath(draft.mask).stem in lists]
+        for draft in listed:
+            draft.split = lists[PurePosixPath(draft.mask).stem]
+        if len(listed) < len(drafts):
+            count = len(drafts) - len(listed)
+            reading.note(f'{count} masks are in no list of ImageSets/Segmentation: left out')
+        drafts = listed
     drafts = reading.complete_sizes(drafts)
     names, colours, values = read_table(reading)
     results = each(lambda draft: _look(reading.path(draft.mask)), drafts, 'masks')
@@ -141,8 +150,7 @@ def _check_pairs(reading: Reading, pairs: dict[str, str]) -> None:
     if not pairs:
         raise UserError(
             f'{reading.root} has no image with a mask of the same name: put images into images/ and masks '
-            'into '
-            'masks/, or end the names of masks in _mask'
+            'into masks/, or end the names of masks in _mask'
         )
     used = set(pairs.values())
     keys = [(name, _keys(name)[1]) for name in _candidates(reading)]
@@ -270,8 +278,7 @@ def _by_colour(reading: Reading, names: list[str], colours: list, found: Counter
     if len(shades) > MOST_COLOURS:
         raise UserError(
             f'{reading.root}: the masks have {len(shades)} colours and no table names them: add '
-            'classes.json, '
-            'class_dict.csv or labelmap.txt with name and colour of each class'
+            'classes.json, class_dict.csv or labelmap.txt with name and colour of each class'
         )
     reading.note(
         f'no file names the colours of the masks: each of the {len(shades)} becomes a class ({some(shades)})'

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import MappingProxyType
 
+from ..datasets.annotations import without_collecting
 from ..errors import UserError, check_choice, some, suggest
 from . import coco, cvat, folders, labelme, masks, voc, yolo
 from .reading import LOSSES, Draft, Reading, finished_objects
@@ -106,7 +107,8 @@ def read_labels(
         )
     if not reading.images:
         raise UserError(f'{reading.root} has labels ({found[0]}) but no images: put the images beside them')
-    return _Reader(reading, format, found, classes and tuple(classes)).read(split, seed)
+    with without_collecting():
+        return _Reader(reading, format, found, classes and tuple(classes)).read(split, seed)
 
 
 class _Reader:
@@ -186,8 +188,7 @@ class _Reader:
         if len(names) < 2:
             raise UserError(
                 f'{self.reading.root}: the masks have one class, {some(names)}: a segmenter tells classes '
-                'apart, '
-                'so give the background a number, too'
+                'apart, so give the background a number, too'
             )
         samples = []
         for draft in drafts:
@@ -274,7 +275,8 @@ class _Reader:
             reading.note('the folder states no val: a part of train becomes val')
         sides = [draft.split for draft in drafts]
         if not share:
-            sides = ['' if i in set(pooled) else side for i, side in enumerate(sides)]
+            for i in pooled:
+                sides[i] = ''
             return self._by_split(sides, samples), False
         drawn = draw(reading, [drafts[i] for i in pooled], [samples[i].labels for i in pooled], share, seed)
         for i, side in zip(pooled, drawn):

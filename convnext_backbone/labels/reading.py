@@ -28,16 +28,6 @@ LOSSES = {
     'tags': 'classes of whole images are left out',
     'parts': 'parts of objects are left out',
 }
-SPLITS = {
-    'train': 'train',
-    'training': 'train',
-    'val': 'val',
-    'valid': 'val',
-    'validation': 'val',
-    'dev': 'val',
-    'test': 'test',
-    'testing': 'test',
-}
 IGNORED_FOLDERS = ('__MACOSX', '__pycache__')
 FEW = 50  # files that are looked into to recognise a format
 SLACK = 2  # pixels by which a box may reach outside of its image without a word
@@ -274,16 +264,6 @@ def list_files(root: Path) -> list[str]:
     if not found:
         raise UserError(f'{root} has no files: give the folder that holds images and labels')
     return sorted(found)
-
-
-def split_of(word: str) -> str:
-    """Return the split that the name of a folder or file stands for; empty for none."""
-    return SPLITS.get(word.lower().rstrip('0123456789'), '')
-
-
-def split_of_folders(name: str) -> str:
-    """Return the split that one of the folders of a file stands for; empty for none."""
-    return next(filter(None, map(split_of, PurePosixPath(name).parent.parts)), '')
 
 
 def finished_objects(

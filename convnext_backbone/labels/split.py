@@ -35,8 +35,7 @@ def draw(
     if len(members) < 2:
         raise UserError(
             f'{reading.root} has {len(drafts)} images that are nearly the same, which cannot be split into '
-            'those to '
-            'train and to validate on: add images'
+            'those to train and to validate on: add images'
         )
     together = len(drafts) - len(members)
     if together:
@@ -97,6 +96,5 @@ def note_leaks(reading: Reading, drafts: list[Draft]) -> None:
             first = drafts[trained[groups[leaks[0]]]].image
             reading.note(
                 f'{len(leaks)} of {len(own)} images of {split} are nearly the same as one of train, which '
-                'flatters '
-                f'the metric (first: {drafts[leaks[0]].image}, {first})'
+                f'flatters the metric (first: {drafts[leaks[0]].image}, {first})'
             )

@@ -4,9 +4,9 @@ import re
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
-from ..errors import UserError
 from .geometry import Broken, make_box, number, upright
-from .reading import FEW, Draft, Reading, split_of, split_of_folders
+from .reading import FEW, Draft, Reading
+from .stated import lists_of, split_of_folders
 
 ROOT = re.compile(rb'<annotation[\s>]')
 FOLDERS = ('annotations', 'annotation', 'xml', 'xmls', 'labels', 'jpegimages', 'images')
@@ -53,7 +53,7 @@ def read(reading: Reading) -> list[Draft]:
     Raises:
         UserError: an image is meant by two files, or what :meth:`Reading.bad` reports.
     """
-    lists = _lists(reading)
+    lists = lists_of(reading, 'Main', reading.with_suffix('.xml'))
     drafts, seen, unlisted = [], {}, []
     for name in reading.with_suffix('.xml'):
         try:
@@ -91,34 +91,6 @@ def note_without(reading: Reading, images: list[str]) -> None:
     """Tell of images that no file of labels belongs to: they are left out."""
     if images:
         reading.note(f'{len(images)} images have no labels and are left out (first: {images[0]})')
-
-
-def _lists(reading: Reading) -> dict[str, str]:
-    """Return stem -> split by the lists of ImageSets/Main, without those of single classes."""
-    found: dict[str, dict[str, None]] = {}
-    stems = {PurePosixPath(name).stem for name in reading.with_suffix('.xml')}
-    for name in reading.with_suffix('.txt'):
-        path = PurePosixPath(name)
-        if path.parent.parts[-2:] == ('ImageSets', 'Main'):
-            kind = 'trainval' if path.stem.lower() == 'trainval' else split_of(path.stem)
-            lines = reading.needed_text(name).splitlines() if kind else []
-            own = [line if line in stems else line.strip() for line in lines if line.strip()]
-            own = [name if name in stems else name.split()[0] for name in own]  # perhaps with a 1 behind
-            found.setdefault(kind, {}).update(dict.fromkeys(own))
-    found.pop('', None)
-    both = found.pop('trainval', {})
-    if 'train' not in found and both:
-        found['train'] = {stem: None for stem in both if stem not in found.get('val', {})}
-    splits: dict[str, str] = {}
-    for split, stems in found.items():
-        for stem in stems:
-            if splits.setdefault(stem, split) != split:
-                raise UserError(
-                    f'{reading.root}: {stem} is in the lists {splits[stem]} and {split}: an image that is '
-                    'trained '
-                    'on cannot test the training'
-                )
-    return splits
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int]:

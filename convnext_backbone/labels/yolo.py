@@ -9,7 +9,8 @@ import yaml
 
 from ..errors import UserError
 from .geometry import Broken, around, make_box, make_polygon, number
-from .reading import FEW, Draft, Reading, split_of, split_of_folders
+from .reading import FEW, Draft, Reading
+from .stated import split_of, split_of_folders
 
 LINE = re.compile(rb'\s*\d+(\.0*)?(\s+-?[\d.]+([eE][-+]?\d+)?){4,}\s*$')
 NAMES = ('classes.txt', 'obj.names', 'classes.names', 'names.txt', '_darknet.labels')
@@ -83,8 +84,7 @@ def read(reading: Reading) -> list[Draft]:
     if not labels:
         raise UserError(
             f'{reading.root}: none of the {len(splits)} images has a file of labels (the first is looked '
-            'for at '
-            f'{_beside(next(iter(splits)))[0]})'
+            f'for at {_beside(next(iter(splits)))[0]})'
         )
     if without := [name for name in splits if name not in labels]:
         reading.note(f'{len(without)} images have no file of labels and count as empty (first: {without[0]})')
@@ -100,8 +100,7 @@ def read(reading: Reading) -> list[Draft]:
     if quads and any(mask for draft in drafts for _, _, mask, *_ in draft.objects):
         reading.note(
             'every outline has four corners: if these are rotated boxes (OBB), they are learned as outlines '
-            'and '
-            'the upright boxes around them'
+            'and the upright boxes around them'
         )
     return drafts
 
@@ -123,8 +122,7 @@ def _read_file(reading: Reading, label: str, draft: Draft, names: list[str], poi
             if kind != int(kind) or not 0 <= kind < len(names):
                 raise Broken(
                     f'class {words[0]}, but {len(names)} classes are named (0 to {len(names) - 1}): add '
-                    'names, '
-                    'or correct the number'
+                    'names, or correct the number'
                 )
             box, mask, keypoints = _shape([number(word) for word in words[1:]], *draft.size, points)
         except Broken as error:
@@ -144,8 +142,7 @@ def _shape(values: list[float], width: int, height: int, points: int) -> tuple:
     if not (len(values) == 4 or keypoints or outline):
         raise Broken(
             f'{len(values) + 1} numbers, expected 5 (class x y width height), or class and the x y of at '
-            'least '
-            'three corners; keypoints need kpt_shape in the YAML'
+            'least three corners; keypoints need kpt_shape in the YAML'
         )
     fractions = values if outline else values[:4]
     if max(map(abs, fractions)) > 1.5:
@@ -167,6 +164,8 @@ def _beside(image: str) -> list[str]:
 
 def _label_of(reading: Reading, image: str) -> str:
     places = _beside(image)
+    if found := next((place for place in places if reading.has(place)), ''):
+        return found
     parts = PurePosixPath(image).with_suffix('.txt').parts
     places += ['/'.join((*parts[:i], 'labels', *parts[i:])) for i in range(len(parts))]
     places += [place.removesuffix('.txt') + '.TXT' for place in places]
@@ -270,8 +269,7 @@ def _images_of(reading: Reading, name: str, base: Path, lists: dict) -> dict[str
             if found.setdefault(image, split) != split:
                 raise UserError(
                     f'{reading.path(name)}: {image} is in {found[image]} and in {split}: an image that is '
-                    'trained '
-                    'on cannot test the training'
+                    'trained on cannot test the training'
                 )
     return found
 
