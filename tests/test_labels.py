@@ -24,6 +24,7 @@ from labelformat.formats import (
 from PIL import Image
 
 from convnext_backbone.classification.data import ImageDataset
+from convnext_backbone.datasets import improve
 from convnext_backbone.datasets.masks import read_mask
 from convnext_backbone.errors import UserError
 from convnext_backbone.labels import (
@@ -303,6 +304,33 @@ def test_a_coco_file_is_used_where_it_lies_if_a_dataset_reads_the_same_from_it(t
     assert [i['file_name'] for i in rewritten['images']] == sorted(i['file_name'] for i in content['images'])
 
 
+def test_a_detector_is_given_the_very_same_from_every_format(tmp_path):
+    """From the file where it lies, from one that was written: images, boxes and labels in the same order."""
+    from mmdet.datasets import CocoDataset
+
+    seen = {}
+    for name in ('coco', 'yolo', 'voc'):
+        root = WRITERS[name](tmp_path / name)
+        if name == 'coco':
+            for file in root.rglob('*.json'):
+                content = json.loads(file.read_text())
+                content['categories'].reverse()
+                file.write_text(json.dumps(content))
+        labels = read_labels(root)
+        own = write_coco(labels, tmp_path / 'out' / name)['train']
+        assert own.written == (name != 'coco')
+        dataset = improve(CocoDataset)(
+            ann_file=str(own.ann_file),
+            data_prefix=dict(img=str(own.image_folder)),
+            metainfo=dict(classes=labels.classes),
+        )
+        seen[name] = []
+        for info in (dataset.get_data_info(i) for i in range(len(dataset))):
+            objects = [(o['bbox'], o['bbox_label'], o['ignore_flag']) for o in info['instances']]
+            seen[name].append((Path(info['img_path']).name, info['width'], info['height'], objects))
+    assert seen['coco'] == seen['yolo'] == seen['voc'] and len(seen['coco']) == len(expected()['train'])
+
+
 def test_coco_written_here_is_read_by_pycocotools_and_again(tmp_path):
     from pycocotools.coco import COCO
 
@@ -470,7 +498,25 @@ def test_a_category_that_is_used_is_kept_whatever_the_others_belong_to(tmp_path)
         for category in content['categories'][1:]:
             category['supercategory'] = 'zebra'
         file.write_text(json.dumps(content))
-    assert read_labels(tmp_path).classes == SORTED
+    labels = read_labels(tmp_path)
+    assert labels.classes == SORTED and not any('name of the set' in note for note in labels.notes)
+
+
+def test_crowds_and_run_lengths_of_coco(tmp_path):
+    file = as_coco(tmp_path / 'set', polygons=True) / 'annotations' / 'train.json'
+    content = json.loads(file.read_text())
+    number = next(image['id'] for image in content['images'] if image['file_name'] == 'b00.jpg')
+    runs = dict(size=[61, 97], counts=[61 * 10 + 5, 3, 58, 3, 5238])  # two columns of three pixels
+    record = dict(id=99, image_id=number, category_id=7, bbox=[10, 5, 2, 3], segmentation=runs, iscrowd=1)
+    content['annotations'].append(record)
+    content['images'].reverse()  # so that it is written anew
+    file.write_text(json.dumps(content))
+    labels = read_labels(tmp_path / 'set')
+    (item,) = (o for sample in labels.splits['train'] for o in sample.objects if o.crowd)
+    assert item.box == (10, 5, 12, 8) and item.mask == RunLengths((61, 97), tuple(runs['counts']))
+    written = json.loads(write_coco(labels, tmp_path / 'out')['train'].ann_file.read_text())
+    (record,) = (a for a in written['annotations'] if a['iscrowd'])
+    assert (record['segmentation'], record['area'], record['bbox']) == (runs, 6, [10, 5, 2, 3])
 
 
 def test_layout_of_cvat_coco(tmp_path):

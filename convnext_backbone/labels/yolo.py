@@ -37,10 +37,8 @@ def _described(reading: Reading, name: str) -> dict | None:
     except yaml.YAMLError as error:
         if PurePosixPath(name).name.lower() in ('data.yaml', 'data.yml'):
             line = getattr(getattr(error, 'problem_mark', None), 'line', 0) + 1
-            raise UserError(
-                f'{reading.path(name)}: line {line} is no YAML ({getattr(error, "problem", error)}): '
-                'correct it'
-            ) from error
+            why = ' '.join(str(getattr(error, 'problem', error)).split())
+            raise UserError(f'{reading.path(name)}: line {line} is no YAML ({why}): correct it') from error
         return None
     known = isinstance(content, dict) and isinstance(content.get('names'), (list, dict))
     return content if known else None
