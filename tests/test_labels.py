@@ -1004,6 +1004,14 @@ def test_folders_without_splits_are_split_and_read_by_the_dataset(tmp_path):
         ImageDataset(str(root), '', dict(input_size=20), images=str(found['val'].images))
 
 
+def test_folders_of_train_alone_are_split(tmp_path):
+    labels = read_labels(as_folders(tmp_path / 'set', {'train/a': 10, 'train/b': 10}))
+    assert not labels.given and [len(own) for own in labels.splits.values()] == [16, 4]
+    own = write_lists(labels, tmp_path / 'out')['val']
+    dataset = ImageDataset(str(own.data_root), own.split, dict(input_size=20), images=str(own.images))
+    assert [dataset.filename(i) for i in range(4)] == [str(s.image) for s in labels.splits['val']]
+
+
 def test_a_subset_of_the_folders_of_classes(tmp_path):
     root = as_folders(tmp_path / 'set', {'train/a': 3, 'train/b': 3, 'train/c': 3, 'val/a': 2, 'val/b': 2})
     labels = read_labels(root, classes=('b', 'a'))
@@ -1090,6 +1098,27 @@ def test_labels_without_their_image(name, tmp_path):
     assert any(
         note.startswith('1 broken labels are left out') or 'have no image' in note for note in labels.notes
     )
+
+
+@pytest.mark.parametrize('name', ['yolo', 'voc', 'labelme', 'coco'])
+def test_several_labels_without_their_images_are_counted(name, tmp_path):
+    WRITERS[name](tmp_path)
+    for image in ('b00.jpg', 'b05.jpg'):
+        next(tmp_path.rglob(image)).unlink()
+    text = error(tmp_path)
+    assert 'b00' in text and (
+        ': 2 files of labels have no image' in text or '2 of 11 images that it lists' in text
+    )
+    assert any(note.startswith('2 broken') for note in read_labels(tmp_path, skip_corrupt=True).notes)
+
+
+def test_an_image_in_two_coco_files(tmp_path):
+    as_coco(tmp_path)
+    content = json.loads((tmp_path / 'annotations' / 'train.json').read_text())
+    (tmp_path / 'annotations' / 'train_more.json').write_text(json.dumps(content))
+    assert 'is listed by annotations/train.json, too' in error(tmp_path)
+    (tmp_path / 'annotations' / 'train_more.json').rename(tmp_path / 'annotations' / 'test.json')
+    assert 'an image that is trained on cannot test the training' in error(tmp_path)
 
 
 @pytest.mark.parametrize('name', ['yolo', 'voc', 'labelme', 'cvat'])
@@ -1426,6 +1455,15 @@ def test_a_stated_split_without_val_or_without_train(tmp_path):
     labels = read_labels(tmp_path)
     assert list(labels.splits) == ['train', 'val'] and len(list(labels.samples())) == len(expected()['val'])
     assert any('no train: all images are split anew' in note for note in labels.notes)
+
+
+def test_images_outside_of_every_split(tmp_path):
+    as_voc(tmp_path, lists=False)
+    for suffix in ('jpg', 'xml'):
+        (tmp_path / 'train' / f'b00.{suffix}').rename(tmp_path / f'b00.{suffix}')
+    assert 'b00.jpg: 1 images belong to no split, others to train, val' in error(tmp_path)
+    found = plain(read_labels(tmp_path, skip_corrupt=True))
+    assert list(found) == ['train', 'val'] and len(found['train']) == len(expected()['train']) - 1
 
 
 def test_the_share_of_a_split(tmp_path):

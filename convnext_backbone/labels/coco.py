@@ -66,7 +66,7 @@ def read(reading: Reading, found: list[str]) -> tuple[list[Draft], dict[str, tup
     Raises:
         UserError: a file is no COCO file, or lists images that are not there.
     """
-    drafts, files, times = [], {}, Counter()
+    drafts, files, times, owners = [], {}, Counter(), {}
     for name in found:
         try:
             annotations = Annotations(reading.path(name))
@@ -88,7 +88,18 @@ def read(reading: Reading, found: list[str]) -> tuple[list[Draft], dict[str, tup
         else:
             files.pop(split, None)
         reading.changed |= changed
-        drafts += own
+        for draft in own:
+            other = owners.setdefault(draft.image, name)
+            if other == name:
+                drafts.append(draft)
+            elif split_of_file(other) != split:
+                raise UserError(
+                    f'{reading.path(name)}: {draft.image} is in {other}, too: an image that is trained on '
+                    'cannot '
+                    'test the training'
+                )
+            else:
+                reading.bad(name, f'the image {draft.image} is listed by {other}, too')
     if not drafts:
         raise UserError(f'{reading.root}: the COCO files {", ".join(found[:3])} list no images')
     return drafts, files
@@ -111,7 +122,7 @@ def _read_file(
     missing = [record['file_name'] for image, record in annotations.images.items() if image not in where]
     if missing:
         text = f'{len(missing)} of {len(annotations.images)} images that it lists are not there'
-        reading.bad(name, f'{text} (first: {missing[0]})')
+        reading.bad(name, f'{text} (first: {missing[0]})', len(missing))
     seen = {}
     for image, record in annotations.images.items():
         if image not in where:

@@ -13,6 +13,10 @@ class Broken(Exception):
     """Is raised for one file, line or object; the reader turns it into an error, or counts it."""
 
 
+class NoImage(Broken):
+    """Is raised for labels that no image belongs to."""
+
+
 def hundredth(value: float) -> float:
     """Return a coordinate to a hundredth of a pixel."""
     return round(value, 2) + 0.0  # no -0.0

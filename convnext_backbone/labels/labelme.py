@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from .geometry import Broken, around, ellipse, make_box, make_polygon, number, run_lengths
+from .geometry import Broken, NoImage, around, ellipse, make_box, make_polygon, number, run_lengths
 from .reading import Draft, Reading
 from .stated import split_of_folders
 from .structure import Box, Polygons, RunLengths
@@ -40,7 +40,7 @@ def read(reading: Reading) -> list[Draft]:
     Raises:
         UserError: see :meth:`Reading.bad`.
     """
-    drafts, seen = [], {}
+    drafts, seen, alone = [], {}, []
     for name in reading.with_suffix('.json'):
         try:
             content = _parse(reading, name)
@@ -57,6 +57,9 @@ def read(reading: Reading) -> list[Draft]:
             if image in seen:
                 raise Broken(f'its image {image} is that of {seen[image]}, too')
             size = tuple(int(number(content.get(key) or 0)) for key in ('imageWidth', 'imageHeight'))
+        except NoImage:
+            alone.append(name)
+            continue
         except Broken as error:
             reading.bad(name, str(error))
             continue
@@ -64,6 +67,7 @@ def read(reading: Reading) -> list[Draft]:
         draft = Draft(image, size, split=split_of_folders(name) or split_of_folders(image))
         drafts.append(draft)
         draft.objects = [(content['shapes'], name)]
+    reading.without_image(alone)
     drafts = reading.complete_sizes(drafts)
     for draft in drafts:
         (shapes, name), draft.objects = draft.objects[0], []

@@ -157,7 +157,7 @@ def _check_pairs(reading: Reading, pairs: dict[str, str]) -> None:
     images = [name for name, is_mask in keys if not is_mask and name not in pairs]
     masks = [name for name, is_mask in keys if is_mask and name not in used]
     if masks:
-        reading.bad(masks[0], f'{len(masks)} masks have no image of their own, this is the first')
+        reading.bad(masks[0], f'{len(masks)} masks have no image of their own, this is the first', len(masks))
     if images:
         reading.note(f'{len(images)} images have no mask and are left out (first: {images[0]})')
 

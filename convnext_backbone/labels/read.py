@@ -258,6 +258,7 @@ class _Reader:
                 outside[0].image,
                 f'{len(outside)} images belong to no split, others to {", ".join(sorted(stated))}; this is '
                 'the first',
+                len(outside),
             )
         if stated >= {'train', 'val'}:
             if len(drafts) <= MOST_COMPARED:

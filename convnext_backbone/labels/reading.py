@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..datasets.images import SUFFIXES, header
 from ..errors import UserError, some
-from .geometry import Broken
+from .geometry import Broken, NoImage
 from .structure import Object, RunLengths
 
 # What COCO files and ours cannot hold: what happens to it where --drop names it.
@@ -130,8 +130,8 @@ class Reading:
 
     # -- what is wrong -------------------------------------------------
 
-    def bad(self, place: str, text: str) -> None:
-        """Report something broken.
+    def bad(self, place: str, text: str, count: int = 1) -> None:
+        """Report something broken, or the first of several such.
 
         Raises:
             UserError: unless it is to be left out, and then it is counted.
@@ -139,8 +139,14 @@ class Reading:
         line = f'{place}: {" ".join(text.splitlines())}'
         if not self.skip_corrupt:
             raise UserError(f'{self.root / line}; correct it, or {SKIP}')
-        self._broken.append(line)
+        self._broken += [line] * count
         self.changed = True
+
+    def without_image(self, labels: list[str]) -> None:
+        """Report files of labels that no image belongs to."""
+        if labels:
+            text = f'{len(labels)} files of labels have no image, this is the first'
+            self.bad(labels[0], f'{text} ({PurePosixPath(labels[0]).stem}.jpg or the like)', len(labels))
 
     def lose(self, kind: str, place: str) -> None:
         """Count something that would be lost; :meth:`refuse_losses` refuses it unless it was named."""
@@ -184,13 +190,14 @@ class Reading:
             folders: names of folders that labels lie in and images do not.
 
         Raises:
-            Broken: there is none, or there are several.
+            NoImage: there is none.
+            Broken: there are several.
         """
         path = PurePosixPath(label)
         named = PurePosixPath(named.replace('\\', '/')).name
         found = self._by_stem.get(path.stem) or self._by_name.get(named) or []
         if not found:
-            raise Broken(f'no image belongs to it ({path.stem}.jpg or the like)')
+            raise NoImage('no image belongs to it')
         exact = [name for name in found if PurePosixPath(name).name == named]
         for group in (exact, found):
             beside = [name for name in group if PurePosixPath(name).parent == path.parent]

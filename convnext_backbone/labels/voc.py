@@ -4,7 +4,7 @@ import re
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
-from .geometry import Broken, make_box, number, upright
+from .geometry import Broken, NoImage, make_box, number, upright
 from .reading import FEW, Draft, Reading
 from .stated import lists_of, split_of_folders
 
@@ -54,7 +54,7 @@ def read(reading: Reading) -> list[Draft]:
         UserError: an image is meant by two files, or what :meth:`Reading.bad` reports.
     """
     lists = lists_of(reading, 'Main', reading.with_suffix('.xml'))
-    drafts, seen, unlisted = [], {}, []
+    drafts, seen, unlisted, alone = [], {}, [], []
     for name in reading.with_suffix('.xml'):
         try:
             root = parse(reading, name)
@@ -64,6 +64,9 @@ def read(reading: Reading) -> list[Draft]:
             if image in seen:
                 raise Broken(f'its image {image} is that of {seen[image]}, too')
             size = _size(root)
+        except NoImage:
+            alone.append(name)
+            continue
         except Broken as error:
             reading.bad(name, str(error))
             continue
@@ -76,13 +79,16 @@ def read(reading: Reading) -> list[Draft]:
         for count, node in enumerate(root.findall('object'), 1):
             _read_object(reading, node, draft, f'{name}: object {count}')
         drafts.append(draft)
+    reading.without_image(alone)
     if unlisted:
         reading.note(
             f'{len(unlisted)} images are in no list of ImageSets/Main (first: {unlisted[0]}): left out'
         )
     stems = {PurePosixPath(name).stem for name in reading.with_suffix('.xml')}
     if absent := [stem for stem in lists if stem not in stems]:
-        reading.bad('ImageSets/Main', f'{len(absent)} listed images have no labels (first: {absent[0]})')
+        reading.bad(
+            'ImageSets/Main', f'{len(absent)} listed images have no labels (first: {absent[0]})', len(absent)
+        )
     note_without(reading, [name for name in reading.images if name not in seen])
     return reading.complete_sizes(drafts)
 

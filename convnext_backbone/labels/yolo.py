@@ -88,8 +88,7 @@ def read(reading: Reading) -> list[Draft]:
         reading.note(f'{len(without)} images have no file of labels and count as empty (first: {without[0]})')
     used = set(labels.values()) | {_label_of(reading, name) for name in reading.images if name not in splits}
     alone = [n for n in _label_files(reading) if n not in used and _is_label(reading.path(n))]
-    if alone:
-        reading.bad(alone[0], f'{len(alone)} files of labels have no image, this is the first')
+    reading.without_image(alone)
     drafts = reading.complete_sizes(drafts)
     quads = True
     for draft in drafts:
