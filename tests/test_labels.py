@@ -17,9 +17,12 @@ from labelformat.formats import (
     COCOInstanceSegmentationInput,
     COCOObjectDetectionInput,
     CVATObjectDetectionInput,
+    CVATObjectDetectionOutput,
     PascalVOCObjectDetectionInput,
+    PascalVOCObjectDetectionOutput,
     YOLOv8InstanceSegmentationInput,
     YOLOv8ObjectDetectionInput,
+    YOLOv8ObjectDetectionOutput,
 )
 from PIL import Image
 
@@ -472,6 +475,33 @@ def test_cifar10_mini(real_data, tmp_path):
         str(found['val'].data_root), 'val', dict(input_size=32), class_index=found['val'].class_index
     )
     assert dataset.metainfo['classes'] == labels.classes and len(dataset) == len(labels.splits['val'])
+
+
+BY_OTHERS = {
+    'labelformat voc': lambda file, out: PascalVOCObjectDetectionOutput(out / 'xml').save(
+        COCOObjectDetectionInput(file)
+    ),
+    'labelformat yolo': lambda file, out: YOLOv8ObjectDetectionOutput(out / 'data.yaml', 'train').save(
+        COCOObjectDetectionInput(file)
+    ),
+    'labelformat cvat': lambda file, out: CVATObjectDetectionOutput(out).save(COCOObjectDetectionInput(file)),
+    'globox voc': lambda file, out: globox.AnnotationSet.from_coco(file).save_pascal_voc(out / 'xml'),
+    'globox labelme': lambda file, out: globox.AnnotationSet.from_coco(file).save_labelme(out / 'json'),
+    'globox cvat': lambda file, out: globox.AnnotationSet.from_coco(file).save_cvat(out / 'annotations.xml'),
+}
+
+
+@pytest.mark.parametrize('name', BY_OTHERS)
+def test_what_other_libraries_write_of_coco_mini_is_read_as_the_original(name, real_data, tmp_path):
+    source = real_data / 'coco_mini'
+    original = plain(read_labels(source, drop=['masks']))['val']
+    BY_OTHERS[name](source / 'annotations' / 'instances_val2017.json', tmp_path)
+    (tmp_path / 'images').symlink_to(source / 'val2017')
+    labels = read_labels(tmp_path, split=0)
+    assert labels.format == name.split()[1]
+    assert {image: objects for image, (*_, objects) in plain(labels)[''].items()} == {
+        image: objects for image, (*_, objects) in original.items()
+    }
 
 
 # -- layouts --------------------------------------------------------------
@@ -1238,7 +1268,7 @@ def test_names_of_classes_that_are_wrong(tmp_path):
     for text, expected_text in (
         ('names: [a, b, c]\nnc: 4', 'nc is 4, but 3 classes are named'),
         ('names: [a, b, a]', "names 'a' twice"),
-        ('names: {0: a, 2: b}', 'the keys of names are not 0 to 1'),
+        ('names: {0: a, b: c}', "the key 'b' of names is no number"),
         ('names: [a, b, c]\ntrain: nowhere', 'train: nowhere is not there'),
         ('names: [a, b, c]\ntrain: images/train\nval: images/train', 'is in train and in val'),
         ('names: [a\nb: {', 'is no YAML'),
@@ -1368,6 +1398,14 @@ def test_rare_classes_are_on_both_sides(tmp_path):
         counts = {n: [sum(i in own for own in sides[s]) for s in ('train', 'val')] for n, i in index.items()}
         assert counts['rare'] == [1, 1] and counts['once'] == [1, 0]
         assert counts['half'] == [24, 6] and counts['common'][1] == 12
+
+
+def test_a_large_share_leaves_a_rare_class_to_train_on(tmp_path):
+    as_boxes(tmp_path, [['common']] * 20 + [['rare']] * 2)
+    for seed in range(3):
+        labels = read_labels(tmp_path, split=0.9, seed=seed)
+        rare = [[s for s in own if 1 in s.labels] for own in labels.splits.values()]
+        assert [len(own) for own in rare] == [1, 1]
 
 
 def test_near_identical_images_stay_together(tmp_path):

@@ -68,7 +68,7 @@ def read(reading: Reading) -> list[Draft]:
             :meth:`Reading.bad` reports.
     """
     names, splits, points = _description(reading)
-    reading.declared.update(dict.fromkeys(names))
+    reading.declared.update(dict.fromkeys(names.values()))
     if splits is None:
         splits = {name: split_of_folders(name) for name in reading.images}
     if not splits:
@@ -102,7 +102,7 @@ def read(reading: Reading) -> list[Draft]:
     return drafts
 
 
-def _read_file(reading: Reading, label: str, draft: Draft, names: list[str], points: int) -> bool:
+def _read_file(reading: Reading, label: str, draft: Draft, names: dict[int, str], points: int) -> bool:
     """Read the objects of an image; return whether none has an outline of other than four corners."""
     try:
         lines = reading.text(label).splitlines()
@@ -116,10 +116,10 @@ def _read_file(reading: Reading, label: str, draft: Draft, names: list[str], poi
         place = f'{label}, line {count}'
         try:
             kind = number(words[0])
-            if kind != int(kind) or not 0 <= kind < len(names):
+            if kind not in names:
                 raise Broken(
-                    f'class {words[0]}, but {len(names)} classes are named (0 to {len(names) - 1}): add '
-                    'names, or correct the number'
+                    f'class {words[0]}, but {len(names)} classes are named ({min(names)} to {max(names)}): '
+                    'add names, or correct the number'
                 )
             box, mask, keypoints = _shape([number(word) for word in words[1:]], *draft.size, points)
         except Broken as error:
@@ -172,8 +172,8 @@ def _label_of(reading: Reading, image: str) -> str:
 # -- names and splits --------------------------------------------------
 
 
-def _description(reading: Reading) -> tuple[list[str], dict[str, str] | None, int]:
-    """Return the names of the classes, image -> split if a file states that, and numbers of keypoints."""
+def _description(reading: Reading) -> tuple[dict[int, str], dict[str, str] | None, int]:
+    """Return number -> name of the classes, image -> split if that is stated, and numbers of keypoints."""
     found = _descriptions(reading)
     if len(found) > 1:
         main = [name for name in found if PurePosixPath(name).name.lower() in ('data.yaml', 'data.yml')]
@@ -207,28 +207,27 @@ def _pairs(reading: Reading, name: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, found, value in lines if found}
 
 
-def _names_in(reading: Reading, name: str) -> list[str]:
+def _names_in(reading: Reading, name: str) -> dict[int, str]:
     names = [line.strip() for line in reading.needed_text(name).splitlines() if line.strip()]
-    return _different(names, reading.path(name))
+    return _different(dict(enumerate(names)), reading.path(name))
 
 
-def _different(names: list, file: Path) -> list[str]:
-    names = [str(name) for name in names]
-    if twice := [name for name in names if names.count(name) > 1]:
+def _different(names: dict, file: Path) -> dict[int, str]:
+    if wrong := [key for key in names if not isinstance(key, int) or isinstance(key, bool) or key < 0]:
+        raise UserError(f'{file}: the key {wrong[0]!r} of names is no number of a class')
+    names = {key: str(name) for key, name in names.items()}
+    given = list(names.values())
+    if twice := [name for name in given if given.count(name) > 1]:
         raise UserError(f'{file} names {twice[0]!r} twice: give every class a name of its own')
     if not names:
         raise UserError(f'{file} names no classes: list them, in the order of the numbers')
     return names
 
 
-def _from_yaml(reading: Reading, name: str) -> tuple[list[str], dict[str, str] | None, int]:
+def _from_yaml(reading: Reading, name: str) -> tuple[dict[int, str], dict[str, str] | None, int]:
     content, file = _described(reading, name), reading.path(name)
     names = content['names']
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(f'{file}: the keys of names are not 0 to {len(names) - 1}')
-        names = [names[i] for i in range(len(names))]
-    names = _different(names, file)
+    names = _different(names if isinstance(names, dict) else dict(enumerate(names)), file)
     if (count := content.get('nc')) is not None and count != len(names):
         raise UserError(f'{file}: nc is {count}, but {len(names)} classes are named: make them agree')
     base = file.parent
