@@ -1142,6 +1142,21 @@ def test_several_labels_without_their_images_are_counted(name, tmp_path):
     assert any(note.startswith('2 broken') for note in read_labels(tmp_path, skip_corrupt=True).notes)
 
 
+def test_run_lengths_of_another_size_than_the_image(tmp_path):
+    """The size of the image is not stated, so that it comes from the file."""
+    file = as_coco(tmp_path) / 'annotations' / 'train.json'
+    content = json.loads(file.read_text())
+    for image in content['images']:
+        del image['width'], image['height']
+    number = next(image['id'] for image in content['images'] if image['file_name'] == 'b00.jpg')
+    record = dict(id=99, image_id=number, category_id=7, bbox=[1, 1, 5, 5])
+    record['segmentation'] = dict(size=[97, 61], counts=[61 * 10, 5, 61 * 97 - 615])
+    content['annotations'].append(record)
+    file.write_text(json.dumps(content))
+    assert 'a mask of (61, 97) pixels, the image has (97, 61)' in error(tmp_path)
+    assert plain(read_labels(tmp_path, skip_corrupt=True)) == expected()
+
+
 def test_an_image_in_two_coco_files(tmp_path):
     as_coco(tmp_path)
     content = json.loads((tmp_path / 'annotations' / 'train.json').read_text())
