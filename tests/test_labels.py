@@ -946,10 +946,11 @@ def test_classes_of_masks_may_be_a_subset(tmp_path):
 def test_masks_that_end_in_mask_beside_the_images(tmp_path):
     """Roboflow's layout, with its table of values."""
     for part in ('train', 'valid'):
-        truth = as_masks(tmp_path / part, 3, images='.', masks='.', shift=9 * (part == 'valid'))
+        options = dict(values=(0, 3, 7), images='.', masks='.')
+        truth = as_masks(tmp_path / part, 3, shift=9 * (part == 'valid'), **options)
         for name in truth:
             (tmp_path / part / f'{name}.png').rename(tmp_path / part / f'{name}_mask.png')
-        (tmp_path / part / '_classes.csv').write_text('Pixel Value, Class\n0, background\n1, cat\n2, dog\n')
+        (tmp_path / part / '_classes.csv').write_text('Pixel Value, Class\n0, background\n3, cat\n7, dog\n')
     labels = read_labels(tmp_path)
     assert labels.classes == ('background', 'cat', 'dog') and list(labels.splits) == ['train', 'val']
     same_masks(numbers_of(labels, tmp_path.parent / f'{tmp_path.name}_out'), truth)
