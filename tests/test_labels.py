@@ -1087,6 +1087,7 @@ def test_folders_that_hold_nothing_to_read(tmp_path):
     assert 'has no files' in error(tmp_path)
     (tmp_path / 'README.md').write_text('nothing')
     assert 'holds 0 images and no labels that are known: expected COCO JSON, YOLO' in error(tmp_path)
+    assert 'has no images' in error(tmp_path, format='folders')
     make_image(tmp_path / 'a.jpg')
     assert 'holds 1 images and no labels' in error(tmp_path)
     assert '--format must be one of coco, yolo' in error(tmp_path, format='pascal')

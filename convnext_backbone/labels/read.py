@@ -106,7 +106,8 @@ def read_labels(
             f'{reading.root} has no files of the format {TITLES[format]}: see docs/data.md for its layout'
         )
     if not reading.images:
-        raise UserError(f'{reading.root} has labels ({found[0]}) but no images: put the images beside them')
+        labels = f'labels ({found[0]}) but ' if found else ''
+        raise UserError(f'{reading.root} has {labels}no images: put the images beside them')
     with without_collecting():
         return _Reader(reading, format, found, classes and tuple(classes)).read(split, seed)
 
