@@ -65,9 +65,14 @@ def write_checkpoint(content: dict, file: Path, **facts) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
+    """Replace ``file`` as a whole, in UTF-8."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
     """Replace ``file`` as a whole."""
-    with _replacing(file, 'w') as stream:
-        stream.write(text)
+    with _replacing(file, 'wb') as stream:
+        stream.write(content)
 
 
 @contextlib.contextmanager

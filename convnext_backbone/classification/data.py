@@ -42,6 +42,8 @@ class ImageDataset(Dataset):
             perhaps as [number, name]. By default the folders of the split in alphabetical order.
         skip_corrupt: in place of an unreadable image take another, at random; each is named in the log
             and counted.
+        images: text file that lists the images of the split below ``data_root`` (``CLASS/a.jpg``), where the
+            folder has no splits; by default all of the folder.
 
     Items are ``dict(inputs=Tensor (3, H, W), labels=int)``; ``metainfo['classes']`` names the classes in
     the order of the labels.
@@ -60,6 +62,7 @@ class ImageDataset(Dataset):
         name: str = '',
         class_index: str | dict[str, int] | None = None,
         skip_corrupt: bool = False,
+        images: str = '',
     ):
         transform = dict(transform)
         index = class_index or None
@@ -68,7 +71,7 @@ class ImageDataset(Dataset):
         root, tar = data_root, Path(data_root, f'{split}.tar')
         if not name and tar.is_file() and not Path(data_root, split).is_dir():
             root = str(tar)
-        elif not name:
+        elif not name and not images:
             _check_folders(data_root, split, index)
         try:
             if root == str(tar) and index is not None:
@@ -84,6 +87,8 @@ class ImageDataset(Dataset):
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
         self._images.transform = image_transform(**transform)
         reader = self._images.reader
+        if images:
+            reader.samples = _listed(images, data_root, reader.samples)
         index = index or getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', {})
         self.metainfo = dict(classes=tuple(sorted(index, key=index.get))) if index else {}
         self._skipped = SKIPPED if skip_corrupt else None
@@ -252,6 +257,21 @@ def read_class_index(file: str) -> dict[str, int]:
     if sorted(index.values()) != list(range(len(index))):
         raise UserError(f'{file}: the numbers of its {len(index)} classes are not 0 to {len(index) - 1}')
     return index
+
+
+def _listed(file: str, data_root: str, samples: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return those of timm's pairs of path and label that a file lists, in its order."""
+    try:
+        names = [name for name in Path(file).read_text('utf-8').splitlines() if name]
+    except OSError as error:
+        raise UserError(f'the list of images {file} cannot be read: {error.strerror}') from error
+    found = {os.path.relpath(path, data_root): (path, label) for path, label in samples}
+    if absent := [name for name in names if name not in found]:
+        raise UserError(
+            f'{file}: {len(absent)} of {len(names)} images are not in {data_root} (first: {absent[0]}): '
+            'write the list anew'
+        )
+    return [found[name] for name in names]
 
 
 def _check_classes(root: str, names, index: dict[str, int] | None) -> None:

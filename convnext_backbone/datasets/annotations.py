@@ -59,6 +59,7 @@ class Listing:
 
     Attributes:
         categories: id -> name, in the order of the file.
+        supercategories: id -> what the category belongs to, or ``None``.
         images: id -> record, in the order of the file; ``width`` and ``height`` may be absent.
         findings: what is wrong with the file, whoever uses it.
 
@@ -70,6 +71,7 @@ class Listing:
         self.file = str(file)
         self.findings = Findings()
         content = _parse(self.file) if content is None else content
+        self.supercategories = {}
         self.categories = self._categories(content)
         self.images = self._images(content)
 
@@ -107,6 +109,7 @@ class Listing:
                     'expected text'
                 )
             found[record['id']] = record['name']
+            self.supercategories[record['id']] = record.get('supercategory')
         twice = [name for name, count in Counter(found.values()).items() if count > 1]
         if twice:
             ids = [str(i) for i, name in found.items() if name == twice[0]]
