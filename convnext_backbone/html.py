@@ -18,9 +18,12 @@ td, th { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; bo
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .wrong { color: #a40000; font-weight: 600; }
 .bar { display: flex; align-items: center; gap: .4rem; font-size: .8rem; line-height: 1.3; }
-.bar span { background: #3b6ea5; height: .7em; min-width: 1px; flex: none; border-radius: 2px; }
+.bar span { background: #3b6ea5; height: .7em; min-width: 1px; flex: none; border-radius: 2px;
+  width: calc((100% - 8.5rem) * var(--share)); }
 .bar.second span { background: #d08a2e; }
 summary { cursor: pointer; padding: .3rem 0; }
+@media (max-width: 30rem) { h1 { font-size: 1.5rem; } table { font-size: .85rem; }
+  td, th { padding-right: .5rem; } }
 @media (prefers-color-scheme: dark) { body { background: #161616; color: #eee; }
   a { color: #9cf; } td, th { border-color: #444; } .wrong { color: #ff8a8a; } }
 """
@@ -64,12 +67,12 @@ def bar(share: float, text: str, second: bool = False) -> str:
     """Return a bar with a text behind it.
 
     Args:
-        share: of the largest bar, 0 to 1; that one leaves room for the text.
+        share: of the longest possible bar, 0 to 1; that one leaves room for the text.
         text: plain text.
         second: in the second of two colours.
     """
     kind = ' second' if second else ''
-    return f'<div class="bar{kind}"><span style="width:{70 * share:.1f}%"></span>{escape(text)}</div>'
+    return f'<div class="bar{kind}"><span style="--share:{share:.4f}"></span>{escape(text)}</div>'
 
 
 def picture(data: bytes, description: str, kind: str = 'jpeg') -> str:

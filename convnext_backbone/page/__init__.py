@@ -11,17 +11,18 @@ from ..checkpoint.write import write_text
 from ..config.keys import walk
 from ..datasets.near import twins
 from ..errors import UserError, message
-from ..findings import Findings
+from ..findings import LEVELS, Findings
 from ..html import document, escape, table
 from ..measure.anchors import better_scales, coverage, generators
 from . import charts, samples
 from .charts import MEDIUM, SMALL
-from .statistics import boxes_as_seen, build, statistics
+from .statistics import boxes_as_seen, build, count
 
 TRAIN, VAL, PAIRS = 12, 4, 6  # pictures of samples, and pairs of twins that are shown
 COMPARED = 100_000  # images among which twins are looked for
 STYLE = """
-.classes { display: grid; grid-template-columns: minmax(5rem, 30%) 1fr; gap: .25rem .6rem; font-size: .9rem; }
+ul { padding-left: 1.2rem; }
+.classes { display: grid; grid-template-columns: fit-content(35%) 1fr; gap: .25rem .6rem; font-size: .9rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr));
   gap: 0 2rem; }
 .columns > * { min-width: 0; }
@@ -85,15 +86,15 @@ def _count(number: int, what: str) -> str:
 
 
 def _findings(findings: Findings) -> str:
-    rows = {level: [] for level in ('error', 'warning', 'note')}
+    lines = {level: [] for level in LEVELS}
     for finding in findings.ordered():
         mark = ' class="wrong"' if finding.level == 'error' else ''
-        rows[finding.level].append([f'<span{mark}>{finding.level}</span>', escape(str(finding))])
-    serious = rows['error'] + rows['warning']
-    text = table([], serious) if serious else '<p>No errors, no warnings.</p>'
-    if rows['note']:
-        count = _count(len(rows['note']), 'note')
-        text += f'<details><summary>{count}</summary>{table([], rows["note"])}</details>'
+        lines[finding.level].append(f'<li><b{mark}>{finding.level}</b> {escape(str(finding))}</li>')
+    serious, notes = ''.join(lines['error'] + lines['warning']), lines['note']
+    text = f'<ul>{serious}</ul>' if serious else '<p>No errors, no warnings.</p>'
+    if notes:
+        count = _count(len(notes), 'note')
+        text += f'<details><summary>{count}</summary><ul>{"".join(notes)}</ul></details>'
     return f'<h2>Findings</h2>{text}'
 
 
@@ -122,7 +123,7 @@ class _Data:
 
     def _read(self, split: str, title: str) -> str:
         self.datasets[title] = split, build(self.cfg, split)
-        self.numbers[title] = statistics(self.datasets[title][1], self.amount)
+        self.numbers[title] = count(self.datasets[title][1], self.amount)
         return ''
 
     def _counts(self) -> str:
@@ -137,7 +138,7 @@ class _Data:
         seen = None
         if known and next(iter(known.values())).boxes is not None and 'train' in self.datasets:
             self.seen, looked = boxes_as_seen(self.datasets['train'][1], self.amount)
-            seen = {f'train, as resized ({looked})': charts.sides(self.seen)}
+            seen = {f'train, as trained on ({looked})': charts.sides(self.seen)}
         text += charts.sizes(self.numbers)
         text += charts.boxes(known, seen)
         text.append('</div>')
@@ -181,14 +182,14 @@ class _Data:
         if self.amount == 'none':
             return f'{text[0]}<p>No image was read (--check-data none).</p>'
         text.append('<p><label><input type="checkbox" id="labels" checked> labels</label></p>')
-        for title, count, what in (
+        for title, pictures, what in (
             ('train', TRAIN, 'Training, after augmentation'),
             ('val', VAL, 'Validation'),
         ):
             if title in self.datasets:
                 split, dataset = self.datasets[title]
                 classes = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
-                shown = samples.figures(self.cfg, dataset, split, tuple(map(str, classes)), count)
+                shown = samples.figures(self.cfg, dataset, split, tuple(map(str, classes)), pictures)
                 text.append(f'<h3>{what}</h3>{shown}')
         if any(node.get('mixup') for _, node in walk(self.cfg.get('model') or {}, '')):
             text.append('<p class="looked">Mixup and cutmix are made within the model and not shown.</p>')

@@ -16,7 +16,11 @@ NUMBERS = (0, 1, 2, 4, 8, 16, 32, 64, np.inf)
 
 def percent(share: float) -> str:
     """Return a share in words; what is nearly everything does not become 100 %."""
-    return f'{share:.1%}' if share < 0.995 or share == 1 else f'{share:.2%}'
+    return f'{share:.0%}' if share in (0, 1) else f'{share:.1%}' if share < 0.995 else f'{share:.2%}'
+
+
+def _small(share: float) -> str:
+    return '0%' if not share else f'{share:.2%}' if share >= 0.0001 else '< 0.01%'
 
 
 def sides(boxes: np.ndarray) -> np.ndarray:
@@ -35,9 +39,9 @@ def classes(known: dict[str, Statistics]) -> str:
                 continue
             count = f'{one.counts[label]}'
             if one.what == 'pixels':
-                count = f'{one.share[label]:.2%}'
+                count = _small(one.share[label])
             elif one.share is not None:
-                count += f' ({one.share[label]:.2%} of the pixels)'
+                count += f' ({_small(one.share[label])})'
             bars.append(bar(one.counts[label] / max(one.counts.max(), 1), f'{title} {count}', bool(second)))
         lines.append(f'<div>{chip(label, first.classes[label])}</div><div>{"".join(bars)}</div>')
     text = [f'<h3>{first.what.capitalize()} of each class</h3>']
@@ -48,6 +52,8 @@ def classes(known: dict[str, Statistics]) -> str:
         text.append(f'<div class="classes">{"".join(lines[half:-half])}</div></details>')
         lines = lines[-half:]
     text.append(f'<div class="classes">{"".join(lines)}</div>')
+    if first.what == 'objects' and first.share is not None:
+        text.append('<p class="looked">In brackets: the share of all pixels that its masks have.</p>')
     ignored = [f'{title} {one.ignored:.2%}' for title, one in known.items() if one.ignored is not None]
     if ignored:
         text.append(f'<p>Ignored pixels: {escape(", ".join(ignored))}.</p>')
@@ -80,7 +86,7 @@ def sizes(numbers: dict[str, Statistics]) -> Iterator[str]:
             rows.append([title, str(len(one.sizes)), *ranges, share])
     if rows:
         head = ['', 'images', 'width', 'height', 'most often']
-        yield f'<div><h3>Sizes of images</h3>{table(head, rows)}</div>'
+        yield f'<div><h3>Sizes of images</h3>{table(head, rows, range(1, 5))}</div>'
 
 
 def boxes(known: dict[str, Statistics], seen: dict[str, np.ndarray] | None) -> Iterator[str]:
@@ -103,5 +109,5 @@ def boxes(known: dict[str, Statistics], seen: dict[str, np.ndarray] | None) -> I
     yield f'<div><h3>Boxes by COCO’s sizes</h3>{table(head, rows, range(1, 5))}'
     yield f'<p class="looked">{limits}</p></div>'
     shown = {'train': next(iter(seen.values()))} if seen else given
-    yield _histogram(f'Root of a box’s area, pixels{", as resized" * bool(seen)}', shown, SIDES)
+    yield _histogram(f'Root of a box’s area, pixels{", as trained on" * bool(seen)}', shown, SIDES)
     yield _histogram('Boxes in an image', {title: one.per_image for title, one in known.items()}, NUMBERS)

@@ -8,12 +8,13 @@ from itertools import islice
 import cv2
 import numpy as np
 from mmengine.config import Config
+from torch.utils.data import IterableDataset
 
 from ..config.keys import dicts
 from ..errors import message
 from ..html import escape, picture
 from ..registry import type_name
-from .statistics import seeded
+from .statistics import parts, seeded
 
 LONG, SHORT = 480, 120  # pixels of the longer side: larger images are reduced, smaller ones enlarged
 QUALITY = 80  # of the JPEGs
@@ -31,7 +32,7 @@ figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.4; padding-t
 .pic .area { fill-opacity: .5; }
 .pic text { font: 600 15px system-ui, sans-serif; fill: #fff; stroke: #000; stroke-width: 3px;
   paint-order: stroke; }
-.chip { display: inline-block; margin-right: .7em; }
+.chip, figcaption small { display: inline-block; margin-right: .7em; }
 .chip i { display: inline-block; width: .75em; height: .75em; margin-right: .3em; border-radius: 2px;
   background: currentColor; }
 .chip span { color: CanvasText; }
@@ -63,12 +64,16 @@ def figures(cfg: Config, dataset, split: str, classes: tuple[str, ...], count: i
         seed: of the choice, and of what the pipeline draws.
     """
     rgb = any(step.get('channel_order') == 'rgb' for step in dicts(cfg[split]['dataset']))
+    pipeline = getattr(parts(dataset)[0], 'pipeline', None)
+    kinds = [type(step).__name__ for step in getattr(pipeline, 'transforms', ())]
+    loads = kinds.index('LoadAnnotations') if 'LoadAnnotations' in kinds else 0
+    unsized = any('Resize' in kind for kind in kinds[:loads])  # boxes are those of the file, as metrics want
     found, failed, small = [], [], True
     with seeded(seed):
-        if hasattr(dataset, '__getitem__'):
+        if not isinstance(dataset, IterableDataset):
             numbers = random.sample(range(len(dataset)), min(2 * count, len(dataset)))
             samples = ((number, dataset.__getitem__) for number in numbers)
-        else:  # a stream
+        else:
             samples = ((sample, lambda sample: sample) for sample in islice(dataset, count))
         for number, get in samples:
             if len(found) == count:
@@ -76,8 +81,8 @@ def figures(cfg: Config, dataset, split: str, classes: tuple[str, ...], count: i
             try:
                 sample = get(number)
                 if sample is not None:
-                    small &= max(sample['inputs'].shape[-2:]) <= 2 * SHORT
-                    found.append(_figure(sample, dataset, classes, rgb))
+                    small &= max(sample['inputs'].shape[-2:]) <= 128
+                    found.append(_figure(sample, dataset, classes, rgb, unsized))
             except Exception as error:  # whatever a pipeline raises
                 failed.append(' '.join(message(error).split()) or type(error).__name__)
     text = [f'<p class="wrong">{escape(reason)}</p>' for reason in dict.fromkeys(failed)]
@@ -96,12 +101,13 @@ def thumbnail(file: str) -> str:
     return picture(data, file)
 
 
-def _figure(sample: dict, dataset, classes: tuple[str, ...], rgb: bool) -> str:
+def _figure(sample: dict, dataset, classes: tuple[str, ...], rgb: bool, unsized: bool) -> str:
     """Return one picture with its labels.
 
     Args:
         sample: of mmdet's or mmseg's datasets, or of our classifiers'.
         rgb: the order of the channels of mmdet's and mmseg's.
+        unsized: boxes belong to the image before it was resized.
     """
     image, labels = sample['inputs'].numpy().transpose(1, 2, 0), sample.get('labels')
     if labels is not None:
@@ -118,7 +124,8 @@ def _figure(sample: dict, dataset, classes: tuple[str, ...], rgb: bool) -> str:
     elif 'gt_sem_seg' in (truth := sample['data_samples']):
         shown, drawn = _areas(truth.gt_sem_seg.data[0].numpy(), size, len(classes))
     else:
-        shown, drawn = _objects(truth.gt_instances, size, scale, classes)
+        height_width = truth.ori_shape if unsized else (height, width)
+        shown, drawn = _objects(truth.gt_instances, size, height_width, classes)
     names = ' '.join(chip(label, f'{_name(classes, label)}{text}') for label, text in shown)
     above = f'<svg viewBox="0 0 {size[0]} {size[1]}">{drawn}</svg>' if drawn else ''
     what = escape(', '.join(_name(classes, label) for label, _ in shown) or 'nothing labelled')
@@ -159,14 +166,25 @@ def _areas(labels: np.ndarray, size: tuple, number: int) -> tuple[list[tuple[int
         if label < number:
             shown.append((count, int(label)))
             drawn.append(_outline(reduced == label, int(label), 'area'))
-    shares = [(label, f' {count / labels.size:.0%}') for count, label in sorted(shown, reverse=True)]
+    shares = [
+        (label, ' ' + (f'{count / labels.size:.0%}' if 100 * count > labels.size else '< 1%'))
+        for count, label in sorted(shown, reverse=True)
+    ]
     return shares, ''.join(drawn)
 
 
-def _objects(truth, size: tuple, scale: float, classes: tuple) -> tuple[list[tuple[int, str]], str]:
-    """Return the classes of the objects with their number, and boxes and outlines."""
+def _objects(truth, size: tuple, shape: tuple, classes: tuple) -> tuple[list[tuple[int, str]], str]:
+    """Return the classes of the objects with their number, and boxes and outlines.
+
+    Args:
+        truth: ``gt_instances``.
+        size: width and height of the picture.
+        shape: height and width of the image to which the boxes belong.
+    """
     labels = truth.labels.tolist()
     boxes = truth.bboxes
+    width, height = size
+    scale = (width / shape[1], height / shape[0]) * 2
     boxes = getattr(boxes, 'tensor', boxes).numpy() * scale
     masks = truth.masks.to_ndarray() if 'masks' in truth else [None] * len(labels)
     outlines, frames, names = [], [], []
@@ -179,7 +197,10 @@ def _objects(truth, size: tuple, scale: float, classes: tuple) -> tuple[list[tup
             f'style="color:{colour(label)}"/>'
         )
         if len(labels) <= NAMED:
-            place = f'x="{max(x0, 0) + 4:.1f}" y="{max(y0, 0) + 16:.1f}"'
+            place = f'x="{max(x0, 0) + 4:.1f}"'
+            if x0 > 0.7 * width:
+                place = f'x="{min(x1, width) - 4:.1f}" text-anchor="end"'
+            place += f' y="{max(y0, 0) + 16:.1f}"'
             names.append(f'<text {place}>{escape(_name(classes, label))}</text>')
     shown = [(label, f' {n}' if n > 1 else '') for label, n in Counter(labels).most_common()]
     return shown, ''.join(outlines + frames + names)

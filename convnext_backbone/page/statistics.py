@@ -18,7 +18,7 @@ from ..checks.files import sampled
 from ..config import datasets, use_stand_ins
 from ..datasets import improve
 from ..datasets.images import header
-from ..datasets.masks import read_mask, to_labels
+from ..datasets.masks import ListsImages, read_mask, to_labels
 from ..errors import UserError
 from ..registry import class_of, type_name
 
@@ -94,7 +94,7 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(states[1])  # noqa: NPY002
 
 
-def statistics(dataset, amount: str) -> Statistics:
+def count(dataset, amount: str) -> Statistics:
     """Count what a dataset holds; lists and annotations in full, images and masks by ``amount``.
 
     Args:
@@ -132,7 +132,7 @@ def statistics(dataset, amount: str) -> Statistics:
 def _of_part(dataset, amount: str) -> Statistics:
     meta = getattr(dataset, 'metainfo', None) or {}
     classes = tuple(map(str, meta.get('classes') or ()))
-    if hasattr(dataset, 'seg_map_suffix'):
+    if isinstance(dataset, ListsImages):
         return _of_masks(dataset, classes, amount)
     if hasattr(dataset, 'get_data_info'):
         return _of_objects(dataset, classes)
@@ -218,7 +218,7 @@ def _of_images(dataset, classes: tuple, amount: str) -> Statistics:
     labels = getattr(dataset, 'labels', None)
     number = len(dataset)
     files = [dataset.filename(i) for i in range(number)] if labels is not None else []
-    files = [file for file in files if os.path.isabs(file) or os.path.isfile(file)]
+    files = files if files and os.path.isfile(files[0]) else []  # not within a tar file
     sizes = []
     for file in sampled(files, amount):
         with contextlib.suppress(OSError):
@@ -266,7 +266,7 @@ def _collect(dataset, get, amount: str, how: str) -> tuple[np.ndarray, str]:
                 boxes = sample['data_samples'].gt_instances.bboxes
                 boxes = getattr(boxes, 'tensor', boxes).numpy()
                 sizes.append(boxes[:, 2:] - boxes[:, :2])
-    return np.concatenate(sizes), f'{looked} of {len(dataset)} training images{how}'
+    return np.concatenate(sizes), f'{looked} of {len(dataset)} images{how}'
 
 
 def _blank(dataset):
