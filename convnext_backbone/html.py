@@ -72,7 +72,8 @@ def bar(share: float, text: str, second: bool = False) -> str:
         second: in the second of two colours.
     """
     kind = ' second' if second else ''
-    return f'<div class="bar{kind}"><span style="--share:{share:.4f}"></span>{escape(text)}</div>'
+    strip = f'<span style="--share:{share:.4f}"></span>' if share else ''
+    return f'<div class="bar{kind}">{strip}{escape(text)}</div>'
 
 
 def picture(data: bytes, description: str, kind: str = 'jpeg') -> str:

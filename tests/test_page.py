@@ -197,6 +197,12 @@ def test_boxes_as_seen_are_those_after_resizing(drawn):
     expected = [tuple(3 * side for side in a['bbox'][2:]) for a in annotations(drawn)['annotations']]
     assert sorted(map(tuple, seen.round().tolist())) == sorted(expected)
     assert looked == '10 of 10 images'
+    repeated = dict(type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset)
+    cfg.train_dataloader.dataset = repeated
+    again, looked = boxes_as_seen(build(cfg, 'train_dataloader'), 'sample')
+    assert sorted(again.tolist()) == sorted(seen.tolist())
+    assert looked == '10 of 10 images'
+    cfg.train_dataloader.dataset = repeated['dataset']
     cfg.train_dataloader.dataset.pipeline.insert(3, FILTER)  # needs masks
     assert boxes_as_seen(build(cfg, 'train_dataloader'), 'sample')[1] in (
         looked,
@@ -288,7 +294,7 @@ def pages(drawn, tmp_path_factory):
         config = folder / f'{kind}.py'
         config.write_text(config_of(kind, drawn).pretty_text)
         check.main([str(config), '--page', str(folder / f'{kind}.html')])
-        found[kind] = (folder / f'{kind}.html').read_text()
+        found[kind] = (folder / f'{kind}.html').read_text('utf-8')
     return found
 
 

@@ -7,18 +7,19 @@ import numpy as np
 from mmengine.config import Config
 
 from .. import __version__
-from ..checkpoint.write import write_text
+from ..checkpoint.write import write_bytes
 from ..config.keys import walk
 from ..datasets.near import twins
 from ..errors import UserError, message
 from ..findings import LEVELS, Findings
 from ..html import document, escape, table
-from ..measure.anchors import better_scales, coverage, generators
+from ..measure.anchors import IOU, better_scales, generators, overlaps
 from . import charts, samples
 from .charts import MEDIUM, SMALL
 from .statistics import boxes_as_seen, build, count
 
 TRAIN, VAL, PAIRS = 12, 4, 6  # pictures of samples, and pairs of twins that are shown
+KINDS = (('all', 0, np.inf), ('small', 0, SMALL), ('medium', SMALL, MEDIUM), ('large', MEDIUM, np.inf))
 COMPARED = 100_000  # images among which twins are looked for
 STYLE = """
 ul { padding-left: 1.2rem; }
@@ -49,7 +50,7 @@ def _write(file: Path, text: str) -> None:
     """Replace a file as a whole; without a text only see whether that can be done."""
     try:
         if text:
-            write_text(file, text)
+            write_bytes(file, text.encode('utf-8', 'replace'))
         else:
             part = file.with_name(f'.{file.name}.part')
             part.touch()
@@ -151,22 +152,16 @@ class _Data:
             return ''
         text = [
             '<h2>Anchors</h2><p>Share of the boxes, at the scale that the network is trained on, that an '
-            'anchor meets with an IoU of 0.5 and more. Each box is laid at random places.</p>'
+            f'anchor meets with an IoU of {IOU} and more. Each box is laid at random places.</p>'
         ]
         for key, generator in found.items():
             better = better_scales(generator, sizes)
+            laid = [overlaps(one, sizes) for one in (generator, better) if one]
             sides, rows = charts.sides(sizes), []
-            for name, low, high in (
-                ('all', 0, np.inf),
-                ('small', 0, SMALL),
-                ('medium', SMALL, MEDIUM),
-                ('large', MEDIUM, np.inf),
-            ):
-                own = sizes[(sides >= low) & (sides < high)]
-                shares = [
-                    charts.percent(coverage(one, own)) for one in (generator, better) if one and len(own)
-                ]
-                rows.append([name, str(len(own)), *shares])
+            for name, low, high in KINDS:
+                own = (sides >= low) & (sides < high)
+                met = [(best >= IOU)[own[chosen]] for chosen, best in laid if own[chosen].any()]
+                rows.append([name, str(own.sum()), *(charts.percent(share.mean()) for share in met)])
             text.append(f'<h3>{escape(key)}</h3>')
             text.append(table(['boxes', 'number', 'met', *['proposed'] * bool(better)], rows, (1, 2, 3)))
             if better:

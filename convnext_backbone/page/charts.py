@@ -63,13 +63,14 @@ def classes(known: dict[str, Statistics]) -> str:
 def _histogram(title: str, values: dict[str, np.ndarray], limits: tuple) -> str:
     """Return bars of the share of values between limits, for each of several sets."""
     lines, whole = [], limits is NUMBERS
-    for low, high in zip(limits[:-1], limits[1:]):
+    shares = {kind: np.histogram(own, limits)[0] / max(len(own), 1) for kind, own in values.items()}
+    longest = max(share.max() for share in shares.values()) or 1
+    for place, (low, high) in enumerate(zip(limits[:-1], limits[1:])):
         name = f'{low} – {high - whole}' if np.isfinite(high) else f'{low} +'
         name = str(low) if whole and high - low == 1 else name
         bars = []
-        for second, (kind, own) in enumerate(values.items()):
-            share = ((own >= low) & (own < high)).sum() / max(len(own), 1)
-            bars.append(bar(share, f'{kind} {percent(share)}', bool(second)))
+        for second, (kind, share) in enumerate(shares.items()):
+            bars.append(bar(share[place] / longest, f'{kind} {percent(share[place])}', bool(second)))
         lines.append(f'<div>{name}</div><div>{"".join(bars)}</div>')
     return f'<div><h3>{title}</h3><div class="classes">{"".join(lines)}</div></div>'
 

@@ -196,7 +196,7 @@ def _objects(truth, size: tuple, shape: tuple, classes: tuple) -> tuple[list[tup
             f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}" '
             f'style="color:{colour(label)}"/>'
         )
-        if len(labels) <= NAMED:
+        if len(labels) <= NAMED and max(size) > 2 * SHORT:
             place = f'x="{max(x0, 0) + 4:.1f}"'
             if x0 > 0.7 * width:
                 place = f'x="{min(x1, width) - 4:.1f}" text-anchor="end"'

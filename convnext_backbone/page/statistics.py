@@ -249,24 +249,33 @@ def boxes_as_seen(dataset, amount: str) -> tuple[np.ndarray, str]:
     Returns:
         (n, 2) width and height in pixels; what was looked at, in words.
     """
-    own = parts(dataset)
-    if own == [dataset]:
+    if not _mixes(dataset):
+        gets = [(_blank(part), len(part)) for part in parts(dataset)]
+        blank = [(get, number) for get, count in gets for number in range(count)]
         with contextlib.suppress(Exception):  # of a step that needs pixels or masks
-            return _collect(dataset, _blank(dataset), 'all' if amount == 'all' else 'sample', '')
-    return _collect(dataset, dataset.__getitem__, amount, ' with their pixels')
+            return _collect(blank, 'all' if amount == 'all' else 'sample', '')
+    whole = [(dataset.__getitem__, number) for number in range(len(dataset))]
+    return _collect(whole, amount, ' with their pixels')
 
 
-def _collect(dataset, get, amount: str, how: str) -> tuple[np.ndarray, str]:
+def _mixes(dataset) -> bool:
+    """Return whether a wrapper has a pipeline beside that of what it holds (mosaic, mixup)."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    inner = [one for one in inner if one is not None]
+    return bool(inner) and (hasattr(dataset, 'pipeline') or any(map(_mixes, inner)))
+
+
+def _collect(numbered: list[tuple], amount: str, how: str) -> tuple[np.ndarray, str]:
     sizes, looked = [np.zeros((0, 2))], 0
     with seeded(0):
-        for number in sampled(list(range(len(dataset))), amount):
+        for get, number in sampled(numbered, amount):
             sample = get(number)
             looked += 1
             if sample is not None:
                 boxes = sample['data_samples'].gt_instances.bboxes
                 boxes = getattr(boxes, 'tensor', boxes).numpy()
                 sizes.append(boxes[:, 2:] - boxes[:, :2])
-    return np.concatenate(sizes), f'{looked} of {len(dataset)} images{how}'
+    return np.concatenate(sizes), f'{looked} of {len(numbered)} images{how}'
 
 
 def _blank(dataset):
