@@ -27,12 +27,11 @@ from labelformat.formats import (
 from PIL import Image
 
 from convnext_backbone.classification.data import ImageDataset
-from convnext_backbone.datasets import improve
+from convnext_backbone.datasets import improve, near
 from convnext_backbone.datasets.masks import read_mask
 from convnext_backbone.errors import UserError
 from convnext_backbone.labels import (
     RunLengths,
-    near,
     read_labels,
     recognise,
     split,

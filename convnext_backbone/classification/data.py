@@ -85,7 +85,7 @@ class ImageDataset(Dataset):
             )
         except (RuntimeError, OSError, AssertionError, ValueError, ImportError, tarfile.TarError) as error:
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
-        self._images.transform = image_transform(**transform)
+        self.transform = self._images.transform = image_transform(**transform)
         reader = self._images.reader
         if images:
             reader.samples = _listed(images, data_root, reader.samples)
@@ -114,6 +114,15 @@ class ImageDataset(Dataset):
     def filename(self, index: int) -> str:
         """Return the file name of the image, for messages."""
         return self._images.filename(index, absolute=True)
+
+    @property
+    def labels(self) -> list[int] | None:
+        """Return the label of each image; ``None`` where only the images themselves tell (Hugging Face)."""
+        reader = self._images.reader
+        if getattr(reader, 'targets', None) is not None:  # of a tar file
+            return [int(target) for target in reader.targets]
+        samples = getattr(reader, 'samples', None)
+        return None if samples is None else [int(target) for _, target in samples]
 
 
 @DATASETS.register_module()
@@ -166,7 +175,7 @@ class ImageStream(IterableDataset):
                 self._images = create_dataset(name, **options)
         except (RuntimeError, OSError, AssertionError, ValueError, ImportError) as error:
             raise UserError(f'no images for split {split!r} at {data_root}: {error}') from error
-        self._images.transform = image_transform(**transform)
+        self.transform = self._images.transform = image_transform(**transform)
         self.metainfo = dict(classes=tuple(class_names)) if class_names else {}
 
     def __len__(self) -> int:

@@ -2,10 +2,13 @@
 
 import os
 import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import PIL
 from PIL import Image
+from tqdm import tqdm
 
 ORIENTATION = 0x0112  # EXIF tag
 TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
@@ -35,6 +38,19 @@ class Header:
     def upright(self) -> tuple[int, int]:
         """Return width and height as seen, after EXIF orientation."""
         return (self.height, self.width) if self.orientation in TURNED else (self.width, self.height)
+
+
+def each(function: Callable, items: Sequence, text: str) -> list:
+    """Return ``function`` of each item, by several threads, with a bar on a terminal."""
+    if not items:
+        return []
+    most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the user's own files may be large
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            results = pool.map(function, items)
+            return list(tqdm(results, text, len(items), disable=None, leave=False, delay=1))
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
 
 
 def header(file: str | os.PathLike) -> Header:

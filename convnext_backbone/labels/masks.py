@@ -8,9 +8,10 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..datasets.images import each
 from ..datasets.masks import read_mask
 from ..errors import UserError, some, suggest
-from .reading import Draft, Reading, each
+from .reading import Draft, Reading
 from .stated import lists_of, split_of, split_of_folders
 from .structure import IGNORED, MaskValues
 from .tables import read_table

@@ -2,15 +2,11 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-from tqdm import tqdm
-
-from ..datasets.images import SUFFIXES, header
+from ..datasets.images import SUFFIXES, each, header
 from ..errors import UserError, some
 from .geometry import Broken, NoImage
 from .structure import Object, RunLengths
@@ -234,19 +230,6 @@ class Reading:
             else:
                 draft.size = found
         return [draft for draft in drafts if id(draft) not in wrong]
-
-
-def each(function: Callable, items: list, text: str) -> list:
-    """Return ``function`` of each item, by several threads, with a bar on a terminal."""
-    if not items:
-        return []
-    most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the user's own files may be large
-    try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            results = pool.map(function, items)
-            return list(tqdm(results, text, len(items), disable=None, leave=False, delay=1))
-    finally:
-        Image.MAX_IMAGE_PIXELS = most
 
 
 def list_files(root: Path) -> list[str]:

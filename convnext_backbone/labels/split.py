@@ -5,8 +5,8 @@ from collections import defaultdict
 
 import numpy as np
 
+from ..datasets.near import groups_of
 from ..errors import UserError
-from .near import groups_of
 from .reading import Draft, Reading
 
 EMPTY = -1  # the class of images without any
@@ -28,7 +28,7 @@ def draw(
     Raises:
         UserError: there are fewer than two images that differ.
     """
-    groups = groups_of(reading, drafts)
+    groups = groups_of([reading.path(draft.image) for draft in drafts])
     members: dict[int, list[int]] = defaultdict(list)
     for number, group in enumerate(groups.tolist()):
         members[group].append(number)
@@ -84,7 +84,7 @@ def _share_out(sizes: dict[int, int], side: dict[int, str], share: float) -> Non
 
 def note_leaks(reading: Reading, drafts: list[Draft]) -> None:
     """Tell of images to validate or test on that are nearly the same as one that is trained on."""
-    groups = groups_of(reading, drafts)
+    groups = groups_of([reading.path(draft.image) for draft in drafts])
     trained = {}
     for number, (group, draft) in enumerate(zip(groups.tolist(), drafts)):
         if draft.split == 'train':

@@ -12,10 +12,10 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ..checkpoint.write import write_bytes, write_text
+from ..datasets.images import each
 from ..datasets.masks import read_mask
 from ..errors import UserError
 from .masks import read_colours
-from .reading import each
 from .structure import IGNORED, Labels, MaskValues, Object, RunLengths, Sample
 
 

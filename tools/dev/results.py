@@ -71,7 +71,9 @@ def table(folder: str, sizes: dict[str, dict]) -> str:
         size = '{} x {}'.format(*measured['input'])
         numbers = ' | '.join(row.get(key, '-') for key in columns)
         source = f'Table {row["table"]}' if row.get('table') else row.get('source', 'official results page')
-        source = f'{source} (secondary source)' if row.get('status') == 'secondary' else source if row else '-'
+        source = (
+            f'{source} (secondary source)' if row.get('status') == 'secondary' else source if row else '-'
+        )
         lines.append(
             f'| [{file.stem}]({file.relative_to(CONFIGS / folder).as_posix()}) | {title(file)} '
             f'| {measured["parameters"] / 1e6:.1f} | {measured["gflops"]:.2f} at {size} '

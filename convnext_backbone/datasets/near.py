@@ -1,11 +1,12 @@
 """Finds images that are nearly the same, by a hash of 64 bits and a look at a tiny copy."""
 
-from pathlib import Path
+import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from .reading import Draft, Reading, each
+from .images import each
 
 DISTANCE = 4  # bits of 64 in which the hashes of near-identical images may differ
 BANDS = DISTANCE + 1  # of the hash: one of them is equal, whichever bits differ
@@ -13,26 +14,65 @@ SIDE = 16  # of the tiny copies
 MOST = 1 << 20  # pairs that are compared at once
 
 
-def groups_of(reading: Reading, drafts: list[Draft]) -> np.ndarray:
+def groups_of(paths: Sequence[str | os.PathLike], progress: str = 'looking for equal images') -> np.ndarray:
     """Return a number for each image, the same for images that are nearly the same.
 
     An image that cannot be read is like none: the training will name it.
 
+    Args:
+        paths: of the image files.
+        progress: what the bar on a terminal says.
+
     Returns:
         (N,) int, the smallest index of a member.
     """
-    seen = each(lambda draft: _reduce(reading.path(draft.image)), drafts, 'looking for equal images')
-    readable = np.array([found is not None for found in seen], bool)
-    numbers = np.flatnonzero(readable)
-    groups = np.arange(len(drafts))
-    if len(numbers):
-        hashes = np.array([seen[i][0] for i in numbers], np.uint64)
-        tiny = np.stack([seen[i][1] for i in numbers])
-        groups[numbers] = numbers[_groups(hashes, tiny)]
+    groups, _, _ = _look(paths, progress)
     return groups
 
 
-def _reduce(file: Path) -> tuple[int, np.ndarray] | None:
+def twins(
+    paths: Sequence[str | os.PathLike], others: Sequence[str | os.PathLike], progress: str
+) -> tuple[list[tuple[int, int]], int]:
+    """Find the images that are nearly the same as one of ``others``.
+
+    Args:
+        paths, others: of image files.
+        progress: what the bar on a terminal says.
+
+    Returns:
+        Index in ``paths`` and that of the nearest in ``others``, for each that has one; how many files of
+        both could not be read.
+    """
+    groups, hashes, tiny = _look([*paths, *others], progress)
+    own, readable = len(paths), tiny[:, 0] >= 0
+    order = np.argsort(groups, kind='stable')
+    found = []
+    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        members = members[readable[members]]
+        beside = members[members >= own]
+        for one in members[members < own] if len(beside) else ():
+            _, near = _alike(hashes, tiny, np.full(len(beside), one), beside)
+            if len(near):
+                distance = np.abs(tiny[near] - tiny[one]).sum(1)
+                found.append((int(one), int(near[distance.argmin()]) - own))
+    return sorted(found), int((~readable).sum())
+
+
+def _look(paths: Sequence, progress: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the group of each image, its hash, and its tiny copy, int16, negative where there is none."""
+    seen = each(_reduce, paths, progress)
+    numbers = np.array([i for i, found in enumerate(seen) if found is not None], int)
+    groups = np.arange(len(paths))
+    hashes, tiny = np.zeros(len(paths), np.uint64), np.full((len(paths), SIDE * SIDE), -1, np.int16)
+    if len(numbers):
+        hashes[numbers] = [seen[i][0] for i in numbers]
+        small = np.stack([seen[i][1] for i in numbers])
+        tiny[numbers] = small
+        groups[numbers] = numbers[_groups(hashes[numbers], small)]
+    return groups, hashes, tiny
+
+
+def _reduce(file: str | os.PathLike) -> tuple[int, np.ndarray] | None:
     """Return the difference hash of an image and a tiny gray copy; ``None`` for what is no image."""
     try:
         with Image.open(file) as image:
