@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..checkpoint.zoo import PIXEL_MEAN, PIXEL_STD
 from ..datasets.images import header
@@ -14,6 +15,8 @@ from ..errors import UserError
 from ..labels import Labels
 from ..transforms import LoadImage
 
+SAMPLES, EXTRA_SAMPLES = 277, 338  # tags of TIFF
+ALPHA = (1, 2)  # values of the latter for transparency
 SAMPLE = 64  # images that are looked at, at most
 COLOUR_MODES = (
     '1',
@@ -96,8 +99,12 @@ def _is_picture(file: Path, head) -> bool:
     """Return whether a file holds gray or colour, and not the channels of some instrument."""
     if head.mode in ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I'):
         return head.bits <= 16
-    several = head.mode in ('RGBA', 'CMYK') and file.suffix.lower() in ('.tif', '.tiff')
-    return head.mode in COLOUR_MODES and not several
+    if head.mode in COLOUR_MODES and file.suffix.lower() in ('.tif', '.tiff'):
+        with Image.open(file) as image:
+            tags = getattr(image, 'tag_v2', {})  # Pillow leaves channels that it does not know out
+            transparent = tags.get(EXTRA_SAMPLES, (0,))[0] in ALPHA or head.mode == 'CMYK'
+            return tags.get(SAMPLES, 1) <= 3 + transparent
+    return head.mode in COLOUR_MODES
 
 
 def _bits(files: list[Path]) -> int:
