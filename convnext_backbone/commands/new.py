@@ -87,11 +87,11 @@ def main(argv=None) -> Path:
     name = model_for(labels.task, args.model)
     base = read_config(MODELS[name].bases[labels.task])
     optimizer, images = base.optim_wrapper.optimizer, base.auto_scale_lr.base_batch_size
-    options = dict(epochs=args.epochs, batch=args.batch, size=args.size)
-    recipe = recipe_for(labels, optimizer.lr, images, machine_at_hand(), **options)
     weights = default_weights(args.arch)
     if args.weights:
         weights = None if args.weights == 'none' else checked_weights(args.weights, args.arch)
+    options = dict(epochs=args.epochs, batch=args.batch, size=args.size, scratch=weights is None)
+    recipe = recipe_for(labels, optimizer.lr, images, machine_at_hand(), **options)
     pixels = pixels_of(labels)
     anchors, said = anchor_changes(labels, base, recipe)
     command = shlex.join(['convnext', 'new', *(sys.argv[1:] if argv is None else argv)])

@@ -25,6 +25,7 @@ BATCHES = dict(
 )
 CPU_BATCH = dict(boxes=2, masks=2, classes=16)
 CLASSIFIER_RATE, CLASSIFIER_IMAGES = 2e-4, 64  # ours: for a new head on pretrained weights
+SCRATCH = 5  # times the rate for random weights, ours; layers are not slowed down then
 ENLARGED, SHORTEST, LONGEST = 1.5, 320, 800  # of the short side in pixels; COCO's recipe enlarges 1.67 times
 STEP = 32  # sides are multiples of it
 WORKERS = 4
@@ -108,6 +109,7 @@ def recipe_for(
     images: int,
     machine: Machine,
     *,
+    scratch: bool = False,
     epochs: int | None = None,
     batch: int | None = None,
     size: int | None = None,
@@ -119,6 +121,7 @@ def recipe_for(
         rate: learning rate of the config that is inherited from, for ``images`` of a step.
         images: see ``rate``.
         machine: that will train.
+        scratch: with random weights, which learn faster.
         epochs, batch, size: in place of the rule's.
 
     Raises:
@@ -152,10 +155,10 @@ def recipe_for(
     total = batch * gpus
     if kind == 'classes':
         rate, images = CLASSIFIER_RATE, CLASSIFIER_IMAGES
+    rate *= SCRATCH if scratch else 1
     scaled = float(f'{rate * math.sqrt(total / images):.2g}')
-    rules['rate'] = (
-        f'{rate:g} for {images} images, by the square root of {total} / {images} (arXiv:2205.10287)'
-    )
+    rules['rate'] = f'{rate:g} for {images} images, times the root of {total} / {images} (arXiv:2205.10287)'
+    rules['rate'] += f'; {SCRATCH} times the usual, for random weights' if scratch else ''
     steps = epochs * (count // total)
     warm_up = max(1, min(500, steps // 10))
     short, long, rules['size'] = image_sides(labels, size)

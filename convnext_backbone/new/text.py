@@ -88,7 +88,7 @@ def write_config(
     for name, node in nested(changes).items():
         writer.lines += assignment(name, node, base, f'_base_.{name}')
     dict(boxes=_boxes, segments=_boxes, masks=_masks, classes=_images)[labels.task](writer)
-    _schedule(writer, arch)
+    _schedule(writer, arch, weights is None)
     return '\n'.join(writer.lines).rstrip() + '\n'
 
 
@@ -338,7 +338,7 @@ def _images(writer: _Writer) -> None:
     writer.add()
 
 
-def _schedule(writer: _Writer, arch: str) -> None:
+def _schedule(writer: _Writer, arch: str, scratch: bool) -> None:
     """Add the schedule: length, decay of the learning rate, and what is kept."""
     recipe, base = writer.recipe, writer.base
     every = max(1, recipe.epochs // 12)
@@ -355,9 +355,13 @@ def _schedule(writer: _Writer, arch: str) -> None:
     second = shapes[MODELS[writer.model].shape]
     writer.add(f'param_scheduler = [\n    dict({first}),\n    dict({second}),\n]')
     decay = ''
-    if (
+    layered = 'decay_rate' in (base.optim_wrapper.get('paramwise_cfg') or {})
+    if scratch and layered:
+        decay = ', paramwise_cfg=dict(decay_rate=1.0)'
+    elif (
         writer.labels.task in ('boxes', 'segments')
-        and writer.model not in ('dino', 'rtmdet')
+        and layered
+        and writer.model != 'rtmdet'
         and arch != 'tiny'
     ):
         rate = DETECTION.get(arch.removeprefix('v2_'), (0, DETECTION['tiny'][1]))[1]
