@@ -16,6 +16,7 @@ STOPPED = 75  # exit status of a training that was asked to end and can be resum
 COMMANDS = {  # each a module of convnext_backbone.commands
     'train': 'train a classifier, a detector or a segmenter',
     'test': 'evaluate a checkpoint',
+    'new': 'write the config of a training on your own images, from a folder of labels',
     'check': 'find what is wrong with a config and its data, all at once',
     'swap': 'put a ConvNeXt in the place of the backbone of any config of mmdet or mmseg',
     'infer': 'predict on images: pictures and JSON, COCO results, label maps',

@@ -187,7 +187,7 @@ def decimals(printed: str) -> int:
 
 
 def compare(names=None) -> Iterator[Row]:
-    """Yield a row for each config in a table of the paper, or for ``names`` of those with published numbers."""
+    """Yield a row for each config in a table of the paper, or for ``names`` that have published numbers."""
     for name, printed in published().items():
         if printed['table'] if names is None else name in names:
             yield Row(name, measure(read_config(name)), printed)

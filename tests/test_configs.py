@@ -168,7 +168,9 @@ def test_published_row_has_its_parameters_and_flops(name):
     assert tuple(listed['input']) == measured.input
 
 
-@every_config
+@pytest.mark.parametrize(
+    'name', [n for n in NAMES if n not in PUBLISHED or n.split('/')[1].startswith(COMPUTED)]
+)
 def test_listed_parameters_are_those_of_the_model(name):
     model = complexity.build_on_meta(read(name))
     assert sizes()[name]['parameters'] == sum(p.numel() for p in model.parameters()), (
@@ -180,12 +182,12 @@ def test_listed_parameters_are_those_of_the_model(name):
 @pytest.mark.parametrize(
     ('config', 'shape', 'millions', 'gflops'),
     [
-        ('dino/dino-4scale_r50_8xb2-12e_coco.py', (800, 1280), 47, 279),  # DINO's README, ResNet-50
-        ('mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', (512, 512), 44, 71),  # paper, Table 6
+        ('dino/dino-4scale_r50_8xb2-12e_coco.py', (800, 1280), 47, 279),
+        ('mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', (512, 512), 44, 71),
     ],
 )
 def test_transformers_are_counted_as_their_papers_do(config, shape, millions, gflops):
-    """Mask2Former's paper counts what deformable attention samples, too: 7 % more."""
+    """On ResNet-50: arXiv:2203.03605, and arXiv:2112.01527 for ADE20K, counted by another tool: some more."""
     counted = complexity.measure(read_source(config).cfg, shape)
     assert counted.parameters / 1e6 == pytest.approx(millions, abs=1)
     assert counted.gflops == pytest.approx(gflops, rel=0.01 if 'dino' in config else 0.08)

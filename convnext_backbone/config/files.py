@@ -6,13 +6,28 @@ import os
 import tempfile
 from pathlib import Path
 
+from mmengine.config import Config
+
 from ..errors import UserError, suggest
+from ..registry import SCOPE
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(  # in a wheel within the package, in a checkout beside it
     (folder for folder in (_PACKAGE / 'configs', _PACKAGE.parent / 'configs') if folder.is_dir()),
     _PACKAGE / 'configs',
 )
+
+
+_of_mmengine = Config._get_cfg_path
+
+
+def _path_of_base(base: str, filename: str) -> tuple[str, str | None]:
+    """Return the path of a ``_base_``; of ``convnext_backbone::...`` too, which mmengine does not know."""
+    package, mark, name = base.partition('::')
+    return (str(find_config(name)), None) if mark and package == SCOPE else _of_mmengine(base, filename)
+
+
+Config._get_cfg_path = staticmethod(_path_of_base)
 
 
 @functools.cache

@@ -124,7 +124,7 @@ def _anchors(generator: dict) -> list[tuple[tuple[int, int], np.ndarray]]:
     import mmdet.models  # noqa: F401
     from mmdet.registry import TASK_UTILS
 
-    built = TASK_UTILS.build(dict(generator))
+    built = TASK_UTILS.build(dict(generator, _scope_='mmdet'))
     return [
         (tuple(stride), anchors.double().numpy())
         for stride, anchors in zip(built.strides, built.base_anchors)

@@ -33,13 +33,13 @@ def config_text(source: Source, plan: Plan, arch: str, folder: str | os.PathLike
     if '::' not in base and not source.installed:
         base = os.path.relpath(base, folder)
         base = base if base.startswith('.') else f'./{base}'
-    tree = _tree(plan.changes)
+    tree = nested(plan.changes)
     lines = _head(f'ConvNeXt {arch} in the place of the backbone, written by `convnext swap`.', plan.notes)
     if source.lazy:
         return _lazy_text(source, base, tree, lines)
     lines += [f'_base_ = {base!r}', '']
     for name, node in tree.items():
-        lines += _assignment(name, node, source.cfg, f'_base_.{name}')
+        lines += assignment(name, node, source.cfg, f'_base_.{name}')
     return '\n'.join(lines).rstrip() + '\n'
 
 
@@ -53,7 +53,7 @@ def _head(first: str, notes: list[str]) -> list[str]:
 def _whole_text(plan: Plan, arch: str) -> str:
     """Return the text of a config that inherits from nothing."""
     first = f'ConvNeXt {arch} in the place of the backbone, written by `convnext swap` from an older config.'
-    lines, tree, cfg = _head(first, plan.notes), _tree(plan.changes), plan.cfg.to_dict()
+    lines, tree, cfg = _head(first, plan.notes), nested(plan.changes), plan.cfg.to_dict()
     for name, value in cfg.items():
         twin = TWINS.get(name)
         if twin in cfg and cfg[twin] == value and name not in tree:
@@ -106,7 +106,7 @@ def _lazy_text(source: Source, base: str, tree: dict, lines: list[str]) -> str:
     ]
     for name, node in tree.items():
         old = source.cfg.get(name)
-        text = _assignment(name, node, source.cfg, name)
+        text = assignment(name, node, source.cfg, name)
         lines += _merged(name, text) if isinstance(old, dict) else text
     return '\n'.join(lines).rstrip() + '\n'
 
@@ -121,7 +121,7 @@ def _merged(name: str, lines: list[str]) -> list[str]:
     return lines
 
 
-def _tree(changes: list[Change]) -> dict:
+def nested(changes: list[Change]) -> dict:
     """Return the changes as nested dicts by the parts of their keys."""
     tree = {}
     for change in changes:
@@ -136,7 +136,7 @@ def _tree(changes: list[Change]) -> dict:
     return tree
 
 
-def _assignment(name: str, node, cfg: Config, base: str) -> list[str]:
+def assignment(name: str, node, cfg: Config, base: str) -> list[str]:
     """Return the lines that set a variable at the top level, and an empty one."""
     return [*_entry(f'{name} = ', node, cfg.get(name), base, '', '', []), '']
 

@@ -34,6 +34,14 @@ def title(file: Path) -> str:
     return ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip('.')
 
 
+def source(row: dict) -> str:
+    """Return where the published figures of a row are from; a dash without any."""
+    if not row:
+        return '-'
+    found = f'Table {row["table"]}' if row['table'] else row.get('source', 'official results page')
+    return f'{found} (secondary source)' if row.get('status') == 'secondary' else found
+
+
 def count() -> dict[str, dict]:
     """Return image size, parameters and GFLOPs of every config, counted from it."""
     found = {}
@@ -70,14 +78,10 @@ def table(folder: str, sizes: dict[str, dict]) -> str:
         file, row, measured = CONFIGS / f'{name}.py', printed.get(name, {}), sizes[name]
         size = '{} x {}'.format(*measured['input'])
         numbers = ' | '.join(row.get(key, '-') for key in columns)
-        source = f'Table {row["table"]}' if row.get('table') else row.get('source', 'official results page')
-        source = (
-            f'{source} (secondary source)' if row.get('status') == 'secondary' else source if row else '-'
-        )
         lines.append(
             f'| [{file.stem}]({file.relative_to(CONFIGS / folder).as_posix()}) | {title(file)} '
             f'| {measured["parameters"] / 1e6:.1f} | {measured["gflops"]:.2f} at {size} '
-            f'| {numbers} | {source} |'
+            f'| {numbers} | {source(row)} |'
         )
     return '\n'.join(lines) + '\n'
 
