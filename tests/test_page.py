@@ -1,6 +1,7 @@
 """The page about a config and its data: numbers against files, pictures against pixels, a browser's view."""
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -239,6 +240,19 @@ def pictures(text: str) -> list[np.ndarray]:
     return [cv2.imdecode(np.frombuffer(base64.b64decode(one), np.uint8), 1) for one in found]
 
 
+def test_names_beside_boxes_are_escaped_and_colours_those_of_the_file(drawn):
+    cfg = config_of('detector', drawn)
+    pipeline = cfg.val_dataloader.dataset.pipeline
+    pipeline[1] = dict(type='Resize', scale=(288, 288), keep_ratio=True)
+    text = samples.figures(cfg, build(cfg, 'val_dataloader'), 'val_dataloader', HOSTILE, 4)
+    names = re.findall(r'<text [^>]*>([^<]*)</text>', text)
+    objects = annotations(drawn, 'val')['annotations']
+    assert sorted(names) == sorted(html.escape(HOSTILE[a['category_id'] - 1]) for a in objects)
+    files = (drawn / 'images/val').iterdir()
+    given = sorted(cv2.imread(str(file)).mean((0, 1)).tolist() for file in files)
+    np.testing.assert_allclose(sorted(i.mean((0, 1)).tolist() for i in pictures(text)), given, atol=2)
+
+
 def test_the_classifiers_images_have_their_colours_again(drawn):
     cfg = config_of('classifier', drawn)
     cfg.val_dataloader.dataset.transform.interpolation = 'nearest'
@@ -265,6 +279,22 @@ def test_areas_have_the_outlines_of_the_mask(drawn):
     for file in (drawn / 'semantic/val').iterdir():
         total += (cv2.imread(str(file), 0) > 0).sum() * (120 / 96) ** 2
     assert drawn_area == pytest.approx(total, rel=0.05)
+
+
+def test_real_photos(real_data):
+    """Numbers as the set's own description has them."""
+    cfg = read_config('configs/detection/mask_rcnn_convnext_t.py')
+    set_data_root(cfg, str(real_data / 'coco_mini'))
+    train, val = (build(cfg, f'{split}_dataloader') for split in ('train', 'val'))
+    one, other = count(train, 'sample'), count(val, 'sample')
+    assert (one.images, one.counts.sum(), (one.counts == 0).sum()) == (98, 740, 11)
+    assert (other.images, other.counts.sum(), (other.counts == 0).sum()) == (100, 707, 8)
+    seen, looked = boxes_as_seen(train, 'sample')
+    assert looked == '98 of 98 images'
+    assert 600 < len(seen) <= 740 and seen.min() >= 0
+    ratio = np.median(np.sqrt(seen.prod(1))) / np.median(np.sqrt(one.boxes.prod(1)))
+    assert 1.1 < ratio < 2.2  # a short side of 480 to 800 in place of about 450
+    assert twins(other.files, one.files, '') == ([], 0)
 
 
 # -- the page --------------------------------------------------------------------------------
