@@ -211,6 +211,18 @@ def test_boxes_as_seen_are_those_after_resizing(drawn):
     )
 
 
+def test_a_blank_image_has_the_annotated_size(drawn, tmp_path):
+    data = annotations(drawn)
+    data['images'] = [dict(id=1, file_name='not_there.png', width=64, height=40)]
+    data['annotations'] = [dict(data['annotations'][0], id=1, image_id=1, bbox=[4, 4, 20, 10])]
+    (tmp_path / 'a.json').write_text(json.dumps(data))
+    cfg = config_of('detector', drawn)
+    cfg.train_dataloader.dataset.ann_file = str(tmp_path / 'a.json')
+    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='Resize', scale=(128, 200), keep_ratio=False))
+    seen, _ = boxes_as_seen(build(cfg, 'train_dataloader'), 'none')
+    np.testing.assert_allclose(seen, [(40, 50)], atol=1e-3)
+
+
 def rectangles(text: str) -> list[tuple[float, ...]]:
     found = re.findall(r'<rect x="([\d.-]+)" y="([\d.-]+)" width="([\d.]+)" height="([\d.]+)"', text)
     return [tuple(map(float, one)) for one in found]
