@@ -28,7 +28,7 @@ ul { padding-left: 1.2rem; }
   gap: 0 2rem; }
 .columns > * { min-width: 0; }
 .looked { font-size: .85rem; opacity: .75; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; max-width: 30rem; margin-bottom: .8rem; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; }
 .pair div { font-size: .75rem; }
 """
 
@@ -176,16 +176,17 @@ class _Data:
         text = ['<h2>As the network sees it</h2>']
         if self.amount == 'none':
             return f'{text[0]}<p>No image was read (--check-data none).</p>'
-        text.append('<p><label><input type="checkbox" id="labels" checked> labels</label></p>')
         for title, pictures, what in (
             ('train', TRAIN, 'Training, after augmentation'),
             ('val', VAL, 'Validation'),
         ):
             if title in self.datasets:
                 split, dataset = self.datasets[title]
-                classes = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
-                shown = samples.figures(self.cfg, dataset, split, tuple(map(str, classes)), pictures)
+                classes = tuple(map(str, (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()))
+                shown = samples.figures(self.cfg, dataset, split, classes, pictures)
                 text.append(f'<h3>{what}</h3>{shown}')
+        if any('<svg' in part for part in text):
+            text.insert(1, '<p><label><input type="checkbox" id="labels" checked> labels</label></p>')
         if any(node.get('mixup') for _, node in walk(self.cfg.get('model') or {}, '')):
             text.append('<p class="looked">Mixup and cutmix are made within the model and not shown.</p>')
         return '\n'.join(text)
@@ -217,15 +218,12 @@ class _Data:
             )
         else:
             text.append('<p>None was found.</p>')
+        shown = []
         for one, other in pairs[:PAIRS]:
-            text.append(
-                '<div class="pair">'
-                + ''.join(
-                    f'<div>{samples.thumbnail(file)}{kind}: {escape(Path(file).name)}</div>'
-                    for kind, file in (('val', val[one]), ('train', train[other]))
-                )
-                + '</div>'
-            )
+            files = (('val', val[one]), ('train', train[other]))
+            both = [f'<div>{samples.thumbnail(f)}{kind}: {escape(Path(f).name)}</div>' for kind, f in files]
+            shown.append(f'<div class="pair">{"".join(both)}</div>')
+        text.append(f'<div class="pictures">{"".join(shown)}</div>')
         lost = f'; {unreadable} could not be read' if unreadable else ''
         text.append(f'<p class="looked">Compared were {share}{lost}.</p>')
         return '\n'.join(text)
