@@ -205,7 +205,9 @@ def test_anchors_are_those_of_the_boxes(tmp_path, capsys):
     cfg = read_config(out)
     sizes = np.array([(250, 25), (240, 24)] * 10, float)
     generator = cfg.model.rpn_head.anchor_generator
-    assert TASK_UTILS.build(dict(generator, _scope_='mmdet')).num_base_priors == [3] * 5  # as many: heads keep their shapes
+    assert (
+        TASK_UTILS.build(dict(generator, _scope_='mmdet')).num_base_priors == [3] * 5
+    )  # as many: heads keep their shapes
     before = coverage(read_config('faster_rcnn_convnext_t').model.rpn_head.anchor_generator, sizes)
     assert before < 0.5 < coverage(generator, sizes)
     assert f'{before:.0%}'.rstrip('%') in said

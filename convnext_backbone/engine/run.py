@@ -1,5 +1,6 @@
 """Trains and tests a config: what the commands ``train`` and ``test`` do, as functions."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import nn
 from .. import config as configs
 from ..checks import AMOUNTS, check_config
 from ..errors import UserError, check_choice
+from ..report import add_report
 from . import launch
 from .runner import Runner
 
@@ -68,6 +70,8 @@ def train(
         raise UserError('--new-lr is for --resume: a new training has the learning rate of its config anyway')
     notes += configs.set_batch(cfg, auto_scale_lr)
     notes += configs.choose_precision(cfg, amp, device)
+    title = f'{Path(cfg.filename or "training").stem} at its end'
+    add_report(cfg, Path(cfg.work_dir, 'report.html'), title, at_end=True)
     if fsdp:
         configs.divide_model(cfg, options.get('launcher', 'none'))
     if stop_at is not None and stop_at < 1:
@@ -86,6 +90,8 @@ def test(
     *,
     tta: bool = False,
     prefix: str | None = None,
+    report: str | os.PathLike | None = None,
+    against: str | os.PathLike | None = None,
     **options,
 ) -> dict:
     """Evaluate a checkpoint on the test data of a config.
@@ -95,6 +101,8 @@ def test(
         checkpoint: path, URL or released name; it must fit completely.
         tta: test-time augmentation: the config's ``tta_model`` and ``tta_pipeline``.
         prefix: what is in front of the names of the network to take, of a file with several.
+        report: file of a page about what was predicted.
+        against: another checkpoint of the same config, with which the report compares.
         options: see :func:`train`.
 
     Returns:
@@ -106,6 +114,17 @@ def test(
     cfg, _, notes = run_config(config, ('test_dataloader',), **options)
     notes += configs.choose_views(cfg, tta)
     configs.write_details(cfg)
+    if against and not report:
+        raise UserError('--against belongs to --report: give a file for the page')
+    if report:
+        configs.check_work_dir(Path(report).absolute().parent, '--report')
+        if against:
+            other = copy.deepcopy(cfg)
+            add_report(other, report, '', keep=True)
+            configs.for_testing(other, _text(against), prefix)
+            Runner.from_cfg(other).test()
+        title = f'{_text(checkpoint)} on {Path(cfg.filename or "the config").name}'
+        add_report(cfg, report, title, other=_text(against) or '')
     configs.for_testing(cfg, _text(checkpoint), prefix)
     return Runner.from_cfg(cfg).log_notes(notes).test()
 
