@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tarfile
 from html.parser import HTMLParser
 
 import cv2
@@ -19,8 +20,9 @@ from PIL import Image
 from convnext_backbone.commands import check
 from convnext_backbone.config import read_config, set_data_root
 from convnext_backbone.datasets.near import groups_of, twins
+from convnext_backbone.findings import Findings
 from convnext_backbone.measure.anchors import better_scales, coverage, generators, overlaps
-from convnext_backbone.page import samples
+from convnext_backbone.page import samples, write_page
 from convnext_backbone.page.statistics import boxes_as_seen, build, count
 from convnext_backbone.shapes import CLASSES, make_shapes
 
@@ -177,6 +179,21 @@ def test_pixels_are_counted_as_the_masks_have_them(drawn):
     np.testing.assert_allclose(found.share, [(masks == label).mean() for label in range(6)])
     assert found.ignored == (masks == 255).mean() > 0
     assert count(build(config_of('segmenter', drawn), 'train_dataloader'), 'none').what == ''
+
+
+def test_images_in_a_tar_file_are_counted_and_not_compared(drawn, tmp_path):
+    for split in ('train', 'val'):
+        with tarfile.open(tmp_path / f'{split}.tar', 'w') as tar:
+            tar.add(drawn / 'classification' / split, '.')
+    cfg = config_of('classifier', drawn)
+    set_data_root(cfg, str(tmp_path))
+    found = count(build(cfg, 'train_dataloader'), 'all')
+    assert found.counts.tolist() == [4] * 5
+    assert (found.files, found.images) == ([], 20)
+    write_page(tmp_path / 'p.html', 'c.py', cfg, Findings())
+    text = (tmp_path / 'p.html').read_text()
+    assert 'the images are no files' in text
+    assert text.count('<figure>') == 16
 
 
 def test_datasets_that_are_joined_are_counted_together(drawn):

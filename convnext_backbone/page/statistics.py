@@ -231,7 +231,7 @@ def _of_images(dataset, classes: tuple, amount: str) -> Statistics:
         what='images',
         counts=np.bincount(labels, minlength=len(classes)),
         sizes=np.array(sizes).reshape(-1, 2),
-        looked=f'the list of all {number} images, the size of {len(sizes)}',
+        looked=f'the list of all {number} images' + f', the sizes of {len(sizes)}' * bool(sizes),
         files=files,
     )
 
