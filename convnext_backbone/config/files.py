@@ -21,10 +21,12 @@ CONFIGS = next(  # in a wheel within the package, in a checkout beside it
 _of_mmengine = Config._get_cfg_path
 
 
-def _path_of_base(base: str, filename: str) -> tuple[str, str | None]:
+def _path_of_base(cfg_path: str, filename: str) -> tuple[str, str | None]:
     """Return the path of a ``_base_``; of ``convnext_backbone::...`` too, which mmengine does not know."""
-    package, mark, name = base.partition('::')
-    return (str(find_config(name)), None) if mark and package == SCOPE else _of_mmengine(base, filename)
+    package, mark, name = cfg_path.partition('::')
+    if mark and package == SCOPE:
+        return str(find_config(name)), None
+    return _of_mmengine(cfg_path, filename)
 
 
 Config._get_cfg_path = staticmethod(_path_of_base)
