@@ -147,7 +147,7 @@ class CocoResults(Writer):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open ``predictions.json``, which appears under its name when ``stack`` ends without an error."""
-        self._add = stack.enter_context(_json_list(self.out / 'predictions.json'))
+        self._add = stack.enter_context(json_list(self.out / 'predictions.json'))
 
     def encode(self, image: Image, sample) -> tuple[dict, list[dict]]:
         """Return the record of the image, and its objects from the least score on."""
@@ -309,14 +309,14 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written; nothing is left of it.
     """
-    with _replacing(file) as write:
+    with replacing(file) as write:
         write(content)
 
 
 @contextlib.contextmanager
-def _json_list(file: Path) -> Iterator[Callable[[dict], None]]:
+def json_list(file: Path) -> Iterator[Callable[[dict], None]]:
     """Give a function that adds an entry to a list in a JSON file; the list is never in memory."""
-    with _replacing(file) as write:
+    with replacing(file) as write:
         between = b'[\n'
 
         def add(entry: dict) -> None:
@@ -329,7 +329,7 @@ def _json_list(file: Path) -> Iterator[Callable[[dict], None]]:
 
 
 @contextlib.contextmanager
-def _replacing(file: Path) -> Iterator[Callable[[bytes], None]]:
+def replacing(file: Path) -> Iterator[Callable[[bytes], None]]:
     """Give a function that writes; ``file`` is replaced when the block ends without an error."""
     # no longer than the name of the file, which may have all the characters that the file system allows
     part = file.with_name(f'.{zlib.crc32(os.fsencode(file.name)):08x}-{os.getpid()}.part')

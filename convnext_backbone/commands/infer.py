@@ -20,12 +20,15 @@ from ..cli import Parser
 from ..config import check_work_dir
 from ..errors import UserError, message
 from ..inference import Predictor, image_files
+from ..preannotations import CvatXml, LabelStudio
 from ..predictions import AnnotationFile, CocoResults, Image, LabelMaps, PictureAndJson
 
 FORMATS = {  # what may be asked for: for which models
     'json': ('detection', 'segmentation'),
     'coco': ('detection',),
     'labels': ('segmentation',),
+    'cvat': ('detection',),
+    'label-studio': ('detection',),
 }
 NAMES = {'detection': 'a detector', 'segmentation': 'a segmenter'}
 
@@ -44,7 +47,9 @@ def parse_args(argv=None):
         default=['json'],
         help='json: FILE.png (drawn) and FILE.json for each FILE, the default\n'
         'coco: predictions.json of a detector, as pycocotools reads it\n'
-        'labels: labels/FILE.png of a segmenter, class numbers',
+        'labels: labels/FILE.png of a segmenter, class numbers\n'
+        'cvat: annotations.xml of a detector, CVAT for images 1.1\n'
+        'label-studio: tasks.json of a detector, with predictions',
     )
     parser.add_argument(
         '--ann-file', metavar='FILE', help='COCO annotations whose numbers of images and categories are taken'
@@ -118,6 +123,10 @@ def make_writers(args, predictor: Predictor, annotations: AnnotationFile | None)
         'json': lambda: PictureAndJson(predictor, out, 0.3 if score is None else score),
         'coco': lambda: CocoResults(meta['classes'], out, score or 0.0, annotations),
         'labels': lambda: LabelMaps(meta, out),
+        'cvat': lambda: CvatXml(meta['classes'], out, 0.3 if score is None else score),
+        'label-studio': lambda: LabelStudio(
+            meta['classes'], out, 0.3 if score is None else score, Path(args.config).stem
+        ),
     }
     return [make[name]() for name in dict.fromkeys(args.format)]
 
