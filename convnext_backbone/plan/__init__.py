@@ -1,0 +1,31 @@
+"""Says what a training needs before it is started: memory, time, disk, by a few real steps."""
+
+from .cluster import BUCKET, INFINIBAND, NODE, NVLINK, Row, Step, estimate, reduce_seconds
+from .length import Disk, Length, averages, disk_of, length_of
+from .shape import Largest, largest_shape
+from .steps import MARGIN, LiveBytes, Sheet, largest_batch, measure_steps, memory_here, search
+
+__all__ = [
+    'BUCKET',
+    'Disk',
+    'INFINIBAND',
+    'Largest',
+    'Length',
+    'LiveBytes',
+    'MARGIN',
+    'NODE',
+    'NVLINK',
+    'Row',
+    'Sheet',
+    'Step',
+    'averages',
+    'disk_of',
+    'estimate',
+    'largest_batch',
+    'largest_shape',
+    'length_of',
+    'measure_steps',
+    'memory_here',
+    'reduce_seconds',
+    'search',
+]
