@@ -206,7 +206,9 @@ class _Maker:
         sample.gt_instances = self._objects()
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
         fused = (self.model.get('roi_head') or {}).get('semantic_head')
-        sample.gt_sem_seg = PixelData(sem_seg=self._labels(tuple(n // 8 for n in self.size) if fused else self.size))
+        sample.gt_sem_seg = PixelData(
+            sem_seg=self._labels(tuple(n // 8 for n in self.size) if fused else self.size)
+        )
         if self.model.get('roi_head') and not self.model.get('rpn_head'):
             boxes = torch.cat([sample.gt_instances.bboxes, self._boxes(16)])
             sample.proposals = InstanceData(bboxes=boxes, scores=torch.rand(len(boxes)))
@@ -232,7 +234,9 @@ class _Maker:
         """Return boxes of at least a sixth of the image's sides: corners x1, y1, x2, y2 in pixels."""
         low = self.random.uniform(0, 0.5, (number, 2))
         size = self.random.uniform(1 / 6, 0.5, (number, 2))
-        return torch.from_numpy(np.concatenate([low, low + size], 1) * (*self.size[::-1], *self.size[::-1])).float()
+        return torch.from_numpy(
+            np.concatenate([low, low + size], 1) * (*self.size[::-1], *self.size[::-1])
+        ).float()
 
     def _objects(self) -> InstanceData:
         from mmdet.structures.bbox import HorizontalBoxes

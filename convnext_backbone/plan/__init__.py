@@ -2,15 +2,18 @@
 
 from .cluster import BUCKET, INFINIBAND, NODE, NVLINK, Row, Step, estimate, reduce_seconds
 from .length import Disk, Length, averages, disk_of, length_of
+from .needs import CARDS, Line, batches, helps, variants
 from .shape import Largest, largest_shape
 from .steps import MARGIN, LiveBytes, Sheet, largest_batch, measure_steps, memory_here, search
 
 __all__ = [
     'BUCKET',
+    'CARDS',
     'Disk',
     'INFINIBAND',
     'Largest',
     'Length',
+    'Line',
     'LiveBytes',
     'MARGIN',
     'NODE',
@@ -19,8 +22,10 @@ __all__ = [
     'Sheet',
     'Step',
     'averages',
+    'batches',
     'disk_of',
     'estimate',
+    'helps',
     'largest_batch',
     'largest_shape',
     'length_of',
@@ -28,4 +33,5 @@ __all__ = [
     'memory_here',
     'reduce_seconds',
     'search',
+    'variants',
 ]

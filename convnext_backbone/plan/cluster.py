@@ -66,6 +66,4 @@ def estimate(step: Step, gpus: int, images: float, link: float = INFINIBAND) -> 
     exposed = last + max(0.0, whole - last - step.backward)
     seconds, batch = step.seconds + exposed, step.batch * gpus
     steps = max(1, round(images / batch))
-    return Row(
-        gpus, batch, whole, exposed, seconds, steps, steps * seconds / 3600, step.seconds / seconds
-    )
+    return Row(gpus, batch, whole, exposed, seconds, steps, steps * seconds / 3600, step.seconds / seconds)

@@ -134,6 +134,4 @@ def disk_of(cfg: Config, length: Length, weights: int, state: int) -> Disk:
     best = hook.get('save_best')
     bests = len(best) if isinstance(best, (list, tuple)) else bool(best)
     unit = 'epochs' if by_epoch else 'steps'
-    return Disk(
-        regular, both, min(keep, written) if keep > 0 else written, int(bests), f'{interval} {unit}'
-    )
+    return Disk(regular, both, min(keep, written) if keep > 0 else written, int(bests), f'{interval} {unit}')

@@ -74,12 +74,16 @@ class _Box:
         return tuple(int(n) for n in (wide if wide[1] >= tall[0] else tall))
 
 
-def largest_shape(cfg: Config) -> Largest:
+def largest_shape(cfg: Config, given: Pair | None = None) -> Largest:
     """Return the largest images that the training data of a config can give.
 
     Steps that resize, crop, pad or join images are followed by the bounds that they leave, whatever the size
     of the files; the preprocessor's padding comes last. Where no step bounds the images it is the first of:
     the size of the preprocessor, that of the test pipeline.
+
+    Args:
+        cfg: of a training.
+        given: height and width, in place of what the pipeline gives; the padding is still that of the config.
 
     Raises:
         UserError: the config has no training data, or says no size.
@@ -90,6 +94,9 @@ def largest_shape(cfg: Config) -> Largest:
         raise UserError(
             f'{name} has no train_dataloader with a dataset: a plan is for a config that is trained'
         )
+    processor = cfg.model.get('data_preprocessor') or {}
+    if given:
+        return Largest(_preprocessed(processor, _Box.exact(*given)).largest, None, '--shape')
     if task_of(cfg.model) == 'classification':
         side = next((_side(data) for _, data in datasets(cfg, ('train_dataloader',)) if _side(data)), None)
         if side is None:
@@ -103,7 +110,6 @@ def largest_shape(cfg: Config) -> Largest:
         if type_name(hook) == 'PipelineSwitchHook':
             box |= follow.steps(hook.get('switch_pipeline'), _Box())
     how = 'the steps of train_pipeline'
-    processor = cfg.model.get('data_preprocessor') or {}
     if not box.known:
         box, how = _elsewhere(cfg, follow, processor)
     if not box.known:

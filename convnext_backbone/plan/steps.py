@@ -29,7 +29,7 @@ from ..errors import UserError, message
 from ..measure import build_model, building, make_batch
 
 FORKS = multiprocessing.get_context('forkserver')  # its children begin without anybody's memory
-PRELOADED = ('mmcv', 'mmdet', 'mmseg', __name__)
+PRELOADED = (__name__, f'{__package__}.warm')
 LONG = 5.0  # seconds of an update from which on one is timed, not two
 OBJECTS = 16  # in each image, where no sampler says how many a head is trained on
 MARGIN = 0.08  # of a GPU's memory, which the search for the largest batch leaves free
@@ -225,6 +225,8 @@ class _Training:
             self.update(at)
         for handle in handles:
             handle.remove()
+        if kept['heads'] < 0:  # they let go of maps that nothing needs, which were counted for the backbone
+            kept.update(backbone=kept['backbone'] + kept['heads'], heads=0)
         # The state was made at the end of this update; at later ones it is there from the beginning.
         state = bytes_of(self.state)
         growth = max(found['before'], found['after'] - state)
@@ -238,7 +240,7 @@ class _Training:
         rows, update_began = [], time.perf_counter()
         while len(rows) < 2 * self.counts and not (rows and time.perf_counter() - update_began > LONG):
             marks = []
-            self.update(lambda what: marks.append((what, self._settle())))
+            self.update(lambda what, marks=marks: marks.append((what, self._settle())))
             for number in range(0, len(marks), 4):
                 (_, begin), (_, back), (_, gradients), (_, end) = marks[number : number + 4]
                 rows.append((end - begin, back - begin, gradients - back))
