@@ -93,7 +93,7 @@ def main(argv=None) -> dict:
             set_data_root(cfg, args.data_root)
         notes = choose_precision(cfg, False, device)
         plan = _Plan(args, cfg, device)
-    print(plan.title())
+    print(plan.title(), flush=True)
     print('\n'.join(notes), end='\n' if notes else '')
     for section in (plan.memory, plan.batches, plan.time, plan.disk, plan.changes, plan.cluster):
         print(f'\n{section()}', flush=True)
@@ -231,8 +231,8 @@ class _Plan:
         self.found['line'] = dataclasses.asdict(self.line)
         lines = [
             f'Largest batch: {", ".join(f"{n} images on {card} GiB" for card, n in fitting.items())}',
-            f'  computed: {gib(self.line.fixed)} GiB + {gib(self.line.per_image)} per image, the line through '
-            'the peaks',
+            f'  computed: {gib(self.line.fixed)} GiB + {gib(self.line.per_image)} per image, the line '
+            'through the peaks',
             f'  at {self.low} and {self.high} images in float32; {MARGIN:.0%} left free',
         ]
         if self.mixed:
@@ -285,7 +285,7 @@ class _Plan:
         best = f', {disk.bests} best of {gib(disk.best)}' if disk.bests else ''
         return (
             f'Disk: {gib(disk.bytes)} GiB: {disk.kept} checkpoint{"s" * (disk.kept > 1)} of '
-            f'{gib(disk.regular)}, one every {disk.interval}{best}; and a new one, before the oldest is removed'
+            f'{gib(disk.regular)}, one every {disk.interval}{best}; one more while the oldest is still there'
         )
 
     def changes(self) -> str:
