@@ -30,7 +30,8 @@ from ..measure import build_model, building, make_batch
 
 FORKS = multiprocessing.get_context('forkserver')  # its children begin without anybody's memory
 PRELOADED = (__name__, f'{__package__}.warm')
-LONG = 5.0  # seconds of an update from which on one is timed, not two
+UPDATES = 3  # that are timed, the median of their steps counts
+LONG = 5.0  # seconds after which no other update is begun
 OBJECTS = 16  # in each image, where no sampler says how many a head is trained on
 MARGIN = 0.08  # of a GPU's memory, which the search for the largest batch leaves free
 PARTS = ('backbone', 'neck')  # what is left is that of the heads and losses
@@ -238,7 +239,7 @@ class _Training:
         if self.device == 'cpu':
             base = _trim()
         rows, update_began = [], time.perf_counter()
-        while len(rows) < 2 * self.counts and not (rows and time.perf_counter() - update_began > LONG):
+        while len(rows) < UPDATES * self.counts and not (rows and time.perf_counter() - update_began > LONG):
             marks = []
             self.update(lambda what, marks=marks: marks.append((what, self._settle())))
             for number in range(0, len(marks), 4):
@@ -246,7 +247,7 @@ class _Training:
                 rows.append((end - begin, back - begin, gradients - back))
         if self.device == 'cpu' and base is not None:
             measured = _high_water() - base
-        seconds, forward, backward = (statistics.mean(column) for column in zip(*rows))
+        seconds, forward, backward = (statistics.median(column) for column in zip(*rows))
         return dict(measured=measured, seconds=seconds, forward=forward, backward=backward)
 
 
