@@ -17,7 +17,7 @@ from convnext_backbone.commands import plan as command
 from convnext_backbone.config import dicts, read_config
 from convnext_backbone.errors import UserError
 from convnext_backbone.measure import build_model, building
-from convnext_backbone.plan.steps import batch_of
+from convnext_backbone.plan.steps import _Training, batch_of
 from convnext_backbone.registry import type_name
 
 DEMO = 'configs/demo/classifier_shapes.py'
@@ -198,6 +198,16 @@ def test_accumulated_gradients_live_through_the_forward_pass(sheets):
     twice = plan.measure_steps(in_float32(DEMO), (64, 64), 16, counts=4, timed=False)
     assert twice.kept == sheets[16].kept
     assert twice.growth - sheets[16].growth > 0.5 * sheets[16].gradients
+
+
+def test_the_first_update_tells_what_later_ones_need():
+    """It makes the optimizer's state at its end; a small batch, of which the update is the highest point."""
+    cfg = in_float32(DEMO)
+    with building(cfg.default_scope, 'cpu'):
+        training = _Training(cfg, (64, 64), 2, 1, 'cpu')
+        first, second = training.watch(), training.watch()
+    assert first['growth'] == pytest.approx(second['growth'], rel=0.001)
+    assert first['growth'] > first['gradients'] and first['state'] == second['state']
 
 
 def test_a_step_that_does_not_fit_is_one_line():

@@ -95,7 +95,7 @@ def _images(cfg: Config) -> tuple[int | None, str]:
 
 @dataclass(frozen=True)
 class Disk:
-    """Holds what checkpoints need: bytes of a regular and of a best one, how many of each are kept."""
+    """Holds what checkpoints need: bytes of a regular and of a best one, how many are kept, how often."""
 
     regular: int
     best: int
@@ -133,5 +133,6 @@ def disk_of(cfg: Config, length: Length, weights: int, state: int) -> Disk:
     written = math.ceil((total or 1) / interval) if interval > 0 else 1
     best = hook.get('save_best')
     bests = len(best) if isinstance(best, (list, tuple)) else bool(best)
-    unit = 'epochs' if by_epoch else 'steps'
-    return Disk(regular, both, min(keep, written) if keep > 0 else written, int(bests), f'{interval} {unit}')
+    unit = 'epoch' if by_epoch else 'step'
+    every = unit if interval == 1 else f'{interval} {unit}s'
+    return Disk(regular, both, min(keep, written) if keep > 0 else written, int(bests), every)

@@ -189,8 +189,9 @@ class _Training:
             del wrapper.update_params, wrapper.backward
 
     def watch(self) -> dict:
-        """Make the first update and return the memory of its parts, see :class:`Sheet`."""
-        known = [*self.own, *(t for t in tree_leaves(self.data) if isinstance(t, Tensor))]
+        """Make an update and return the memory of its parts, see :class:`Sheet`."""
+        before = self.state
+        known = [*self.own, *before, *(t for t in tree_leaves(self.data) if isinstance(t, Tensor))]
         meter = _Meter(self.device, known)
         kept, entered, handles = dict.fromkeys((*PARTS, 'heads'), 0), {}, []
         start = meter.now
@@ -228,9 +229,9 @@ class _Training:
             handle.remove()
         if kept['heads'] < 0:  # they let go of maps that nothing needs, which were counted for the backbone
             kept.update(backbone=kept['backbone'] + kept['heads'], heads=0)
-        # The state was made at the end of this update; at later ones it is there from the beginning.
+        # The state is made at the end of the first update; at later ones it is there from the beginning.
         state = bytes_of(self.state)
-        growth = max(found['before'], found['after'] - state)
+        growth = max(found['before'], found['after'] - (state - bytes_of(before)))
         return dict(kept=kept, gradients=found['gradients'], state=state, growth=growth)
 
     def times(self) -> dict:
