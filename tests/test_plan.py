@@ -200,6 +200,12 @@ def test_accumulated_gradients_live_through_the_forward_pass(sheets):
     assert twice.growth - sheets[16].growth > 0.5 * sheets[16].gradients
 
 
+def test_kept_activations_are_those_of_one_step():
+    cfg = in_float32('configs/demo/upernet_shapes.py')
+    once, twice = (plan.measure_steps(cfg, (128, 128), 2, counts=n, timed=False).kept for n in (1, 2))
+    assert once == twice and once['heads'] > 0
+
+
 def test_the_first_update_tells_what_later_ones_need():
     """It makes the optimizer's state at its end; a small batch, of which the update is the highest point."""
     cfg = in_float32(DEMO)
@@ -232,9 +238,13 @@ def test_search_finds_the_largest_that_fits():
 
 
 def test_batches_that_are_measured():
-    assert plan.batches(2, (800, 1344), 1) == (1, 2)
-    assert plan.batches(1, (800, 1344), 1) == (1, 2)
-    assert plan.batches(128, (224, 224), 2) == (20, 42)  # 2,200,000 / 224 / 224 = 43.8
+    assert plan.batches(2, (800, 1344)) == (2, 1)
+    assert plan.batches(1, (800, 1344)) == (1, 2)
+    assert plan.batches(128, (224, 224), step=2) == (42, 20)  # 2,200,000 / 224 / 224 = 43.8
+    assert plan.batches(1, (800, 1344), least=2) == (2, 4)
+    assert plan.batches(2, (64, 64), step=2) == (2, 4)
+    assert plan.least_batch(read_config('upernet_convnext_t')) == 2  # SyncBN
+    assert plan.least_batch(read_config('mask_rcnn_convnext_v2_b')) == 1
 
 
 def test_changes_reach_the_preprocessor():

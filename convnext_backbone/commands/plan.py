@@ -36,6 +36,7 @@ from ..plan import (
     helps,
     largest_batch,
     largest_shape,
+    least_batch,
     length_of,
     measure_steps,
     variants,
@@ -130,20 +131,21 @@ class _Plan:
         self.shape = largest_shape(cfg, args.shape)
         self.batch = args.batch or cfg.train_dataloader.get('batch_size') or 1
         self.length = length_of(cfg, self.batch, args.gpus)
-        self.multiple = 2 if cfg.model.get('mixup') else 1
-        self.largest = self.mixed = None
+        self.multiple = 2 if cfg.model.get('mixup') else 1  # it needs pairs of images
+        least = least_batch(cfg)
+        self.largest = self.mixed = self.line = self.other = None
         if device == 'cuda':
-            self.largest = largest_batch(cfg, self.shape.size, counts=self.length.counts, step=self.multiple)
-            self.low, self.high = None, min(self.batch, self.largest) or self.multiple
+            step = max(least, self.multiple)
+            self.largest = largest_batch(cfg, self.shape.size, counts=self.length.counts, step=step)
+            self.high = min(self.batch, self.largest) or step
         else:
-            self.low, self.high = batches(self.batch, self.shape.size, self.multiple)
+            self.high, self.other = batches(self.batch, self.shape.size, least, self.multiple)
         self.base = self._measure(cfg, self.shape.size, self.high)
         self.average = self.base.weights if averages(cfg) else 0
-        self.line = None
-        if self.low:
-            low = self._measure(cfg, self.shape.size, self.low, timed=False)
+        if self.other:
+            other = self._measure(cfg, self.shape.size, self.other, timed=False)
             self.line = Line.through(
-                self.low, low.peak + self.average, self.high, self.base.peak + self.average
+                self.other, other.peak + self.average, self.high, self.base.peak + self.average
             )
         self.seconds = self.base.seconds * self.batch / self.high
         self.step = Step(
@@ -233,7 +235,7 @@ class _Plan:
             f'Largest batch: {", ".join(f"{n} images on {card} GiB" for card, n in fitting.items())}',
             f'  computed: {gib(self.line.fixed)} GiB + {gib(self.line.per_image)} per image, the line '
             'through the peaks',
-            f'  at {self.low} and {self.high} images in float32; {MARGIN:.0%} left free',
+            f'  at {self.high} and {self.other} images in float32; {MARGIN:.0%} left free',
         ]
         if self.mixed:
             padded = Line.through(0, self.line.fixed, self.high, self.mixed.peak + self.average)

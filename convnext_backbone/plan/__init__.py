@@ -2,7 +2,7 @@
 
 from .cluster import BUCKET, INFINIBAND, NODE, NVLINK, Row, Step, estimate, reduce_seconds
 from .length import Disk, Length, averages, disk_of, length_of
-from .needs import CARDS, Line, batches, helps, variants
+from .needs import CARDS, Line, batches, helps, least_batch, variants
 from .shape import Largest, largest_shape
 from .steps import MARGIN, LiveBytes, Sheet, largest_batch, measure_steps, memory_here, search
 
@@ -28,6 +28,7 @@ __all__ = [
     'helps',
     'largest_batch',
     'largest_shape',
+    'least_batch',
     'length_of',
     'measure_steps',
     'memory_here',

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from mmengine.config import Config
 
+from ..config import dicts
 from ..registry import SCOPE, type_name
 from .steps import MARGIN, Sheet
 
 CARDS = (24, 48, 80)  # GiB
 PIXELS = 2_200_000  # that are measured at once on a CPU: two images of 800 x 1344
 SCALE = 0.75
+BATCH_NORMS = ('BN', 'BN2d', 'SyncBN', 'MMSyncBN')
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,24 @@ class Line:
         return max(0, math.floor(fitting / step) * step)
 
 
-def batches(batch: int, size: tuple[int, int], step: int) -> tuple[int, int]:
-    """Return the two batches that are measured on a CPU: about half, and at most ``batch``; 2 at least.
+def batches(batch: int, size: tuple[int, int], least: int = 1, step: int = 1) -> tuple[int, int]:
+    """Return the two batches that are measured on a CPU: the training's or what is not too slow, and another.
 
     Args:
         batch: of the training.
         size: height and width of the images.
+        least: that the model can be trained with.
         step: both are multiples of it.
     """
-    high = min(batch, PIXELS // (size[0] * size[1]))
-    high = max(2 * step, high // step * step)
-    return max(step, high // 2 // step * step), high
+    most = max(PIXELS // (size[0] * size[1]), least)
+    first = max(min(batch, most), least, step) // step * step
+    half = first // 2 // step * step
+    return first, half if half >= max(least, step) else 2 * first
+
+
+def least_batch(cfg: Config) -> int:
+    """Return the least batch of a model: 2 if it has batch norms, which may see one value of each image."""
+    return 2 if any(type_name(node) in BATCH_NORMS for node in dicts(cfg.model)) else 1
 
 
 def variants(cfg: Config, size: tuple[int, int], device: str) -> Iterator[tuple[str, Config, tuple]]:
