@@ -43,6 +43,7 @@ from ..plan import (
 )
 
 MOST_GPUS = 512
+CROWDED = 0.8  # of a processor: a process that has less shares it with others
 
 
 def parse_args(argv=None):
@@ -254,6 +255,11 @@ class _Plan:
             f'Time, at the largest size: {self.seconds:.2f} s per step of {self.batch} images '
             f'(forward {part.forward / part.seconds:.0%}, backward {part.backward / part.seconds:.0%})'
         ]
+        if self.device == 'cpu' and part.share < CROWDED:
+            lines.append(
+                f'  the process had {part.share:.0%} of a processor: others compete, so that all times, '
+                'also those of changes, are uncertain'
+            )
         with_gpus = f'{gpus} process{"es" * (gpus > 1)}'
         if images:
             steps = max(1, round(images / (self.batch * gpus)))

@@ -30,6 +30,7 @@ from ..measure import build_model, building, make_batch
 
 FORKS = multiprocessing.get_context('forkserver')  # its children begin without anybody's memory
 PRELOADED = (__name__, f'{__package__}.warm')
+UNTIMED = dict(measured=None, seconds=0.0, forward=0.0, backward=0.0, share=0.0)
 UPDATES = 3  # that are timed, the median of their steps counts
 LONG = 5.0  # seconds after which no other update is begun
 OBJECTS = 16  # in each image, where no sampler says how many a head is trained on
@@ -51,6 +52,7 @@ class Sheet:
         measured: the same as the machine sees it: growth of the process's memory; ``None`` on CUDA, where
             ``growth`` comes from the allocator itself.
         seconds, forward, backward: of a step, and of its parts; zero if they were not asked for.
+        share: seconds of processors that the process had in a second; well below 1 where others compete.
     """
 
     batch: int
@@ -65,6 +67,7 @@ class Sheet:
     seconds: float
     forward: float
     backward: float
+    share: float
 
     @property
     def peak(self) -> int:
@@ -239,17 +242,18 @@ class _Training:
         measured = None
         if self.device == 'cpu':
             base = _trim()
-        rows, update_began = [], time.perf_counter()
+        rows, update_began, processor = [], time.perf_counter(), time.process_time()
         while len(rows) < UPDATES * self.counts and not (rows and time.perf_counter() - update_began > LONG):
             marks = []
             self.update(lambda what, marks=marks: marks.append((what, self._settle())))
             for number in range(0, len(marks), 4):
                 (_, begin), (_, back), (_, gradients), (_, end) = marks[number : number + 4]
                 rows.append((end - begin, back - begin, gradients - back))
+        share = (time.process_time() - processor) / (time.perf_counter() - update_began)
         if self.device == 'cpu' and base is not None:
             measured = _high_water() - base
         seconds, forward, backward = (statistics.median(column) for column in zip(*rows))
-        return dict(measured=measured, seconds=seconds, forward=forward, backward=backward)
+        return dict(measured=measured, seconds=seconds, forward=forward, backward=backward, share=share)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -357,7 +361,7 @@ def _measure(cfg, size, batch, counts, device, timed, limit) -> Sheet:
             training = _Training(cfg, size, batch, counts, device)
         with building(cfg.get('default_scope'), device):
             found = training.watch()
-            times = training.times() if timed else dict(measured=None, seconds=0.0, forward=0.0, backward=0.0)
+            times = training.times() if timed else UNTIMED
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate" in str(error):
             raise UserError(
