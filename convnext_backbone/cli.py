@@ -18,6 +18,7 @@ COMMANDS = {  # each a module of convnext_backbone.commands
     'test': 'evaluate a checkpoint',
     'new': 'write the config of a training on your own images, from a folder of labels',
     'check': 'find what is wrong with a config and its data, all at once',
+    'plan': 'say what a training needs: memory, largest batch, time, disk, hours on a cluster',
     'swap': 'put a ConvNeXt in the place of the backbone of any config of mmdet or mmseg',
     'infer': 'predict on images: pictures and JSON, COCO results, label maps',
     'configs': 'list the configs that come along, with size, FLOPs and published figure',
@@ -63,18 +64,22 @@ class Parser(argparse.ArgumentParser):
 
     def add_data_options(self) -> None:
         """Add the options of every command that looks at the data of a config."""
-        from mmengine.config import DictAction
-
         from .checks import AMOUNTS
 
-        self.add_argument(
-            '--data-root', metavar='DIR', help="folder of the dataset, in place of the config's"
-        )
+        self.add_config_options()
         self.add_argument(
             '--check-data',
             choices=AMOUNTS,
             default='sample',
             help='how many images and masks are read before the run; default: some seconds for each dataset',
+        )
+
+    def add_config_options(self) -> None:
+        """Add the options that change a config: where its data is, and any entry."""
+        from mmengine.config import DictAction
+
+        self.add_argument(
+            '--data-root', metavar='DIR', help="folder of the dataset, in place of the config's"
         )
         self.add_argument(
             '--cfg-options',

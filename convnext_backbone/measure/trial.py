@@ -94,17 +94,25 @@ def train_step(model: nn.Module, data: dict) -> Trial:
     )
 
 
-def make_batch(cfg: Config, side: int = SIDES[0], images: int = 2, seed: int = 0) -> dict:
+def make_batch(
+    cfg: Config,
+    side: int | tuple[int, int] = SIDES[0],
+    images: int = 2,
+    seed: int = 0,
+    objects: int = OBJECTS,
+) -> dict:
     """Return made-up data as a data loader gives it: ``inputs`` and ``data_samples``.
 
     Args:
         cfg: of the model that will read it; it decides what comes along: boxes and masks, label maps,
             proposals, videos, or the branches of semi-supervised training.
-        side: height and width of the images, in pixels.
+        side: height and width of the images, in pixels; one number if they are the same.
         images: of the batch, or videos.
         seed: of the random numbers.
+        objects: in each image.
     """
-    maker = _Maker(cfg, side, np.random.default_rng(seed))
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    maker = _Maker(cfg, size, np.random.default_rng(seed), objects)
     kind = type_name(cfg.model.get('data_preprocessor') or {})
     if kind == 'TrackDataPreprocessor' and not cfg.model.data_preprocessor.get('use_det_processor'):
         return dict(inputs=[maker.video() for _ in range(images)], data_samples=maker.tracks(images))
@@ -143,9 +151,9 @@ def _loads_masks(cfg: Config) -> bool:
 class _Maker:
     """Makes images and what goes with them, for one model."""
 
-    def __init__(self, cfg: Config, side: int, random: np.random.Generator):
-        self.model, self.side, self.random = cfg.model, side, random
-        self.with_masks = cfg.get('with_masks', True)
+    def __init__(self, cfg: Config, size: tuple[int, int], random: np.random.Generator, objects: int):
+        self.model, self.size, self.random, self.objects = cfg.model, size, random, objects
+        self.with_masks = cfg.get('with_masks', _loads_masks(cfg))
         nodes = dicts(cfg.model)
         things = [node['num_things_classes'] for node in nodes if node.get('num_things_classes')]
         counts = [n for _, n in num_classes(cfg.model, 'model') if isinstance(n, int)]
@@ -156,16 +164,16 @@ class _Maker:
         self.channels = given[0] if given else 3
 
     def image(self) -> torch.Tensor:
-        """Return an image, (channels, side, side), uint8."""
-        shape = (self.channels, self.side, self.side)
+        """Return an image, (channels, height, width), uint8."""
+        shape = (self.channels, *self.size)
         return torch.from_numpy(self.random.integers(0, 256, shape, dtype=np.uint8))
 
     def video(self) -> torch.Tensor:
-        """Return a video, (frames, channels, side, side), uint8."""
+        """Return a video, (frames, channels, height, width), uint8."""
         return torch.stack([self.image() for _ in range(FRAMES)])
 
     def _info(self) -> dict:
-        size = (self.side, self.side)
+        size = self.size
         return dict(
             img_id=0,
             img_path='made-up',
@@ -188,9 +196,9 @@ class _Maker:
             from mmseg.structures import SegDataSample
 
             sample = SegDataSample(metainfo=self._info())
-            sample.gt_sem_seg = PixelData(data=self._labels(self.side))
-            sample.gt_edge_map = PixelData(data=self._labels(self.side).clamp(max=1))
-            sample.gt_depth_map = PixelData(data=torch.rand(1, self.side, self.side))
+            sample.gt_sem_seg = PixelData(data=self._labels(self.size))
+            sample.gt_edge_map = PixelData(data=self._labels(self.size).clamp(max=1))
+            sample.gt_depth_map = PixelData(data=torch.rand(1, *self.size))
             return sample
         from mmdet.structures import DetDataSample
 
@@ -198,7 +206,9 @@ class _Maker:
         sample.gt_instances = self._objects()
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
         fused = (self.model.get('roi_head') or {}).get('semantic_head')
-        sample.gt_sem_seg = PixelData(sem_seg=self._labels(self.side // 8 if fused else self.side))
+        sample.gt_sem_seg = PixelData(
+            sem_seg=self._labels(tuple(n // 8 for n in self.size) if fused else self.size)
+        )
         if self.model.get('roi_head') and not self.model.get('rpn_head'):
             boxes = torch.cat([sample.gt_instances.bboxes, self._boxes(16)])
             sample.proposals = InstanceData(bboxes=boxes, scores=torch.rand(len(boxes)))
@@ -211,7 +221,7 @@ class _Maker:
         found = []
         for _ in range(videos):
             first = self.sample()
-            first.gt_instances.instances_ids = torch.arange(OBJECTS)
+            first.gt_instances.instances_ids = torch.arange(self.objects)
             frames = [first.clone() for _ in range(FRAMES)]
             for number, frame in enumerate(frames):
                 frame.set_metainfo(dict(frame_id=number))
@@ -221,30 +231,33 @@ class _Maker:
         return found
 
     def _boxes(self, number: int) -> torch.Tensor:
-        """Return boxes of at least a sixth of the image's side: corners x1, y1, x2, y2 in pixels."""
+        """Return boxes of at least a sixth of the image's sides: corners x1, y1, x2, y2 in pixels."""
         low = self.random.uniform(0, 0.5, (number, 2))
         size = self.random.uniform(1 / 6, 0.5, (number, 2))
-        return torch.from_numpy(np.concatenate([low, low + size], 1) * self.side).float()
+        return torch.from_numpy(
+            np.concatenate([low, low + size], 1) * (*self.size[::-1], *self.size[::-1])
+        ).float()
 
     def _objects(self) -> InstanceData:
         from mmdet.structures.bbox import HorizontalBoxes
         from mmdet.structures.mask import BitmapMasks
 
-        boxes = self._boxes(OBJECTS)
-        masks = np.zeros((OBJECTS, self.side, self.side), np.uint8)
+        boxes = self._boxes(self.objects)
+        masks = np.zeros((self.objects, *self.size), np.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
             mask[y1:y2, x1:x2] = 1
-        labels = torch.arange(OBJECTS) % min(self.classes, 2)
+        labels = torch.arange(self.objects) % min(self.classes, 2)
         wrapped = any(node.get('use_box_type') for node in dicts(self.model))
         found = InstanceData(bboxes=HorizontalBoxes(boxes) if wrapped else boxes, labels=labels)
         if self.with_masks:
-            found.masks = BitmapMasks(masks, self.side, self.side)
+            found.masks = BitmapMasks(masks, *self.size)
         return found
 
-    def _labels(self, side: int) -> torch.Tensor:
-        """Return a label map, (1, side, side), with rectangles of the first classes."""
-        labels = torch.zeros(1, side, side, dtype=torch.long)
+    def _labels(self, size: tuple[int, int]) -> torch.Tensor:
+        """Return a label map, (1, height, width), with rectangles of the first classes."""
+        height, width = size
+        labels = torch.zeros(1, height, width, dtype=torch.long)
         for number in range(1, min(self.classes, 4)):
-            start = side * number // 5
-            labels[:, start : start + side // 5, side // 4 :] = number
+            start = height * number // 5
+            labels[:, start : start + height // 5, width // 4 :] = number
         return labels
