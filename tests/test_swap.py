@@ -35,7 +35,7 @@ KINDS = {
     'rpn/rpn_r50_fpn_1x_coco.py': ((0, 1, 2, 3), 32),
     'libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py': ((0, 1, 2, 3), 32),
     'pafpn/faster-rcnn_r50_pafpn_1x_coco.py': ((0, 1, 2, 3), 32),
-    'nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py': ((1, 2, 3), 32),
+    'faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py': ((3,), 16),
     'dyhead/atss_r50-caffe_fpn_dyhead_1x_coco.py': ((1, 2, 3), 32),
     'carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py': ((0, 1, 2, 3), 32),
     'hrnet/faster-rcnn_hrnetv2p-w32-1x_coco.py': ((0, 1, 2, 3), 32),
@@ -70,6 +70,7 @@ KINDS = {
     'ann/ann_r50-d8_4xb2-40k_cityscapes-512x1024.py': ((0, 1, 2, 3), 8),
 }
 PROVEN = (RETINA, PSP, OCR, 'yolox/yolox_s_8xb8-300e_coco.py', DETR)
+PROVEN += ('faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py', 'rtmdet/rtmdet_l_swin_b_4xb32-100e_coco.py')
 WIDTHS = (96, 192, 384, 768)  # of ConvNeXt-T (paper, Section 2.2)
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
@@ -117,6 +118,18 @@ def test_maps_are_chosen_by_stride_for_every_kind(tmp_path):
         (
             'knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py',
             {'model.decode_head.kernel_generate_head.in_channels': list(WIDTHS)},
+        ),
+        (
+            'faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py',
+            {
+                'model.rpn_head.in_channels': 768,
+                'model.roi_head.bbox_roi_extractor.out_channels': 768,
+                'model.roi_head.bbox_head.in_channels': 768,
+            },
+        ),
+        (
+            'cgnet/cgnet_fcn_4xb4-60k_cityscapes-680x680.py',
+            {'model.decode_head.in_channels': 192, 'model.decode_head.channels': 192},  # stride 8
         ),
         (
             'ssd/ssd300_coco.py',
@@ -379,6 +392,7 @@ def test_what_cannot_be_swapped_is_refused_with_the_reason(name, reason):
             ('faster-rcnn_r50-caffe-c4_ms-1x_coco.py',),
             'stage of a ResNet; the nearest that can be is mmdet::faster_rcnn/faster-rcnn_r50',
         ),
+        (('nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco.py',), 'model.neck is NASFCOS_FPN'),
         (('broken.py',), 'broken.py cannot be read: SyntaxError'),
         (('part.py',), 'has no model'),
         ((), 'give a config'),

@@ -1,5 +1,6 @@
 """Plans what changes in a config whose backbone becomes a ConvNeXt, from what is measured of the original."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ BY_KIND = {
     'TridentResNet': 'its branches are built into ResNet, and its head counts on them',
     'RFP': 'its neck holds a second ResNet that takes feedback maps',
     'ResLayer': 'its RoI head is the last stage of a ResNet',
+    'NASFCOS_FPN': 'it counts maps from one that it takes no numbers of, whose norm would learn nothing',
 }
 
 
@@ -246,6 +248,7 @@ class _Planner:
         self._backbone(key, kind, node, before, indices, output_stride)
         for place in read:
             self._reader(network, place.rpartition('.')[0], value_at(self.old, place), kept, channels)
+        self._follow({network.maps[i].channels: channels[i] for i in kept})
 
     def _maps_in_training(self, network: Network) -> int:
         """Return how many maps the original backbone emits in training."""
@@ -360,6 +363,34 @@ class _Planner:
             for name in ('end_level', 'backbone_end_level'):
                 if isinstance(end := node.get(name), int) and end > 0:
                     self._change(f'{place}.{name}', end - dropped, 'maps below it are gone')
+
+    def _follow(self, channels: dict[int, int]) -> None:
+        """Change what has to be as wide as a map though it reads none: regions, heads without layers, groups.
+
+        Args:
+            channels: of the old maps -> of the new ones.
+        """
+        roi_head = self.old.model.get('roi_head')
+        if not self.old.model.get('neck') and isinstance(roi_head, dict):
+            why = 'channels of the map that regions are cut from'
+            for place, node in walk(roi_head, 'model.roi_head'):
+                name = 'out_channels' if type_name(node).endswith('RoIExtractor') else 'in_channels'
+                if node.get(name) in channels:
+                    self._change(f'{place}.{name}', channels[node[name]], why)
+        for place, node in walk(self.old.model, 'model'):
+            kind, own = type_name(node), node.get('channels')
+            if (
+                kind == 'FCNHead'
+                and node.get('num_convs') == 0
+                and own in channels
+                and own == node['in_channels']
+            ):
+                self._change(f'{place}.channels', channels[own], 'without layers as wide as its map')
+            norm = node.get('norm_cfg')
+            if kind == 'CSPNeXtPAFPN' and isinstance(norm, dict) and 'num_groups' in norm:
+                groups = math.gcd(norm['num_groups'], *(width // 2 for width in channels.values()))
+                if groups != norm['num_groups']:
+                    self._change(f'{place}.norm_cfg.num_groups', groups, 'which divides half of the channels')
 
     def _repair(self) -> Measured:
         """Change what still does not fit where the channels of a map stand under another name.
