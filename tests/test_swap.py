@@ -129,7 +129,7 @@ def test_maps_are_chosen_by_stride_for_every_kind(tmp_path):
         ),
         (
             'cgnet/cgnet_fcn_4xb4-60k_cityscapes-680x680.py',
-            {'model.decode_head.in_channels': 192, 'model.decode_head.channels': 192},  # stride 8
+            {'model.decode_head.in_channels': 768, 'model.decode_head.channels': 768},
         ),
         (
             'ssd/ssd300_coco.py',
