@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from test_labels import (
     snapshot,
 )
 
+import convnext_backbone
 from convnext_backbone.commands import new
 from convnext_backbone.config import read_config
 from convnext_backbone.errors import UserError
@@ -103,6 +105,7 @@ def test_every_model_trains_a_step(name, arch, tmp_path):
             as_coco(root, polygons=task == 'segments')
         config = make(root, '--model', name, '--arch', arch)
         assert len(config.read_text().splitlines()) < 110
+        assert not re.search(r'#\s*$', config.read_text(), re.MULTILINE)  # a change without its reason
         cfg = read_config(config)
         if task == 'classes':
             assert cfg.model.num_classes == 3
@@ -150,10 +153,12 @@ def test_the_size_of_images_by_hand():
     assert image_sides(labels_of(3), None)[:2] == (704, 928)  # 720 to a multiple of 32; 4 to 3
     assert image_sides(labels_of(3, (4000, 3000)), None)[:2] == (800, 1056)
     assert image_sides(labels_of(3, (100, 100)), None)[:2] == (320, 320)
-    assert image_sides(labels_of(3, (480, 360), 'masks'), None)[:2] == (352, 352)
-    assert image_sides(labels_of(3, (2048, 1024), 'masks'), None)[:2] == (512, 512)
+    assert image_sides(labels_of(3, (480, 360), 'masks'), None)[:2] == (352, 480)
+    assert image_sides(labels_of(3, (2048, 1024), 'masks'), None)[:2] == (512, 2048)
+    assert image_sides(labels_of(3, (480, 360), 'masks'), 64)[:2] == (64, 85)  # the images, not crops alone
     assert image_sides(labels_of(3), 100)[:2] == (96, 128)
     assert milestones(36) == [27, 33]  # as published
+    assert [milestones(n) for n in (1, 2, 3, 12)] == [[], [1], [2], [9, 11]]  # none at the end
 
 
 @pytest.mark.parametrize('kind', ['four channels', '12 bits'])
@@ -205,7 +210,8 @@ def test_anchors_are_those_of_the_boxes(tmp_path, capsys):
     cfg = read_config(out)
     sizes = np.array([(250, 25), (240, 24)] * 10, float)
     generator = cfg.model.rpn_head.anchor_generator
-    assert TASK_UTILS.build(dict(generator, _scope_='mmdet')).num_base_priors == [3] * 5  # as many: heads keep their shapes
+    built = TASK_UTILS.build(dict(generator, _scope_='mmdet'))
+    assert built.num_base_priors == [3] * 5  # as many: heads keep their shapes
     before = coverage(read_config('faster_rcnn_convnext_t').model.rpn_head.anchor_generator, sizes)
     assert before < 0.5 < coverage(generator, sizes)
     assert f'{before:.0%}'.rstrip('%') in said
@@ -248,7 +254,7 @@ def test_what_cannot_be_is_said_in_a_line(options, said, tmp_path):
 def test_an_output_that_exists_is_left_alone(tmp_path):
     root, out = as_yolo(tmp_path / 'set'), tmp_path / 'own.py'
     out.write_text('x = 1\n')
-    with pytest.raises(UserError, match='exists: choose another --out'):
+    with pytest.raises(UserError, match='exists: remove it or choose another --out'):
         make(root, out=out)
     assert out.read_text() == 'x = 1\n'
 
@@ -264,3 +270,39 @@ def test_classes_with_quotes_and_spaces_are_read_back(tmp_path):
     cfg = read_config(make(root))
     assert sorted(cfg.train_dataloader.dataset.metainfo.classes) == sorted(names)
     assert torch.tensor(cfg.model.roi_head.bbox_head.num_classes) == 3
+
+
+@pytest.mark.parametrize('epochs', [1, 2])
+def test_short_schedules_pass_the_check(epochs, tmp_path, capsys):
+    config = make(as_yolo(tmp_path / 'set'), '--epochs', epochs)
+    assert 'param_scheduler' not in capsys.readouterr().out  # no warning
+    schedule = read_config(config).param_scheduler
+    assert [s.type for s in schedule] == ['LinearLR', 'MultiStepLR'][:epochs]
+
+
+def test_nothing_is_written_among_the_labels(tmp_path, monkeypatch):
+    """Not even where COCO files could be used as they lie: in the folder itself the default is there."""
+    root = as_coco(tmp_path / 'set')
+    before = snapshot(root)
+    monkeypatch.chdir(root)
+    for options in (['.'], [str(root), '--out', str(root / 'train' / 'own.py')]):
+        with pytest.raises(UserError, match='where nothing is written: give --out FILE.py in another'):
+            new.main([*options, *SMALL])
+    assert snapshot(root) == before
+
+
+def test_random_weights_have_a_recipe_of_their_own(tmp_path):
+    """And those of a file keep that of the base."""
+    root, file = as_folders(tmp_path / 'set'), tmp_path / 'own weights.pth'
+    model = read_config(make(root)).model
+    assert (model.backbone.layer_scale_init_value, model.head_init_scale, model.init_cfg) == (1.0, 1.0, None)
+    assert model.backbone.init_cfg[0].mode == 'fan_in'
+    torch.save(dict(model=convnext_backbone.ConvNeXt('atto').state_dict()), file)
+    out = tmp_path / 'own.py'
+    new.main([str(root), '--out', str(out), *SMALL, '--weights', str(file)])
+    cfg = read_config(out)
+    assert cfg.model.init_cfg.checkpoint == str(file)
+    assert 'layer_scale_init_value' not in cfg.model.backbone
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * (2 / 64) ** 0.5, rel=0.03)
+    v2 = read_config(make(root, '--arch', 'v2_atto')).model.backbone
+    assert not v2.get('layer_scale_init_value')

@@ -5,7 +5,7 @@ Each choice comes with its rule in words, which the command prints and the confi
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +55,8 @@ class Recipe:
         epochs, warm_up: of the schedule; the latter in steps.
         batch: images in a step of one process.
         rate: learning rate for ``batch`` images on each of ``gpus`` processes.
-        short, long: sides of the images that the model sees, in pixels; of a segmenter's crop, of a
-            classifier's image, ``short`` alone.
+        short, long: sides of the images that the model sees, in pixels. Of a segmenter ``short`` is the side
+            of the crops, and ``long`` that of the whole images; of a classifier both are the same.
         workers: processes of the data loader.
         rules: by the name of what they choose.
     """
@@ -70,6 +70,12 @@ class Recipe:
     long: int
     workers: int
     rules: dict[str, str]
+
+    def told(self) -> Iterator[tuple[str, str]]:
+        """Yield what was chosen, and value and rule in words."""
+        values = dict(epochs=self.epochs, batch=self.batch, rate=self.rate)
+        for what, rule in self.rules.items():
+            yield what, f'{values[what]:g}; {rule}' if what in values else rule
 
 
 def _kind(task: str) -> str:
@@ -96,7 +102,11 @@ def image_sides(labels: Labels, size: int | None) -> tuple[int, int, str]:
     found = f'the median of the short sides is {median:g}'
     if labels.task == 'masks':
         short = _multiple(size or min(512, max(STEP * 2, median)))
-        return short, short, f'crops of {short}: {"as asked for" if size else found + ", at most 512"}'
+        factor = short / median if size else max(1.0, short / median)
+        rule = f'images of {short} on the short side, and crops as large: as asked for'
+        if not size:
+            rule = f'crops of {short}: {found}, at most 512'
+        return short, max(short, round(float(np.median(longs)) * factor)), rule
     short = _multiple(size or min(LONGEST, max(SHORTEST, ENLARGED * median)))
     long = _multiple(short * min(max(ratio, 1.0), 1333 / 800 if ratio <= 1.8 else 3.0))
     why = 'as asked for' if size else f'{found}: {ENLARGED} times, from {SHORTEST} to {LONGEST}'
@@ -157,7 +167,9 @@ def recipe_for(
         rate, images = CLASSIFIER_RATE, CLASSIFIER_IMAGES
     rate *= SCRATCH if scratch else 1
     scaled = float(f'{rate * math.sqrt(total / images):.2g}')
-    rules['rate'] = f'{rate:g} for {images} images, times the root of {total} / {images} (arXiv:2205.10287)'
+    rules['rate'] = f'{rate:g} for {images} images'
+    if total != images:
+        rules['rate'] += f', times the root of {total} / {images} (arXiv:2205.10287)'
     rules['rate'] += f'; {SCRATCH} times the usual, for random weights' if scratch else ''
     steps = epochs * (count // total)
     warm_up = max(1, min(500, steps // 10))
@@ -167,5 +179,9 @@ def recipe_for(
 
 
 def milestones(epochs: int) -> Sequence[int]:
-    """Return after which epochs the learning rate is divided by 10: 27 and 33 of the published 36."""
-    return sorted({max(1, round(epochs * 0.75)), max(1, round(epochs * 11 / 12))})
+    """Return after which epochs the learning rate is divided by 10: 27 and 33 of the published 36.
+
+    Never after the last, so that there is none for a single epoch.
+    """
+    wanted = {round(epochs * 0.75), round(epochs * 11 / 12)}
+    return sorted({min(max(1, after), epochs - 1) for after in wanted} - {0})
