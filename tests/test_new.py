@@ -237,7 +237,10 @@ def test_a_config_and_its_lists_can_be_moved(tmp_path):
         (['--arch', 'tinny'], "no ConvNeXt is called 'tinny'"),
         (['--weights', 'convnext_base_22k_224'], 'of another network than --arch atto'),
         (['--epochs', '0'], '--epochs must be at least 1, got 0'),
-        (['--batch', '1000'], 'a step has 1000 images, and there are 11 to train on'),
+        (
+            ['--batch', '1000'],
+            'a step has 1000 images, and there are 11 to train on: give --batch 11 or less',
+        ),
         (['--out', 'new.txt'], 'give a file that ends in .py'),
     ],
 )
@@ -261,7 +264,7 @@ def test_an_output_that_exists_is_left_alone(tmp_path):
 
 def test_classes_with_quotes_and_spaces_are_read_back(tmp_path):
     root = as_coco(tmp_path / 'set')
-    names = ['a "b"', "it's \\ {{ x }}", 'ü  y']
+    names = ['None', "it's \\ {{ _base_.model }} {{ fileDirname }}", 'ü  "y"']
     for file in root.rglob('*.json'):
         content = json.loads(file.read_text())
         for category in content['categories']:
@@ -306,3 +309,44 @@ def test_random_weights_have_a_recipe_of_their_own(tmp_path):
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * (2 / 64) ** 0.5, rel=0.03)
     v2 = read_config(make(root, '--arch', 'v2_atto')).model.backbone
     assert not v2.get('layer_scale_init_value')
+
+
+@pytest.mark.parametrize(
+    'name',
+    ["it's", 'a "b" ü', '{{ fileDirname }}', '{{ _base_.model }}', '{{ $HOME: }}', 'a\\b', '"""', 'v1.5 %s'],
+)
+def test_folders_may_have_any_name(name, tmp_path, capsys):
+    """That of the labels and that of the config: mmengine replaces ``{{ ... }}`` in the text of a config."""
+    root = as_yolo(tmp_path / 'data' / name, make_truth(4))
+    for out in (tmp_path / 'own.py', tmp_path / name / 'own.py', root.parent / 'own.py'):
+        out.parent.mkdir(exist_ok=True)
+        make(root, out=out)  # SystemExit if the check finds errors
+        dataset = read_config(out).train_dataloader.dataset
+        assert dataset.data_prefix.img == str(root / 'images' / 'train')
+        assert dataset.ann_file == str(out.with_name('own_labels') / 'train.json')
+        assert 'next: convnext train' in capsys.readouterr().out
+
+
+def test_a_relative_folder_is_found_from_anywhere(tmp_path, monkeypatch):
+    root = as_yolo(tmp_path / 'my set')
+    (tmp_path / 'link').symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for folder in ('my set/', 'link'):
+        out = new.main([folder, *SMALL])
+        assert out == Path(f'{Path(folder).name.replace(" ", "_")}.py')
+        monkeypatch.chdir('/')
+        place = Path(read_config(tmp_path / out).val_dataloader.dataset.data_prefix.img)
+        assert place == tmp_path / Path(folder) / 'images' / 'val'
+        monkeypatch.chdir(tmp_path)
+
+
+def test_an_error_of_the_check_is_no_invitation_to_train(tmp_path, capsys):
+    truth = {
+        n: (part, size, objects * (part == 'train')) for n, (part, size, objects) in make_truth().items()
+    }
+    with pytest.raises(SystemExit):
+        make(as_yolo(tmp_path / 'set', truth))
+    said = capsys.readouterr().out
+    assert 'there is nothing to evaluate' in said
+    assert 'cannot train before the errors above are corrected' in said
+    assert 'next:' not in said

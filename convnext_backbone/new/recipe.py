@@ -86,6 +86,11 @@ def _multiple(side: float) -> int:
     return max(STEP, round(side / STEP) * STEP)
 
 
+def _asked(size: int, side: int) -> str:
+    """Return what is said of a side that was asked for."""
+    return 'as asked for' if size == side else f'{size} as asked for, to a multiple of {STEP}'
+
+
 def image_sides(labels: Labels, size: int | None) -> tuple[int, int, str]:
     """Return short and long side of the images that the model sees, and the rule.
 
@@ -95,7 +100,11 @@ def image_sides(labels: Labels, size: int | None) -> tuple[int, int, str]:
     """
     if labels.task == 'classes':
         short = _multiple(size or 224)
-        return short, short, f'{short} x {short}, as asked for' if size else 'that of the pretraining'
+        return (
+            short,
+            short,
+            f'{short} x {short}, {_asked(size, short)}' if size else 'that of the pretraining',
+        )
     sizes = np.array([(s.width, s.height) for s in labels.samples() if s.width])
     shorts, longs = sizes.min(1), sizes.max(1)
     median, ratio = float(np.median(shorts)), float(np.quantile(longs / shorts, 0.95))
@@ -103,13 +112,13 @@ def image_sides(labels: Labels, size: int | None) -> tuple[int, int, str]:
     if labels.task == 'masks':
         short = _multiple(size or min(512, max(STEP * 2, median)))
         factor = short / median if size else max(1.0, short / median)
-        rule = f'images of {short} on the short side, and crops as large: as asked for'
-        if not size:
-            rule = f'crops of {short}: {found}, at most 512'
+        rule = f'crops of {short}: {found}, at most 512'
+        if size:
+            rule = f'images of {short} on the short side, and crops as large: {_asked(size, short)}'
         return short, max(short, round(float(np.median(longs)) * factor)), rule
     short = _multiple(size or min(LONGEST, max(SHORTEST, ENLARGED * median)))
     long = _multiple(short * min(max(ratio, 1.0), 1333 / 800 if ratio <= 1.8 else 3.0))
-    why = 'as asked for' if size else f'{found}: {ENLARGED} times, from {SHORTEST} to {LONGEST}'
+    why = _asked(size, short) if size else f'{found}: {ENLARGED} times, from {SHORTEST} to {LONGEST}'
     return short, max(short, long), f'{short}, at most {max(short, long)} long; {why}'
 
 
@@ -158,7 +167,8 @@ def recipe_for(
     gpus = max(1, machine.gpus)
     if batch * gpus > count:
         if rules['batch'] == 'as asked for' or count < gpus:
-            raise UserError(f'a step has {batch * gpus} images, and there are {count} to train on: --batch 1')
+            most = f'give --batch {count // gpus} or less' if count >= gpus else 'train on fewer GPUs'
+            raise UserError(f'a step has {batch * gpus} images, and there are {count} to train on: {most}')
         batch = count // gpus
     if labels.task == 'masks' and batch < 2 and gpus == 1:
         raise UserError('a segmenter norms over the batch, which needs 2 images: --batch 2')

@@ -32,7 +32,7 @@ UNFIT = '\'"\\{\n\r'  # in the name of a folder that mmengine puts in place of {
 
 
 def _literal(text: str) -> str:
-    """Return a string as written in a config, where mmengine replaces ``{{ ... }}`` before Python reads it."""
+    """Return a string as written in a config, where mmengine replaces ``{{ ... }}`` beforehand."""
     return repr(text).replace('{{', '{\\x7b')
 
 
