@@ -307,6 +307,8 @@ def test_random_weights_have_a_recipe_of_their_own(tmp_path):
     assert cfg.model.init_cfg.checkpoint == str(file)
     assert 'layer_scale_init_value' not in cfg.model.backbone
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * (2 / 64) ** 0.5, rel=0.03)
+    detector = read_config(make(as_yolo(tmp_path / 'boxes'))).model.backbone
+    assert detector.init_cfg is None  # not by fan-in: it pads, see new/text.py
     v2 = read_config(make(root, '--arch', 'v2_atto')).model.backbone
     assert not v2.get('layer_scale_init_value')
 
@@ -350,3 +352,31 @@ def test_an_error_of_the_check_is_no_invitation_to_train(tmp_path, capsys):
     assert 'there is nothing to evaluate' in said
     assert 'cannot train before the errors above are corrected' in said
     assert 'next:' not in said
+
+
+def test_dino_has_no_more_queries_than_places(tmp_path):
+    """Images of 320 and 0.6 of it: 24, 12, 6 and 3 places in a row of the maps."""
+    root = as_yolo(tmp_path / 'set')
+    model = read_config(make(root, '--model', 'dino', '--size', 320)).model
+    assert model.num_queries == 24**2 + 12**2 + 6**2 + 3**2
+    assert model.test_cfg.max_per_img == 300
+    assert read_config(make(root, '--model', 'dino', '--size', 800)).model.num_queries == 900
+    model = read_config(make(root, '--model', 'dino')).model  # 64 and 32
+    assert (model.num_queries, model.test_cfg.max_per_img) == (4**2 + 2**2 + 1 + 1, 3 * 22)
+
+
+@pytest.mark.parametrize('model', ['rtmdet', 'mask2former'])
+def test_the_size_asked_for_reaches_every_step(model, tmp_path):
+    """RTMDet's mosaics are of 640, Mask2Former's batches padded to 1024."""
+    config = make(as_coco(tmp_path / 'set', polygons=True), '--model', model)
+    cfg = read_config(config)
+    parts = [cfg.model.data_preprocessor, cfg.train_dataloader, cfg.val_dataloader, cfg.get('custom_hooks')]
+    assert not re.search('640|1280|1024', repr(parts))
+    if model == 'rtmdet':
+        assert repr(parts).count('64, 64') >= 9
+        assert '640' in repr(
+            read_config(make(tmp_path / 'set', '--model', model, '--size', 640)).train_dataloader
+        )
+    else:
+        assert cfg.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
+        assert '[1.0] * 3 + [0.1]' in config.read_text()

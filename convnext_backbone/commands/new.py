@@ -20,6 +20,7 @@ from ..config.data import DATALOADERS
 from ..errors import UserError, check_choice, suggest
 from ..labels import FORMATS, LOSSES, read_labels
 from ..new import MODELS, anchor_changes, machine_at_hand, model_for, pixels_of, recipe_for, write_config
+from ..new.recipe import MOSAIC
 from ..swap.plan import checked_weights, default_weights
 
 
@@ -91,6 +92,7 @@ def main(argv=None) -> Path:
     if args.weights:
         weights = None if args.weights == 'none' else checked_weights(args.weights, args.arch)
     options = dict(epochs=args.epochs, batch=args.batch, size=args.size, scratch=weights is None)
+    options['square'] = MOSAIC if name == 'rtmdet' else None
     recipe = recipe_for(labels, optimizer.lr, images, machine_at_hand(), **options)
     pixels = pixels_of(labels)
     anchors, said = anchor_changes(labels, base, recipe)

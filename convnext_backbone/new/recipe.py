@@ -27,6 +27,7 @@ CPU_BATCH = dict(boxes=2, masks=2, classes=16)
 CLASSIFIER_RATE, CLASSIFIER_IMAGES = 2e-4, 64  # ours: for a new head on pretrained weights
 SCRATCH = 5  # times the rate for random weights, ours; layers are not slowed down then
 ENLARGED, SHORTEST, LONGEST = 1.5, 320, 800  # of the short side in pixels; COCO's recipe enlarges 1.67 times
+MOSAIC = 640  # side of the images that RTMDet trains and is tested on
 STEP = 32  # sides are multiples of it
 WORKERS = 4
 
@@ -91,13 +92,17 @@ def _asked(size: int, side: int) -> str:
     return 'as asked for' if size == side else f'{size} as asked for, to a multiple of {STEP}'
 
 
-def image_sides(labels: Labels, size: int | None) -> tuple[int, int, str]:
+def image_sides(labels: Labels, size: int | None, square: int | None = None) -> tuple[int, int, str]:
     """Return short and long side of the images that the model sees, and the rule.
 
     Args:
         labels: with the sizes of the images.
         size: the short side, if it is asked for.
+        square: side of the images of a detector that takes them square.
     """
+    if square:
+        short = _multiple(size or square)
+        return short, short, f'{short} x {short}, {_asked(size, short) if size else "that of the base"}'
     if labels.task == 'classes':
         short = _multiple(size or 224)
         return (
@@ -132,6 +137,7 @@ def recipe_for(
     epochs: int | None = None,
     batch: int | None = None,
     size: int | None = None,
+    square: int | None = None,
 ) -> Recipe:
     """Choose everything that depends on the amount of data and on the machine.
 
@@ -142,6 +148,7 @@ def recipe_for(
         machine: that will train.
         scratch: with random weights, which learn faster.
         epochs, batch, size: in place of the rule's.
+        square: see :func:`image_sides`.
 
     Raises:
         UserError: fewer images to train on than a step has, or a number below one.
@@ -183,7 +190,7 @@ def recipe_for(
     rules['rate'] += f'; {SCRATCH} times the usual, for random weights' if scratch else ''
     steps = epochs * (count // total)
     warm_up = max(1, min(500, steps // 10))
-    short, long, rules['size'] = image_sides(labels, size)
+    short, long, rules['size'] = image_sides(labels, size, square)
     workers = max(1, min(WORKERS, machine.processors // gpus - 1))
     return Recipe(epochs, warm_up, batch, gpus, scaled, short, long, workers, rules)
 

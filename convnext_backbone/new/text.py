@@ -21,10 +21,10 @@ from ..swap.recipe import DETECTION, SEGMENTATION, SMALL_DROP_PATH
 from ..swap.text import WIDTH, assignment, nested
 from .models import MODELS
 from .pixels import Pixels
-from .recipe import Recipe, milestones
+from .recipe import MOSAIC, Recipe, milestones
 
 TINY = ARCHITECTURES['tiny'][1]  # the configs that come along with every model
-# Starting weights of a backbone that is not pretrained.
+# Starting weights of a classifier that is not pretrained.
 FAN_IN = dict(type='Kaiming', layer=['Conv2d', 'Linear'], mode='fan_in', nonlinearity='linear')
 SCRATCH_SCALE = (0.5, 1.0)  # least and most of an image that a classifier is shown, without pretraining
 SCRATCH_DECAY = 0.05  # weight decay of a classifier, the paper's from scratch; 1e-8 is of fine-tuning
@@ -34,6 +34,13 @@ UNFIT = '\'"\\{\n\r'  # in the name of a folder that mmengine puts in place of {
 def _literal(text: str) -> str:
     """Return a string as written in a config, where mmengine replaces ``{{ ... }}`` beforehand."""
     return repr(text).replace('{{', '{\\x7b')
+
+
+class _Code(str):
+    """Is Python code as a value."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _quoted(text: str) -> str:
@@ -101,6 +108,8 @@ def write_config(
     changes = [*_backbone(writer, arch, weights), *_classes(writer), *anchors]
     if labels.task == 'masks':
         changes += _crop(writer)
+    if model == 'dino':
+        changes += _queries(writer)
     for name, node in nested(changes).items():
         writer.lines += assignment(name, node, base, f'_base_.{name}')
     if labels.task == 'classes':
@@ -169,6 +178,9 @@ def _backbone(writer: _Writer, arch: str, weights: str | None) -> Iterator[Chang
         yield Change('model.neck.norm_cfg.num_groups', 32, groups, 'which divides the widths of the neck')
     place = 'model' if writer.model == 'classifier' else 'model.backbone'
     old = base.model.init_cfg if writer.model == 'classifier' else base.model.backbone.init_cfg
+    if base.model.get('data_preprocessor', {}).get('batch_augments') and writer.model != 'rtmdet':
+        why = 'the images have several sizes'
+        yield Change('model.data_preprocessor.batch_augments', None, None, why)
     if weights is None:
         yield from _random(writer, arch, old)
     elif weights != old.checkpoint:
@@ -186,16 +198,20 @@ def _backbone(writer: _Writer, arch: str, weights: str | None) -> Iterator[Chang
 
 
 def _random(writer: _Writer, arch: str, old) -> Iterator[Change]:
-    """Yield what random weights change, so that a short training learns something."""
-    why = 'random weights, as asked for; by fan-in: 0.02 suits long training'
-    if writer.model == 'classifier':
-        yield Change('model.init_cfg', old, None, 'random weights, as asked for')
-        yield Change('model.head_init_scale', writer.base.model.head_init_scale, 1.0, 'of a new network')
-        why = 'by fan-in: 0.02 suits long training'
+    """Yield what random weights change; of a classifier so that a short training learns something.
+
+    Not of detectors and segmenters, which pad images: where all channels are 0 the gradient grows up to a
+    thousandfold in every norm, and with weights by fan-in beyond what float32 holds.
+    """
+    if writer.model != 'classifier':
+        yield Change('model.backbone.init_cfg', old, None, 'random weights, as asked for')
+        return
+    yield Change('model.init_cfg', old, None, 'random weights, as asked for')
+    yield Change('model.head_init_scale', writer.base.model.head_init_scale, 1.0, 'of a new network')
     if not arch.startswith('v2_'):
         small = 'not 1e-6, from which a short training hardly gets away'
         yield Change('model.backbone.layer_scale_init_value', None, 1.0, small)
-    yield Change('model.backbone.init_cfg', None, [FAN_IN], why)
+    yield Change('model.backbone.init_cfg', None, [FAN_IN], 'by fan-in: 0.02 suits long training')
 
 
 def _classes(writer: _Writer) -> Iterator[Change]:
@@ -208,7 +224,7 @@ def _classes(writer: _Writer) -> Iterator[Change]:
         if not isinstance(value, list):
             yield Change(key, value, count, 'of this set')
         elif len(value) != count + 1:
-            yield Change(key, value, [*[1.0] * count, value[-1]], 'the last is of no object')
+            yield Change(key, value, _Code(f'[1.0] * {count} + [{value[-1]}]'), 'the last is of no object')
 
 
 def _settings(base: Config, *names: str) -> Iterator[tuple[str, object]]:
@@ -260,6 +276,9 @@ def _boxes(writer: _Writer) -> None:
     masks = writer.base.val_evaluator.metric != 'bbox'
     if writer.model != 'rtmdet' or not writer.pixels.usual:
         _detector_pipelines(writer, masks)
+        own = True
+    else:
+        own = _mosaic_pipelines(writer)
     files = write_coco(labels, writer.data_folder)
     rows = {
         split: [
@@ -270,7 +289,7 @@ def _boxes(writer: _Writer) -> None:
         ]
         for split, part in files.items()
     }
-    if writer.model != 'rtmdet' or not writer.pixels.usual:
+    if own:
         for split, row in rows.items():
             row.append(f'pipeline={"train" if split == "train" else "test"}_pipeline')
     rows['train'].append('filter_cfg=dict(_delete_=True, filter_empty_gt=False)')
@@ -286,7 +305,7 @@ def _boxes(writer: _Writer) -> None:
 
 def _detector_pipelines(writer: _Writer, masks: bool) -> None:
     short, long = writer.recipe.short, writer.recipe.long
-    shorts = sorted({max(32, round(short * part / 32) * 32) for part in (0.6, 0.7, 0.8, 0.9, 1.0)})
+    shorts = _shorts(short)
     annotations = f"dict(type='LoadAnnotations', with_bbox=True{', with_mask=True' if masks else ''})"
     writer.add(f'scales = [(side, {long}) for side in {as_written(shorts)}]')
     writer.add(f"""train_pipeline = [
@@ -302,6 +321,44 @@ test_pipeline = [
     {annotations},
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]""")
+
+
+def _shorts(side: int) -> list[int]:
+    """Return the short sides from which the training chooses, the largest of which is ``side``."""
+    return sorted({max(32, round(side * part / 32) * 32) for part in (0.6, 0.7, 0.8, 0.9, 1.0)})
+
+
+def _queries(writer: _Writer) -> Iterator[Change]:
+    """Yield fewer queries where the maps of a small image have fewer places: DINO takes the best of these."""
+    places = sum(math.ceil(_shorts(writer.recipe.short)[0] / stride) ** 2 for stride in (8, 16, 32, 64))
+    given, most = writer.base.model.num_queries, writer.base.model.test_cfg.max_per_img
+    if places < given:
+        yield Change('model.num_queries', given, places, 'places in the maps of the smallest images')
+        if (boxes := places * len(writer.labels.classes)) < most:
+            yield Change('model.test_cfg.max_per_img', most, boxes, 'as many boxes as there are at most')
+
+
+def _mosaic_pipelines(writer: _Writer) -> bool:
+    """Add RTMDet's pipelines where the size is not theirs, and return whether it is not."""
+    base, side = writer.base, writer.recipe.short
+    if side == MOSAIC:
+        return False
+    sizes = {(MOSAIC, MOSAIC): 'size', (2 * MOSAIC, 2 * MOSAIC): '(2 * size[0], 2 * size[1])'}
+    writer.add(f'size = ({side}, {side})')
+    hook = next(i for i, hook in enumerate(base.custom_hooks) if 'switch_pipeline' in hook)
+    for name, place, steps in (
+        ('train_pipeline', 'train_dataloader.dataset.pipeline', base.train_dataloader.dataset.pipeline),
+        ('last_pipeline', f'custom_hooks[{hook}].switch_pipeline', base.custom_hooks[hook].switch_pipeline),
+        ('test_pipeline', 'val_dataloader.dataset.pipeline', base.val_dataloader.dataset.pipeline),
+    ):
+        writer.add(f'{name} = [')
+        for number, step in enumerate(steps):
+            new = [f'{k}={sizes[v]}' for k, v in step.items() if isinstance(v, tuple) and v in sizes]
+            item = f'_base_.{place}[{number}]'
+            line = f'    dict({item}, {", ".join(new)}),' if new else f'    {item},'
+            writer.add(f'{line}  # {step.type}')
+        writer.add(']')
+    return True
 
 
 def _masks(writer: _Writer) -> None:
@@ -413,8 +470,7 @@ def _schedule(writer: _Writer, arch: str, scratch: bool) -> None:
     writer.add('log_processor = dict(by_epoch=True)')
     writer.add(f'auto_scale_lr = dict(base_batch_size={recipe.batch * recipe.gpus})')
     if writer.model == 'rtmdet':
-        last = max(1, recipe.epochs - 10)
-        writer.add(
-            'custom_hooks = [\n    _base_.custom_hooks[0],\n    dict(_base_.custom_hooks[1], switch_epoch='
-            + f'{last}),\n]'
-        )
+        last = f'switch_epoch={max(1, recipe.epochs - 10)}'
+        if recipe.short != MOSAIC:
+            last += ', switch_pipeline=last_pipeline'
+        writer.add(f'custom_hooks = [_base_.custom_hooks[0], dict(_base_.custom_hooks[1], {last})]')
