@@ -22,7 +22,7 @@ BLOCKS = [
     for number, code in enumerate(PYTHON.findall(page.read_text()), 1)
 ]
 PROGRAM = re.compile(r'(convnext|make|torchrun|python -m tools\.|(python )?tools/)\b')
-PLACEHOLDERS = {'CONFIG', 'NAME'}
+PLACEHOLDERS = {'NAME.py', 'bloodcells.py', 'CONFIG', 'NAME'}
 
 
 def shown_commands(text: str) -> list[str]:

@@ -1525,3 +1525,15 @@ def test_the_share_of_a_split(tmp_path):
     assert [len(own) for own in read_labels(tmp_path, split=0.5).splits.values()] == [20, 20]
     assert 'below 1, got 1.5' in error(tmp_path, split=1.5)
     assert split.EMPTY == -1
+
+
+@pytest.mark.parametrize('kind', ['12 bits', 'float'])
+def test_images_of_more_than_8_bits_are_compared_by_their_whole_range(kind, tmp_path):
+    """Pillow cuts their values off at 255: all would be white, and so the same."""
+    files = []
+    for number in range(6):
+        values = np.random.default_rng(number % 5).integers(300, 4096, (6, 8)).astype(np.uint16)
+        image = np.kron(values, np.ones((8, 8), np.uint16))
+        files.append(tmp_path / f'{number}.tif')
+        Image.fromarray(image if kind == '12 bits' else image.astype(np.float32) / 4095).save(files[-1])
+    assert near.groups_of(files).tolist() == [0, 1, 2, 3, 4, 0]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from test_labels import (
     snapshot,
 )
 
+import convnext_backbone
 from convnext_backbone.commands import new
 from convnext_backbone.config import read_config
 from convnext_backbone.errors import UserError
@@ -103,6 +105,7 @@ def test_every_model_trains_a_step(name, arch, tmp_path):
             as_coco(root, polygons=task == 'segments')
         config = make(root, '--model', name, '--arch', arch)
         assert len(config.read_text().splitlines()) < 110
+        assert not re.search(r'#\s*$', config.read_text(), re.MULTILINE)  # a change without its reason
         cfg = read_config(config)
         if task == 'classes':
             assert cfg.model.num_classes == 3
@@ -150,10 +153,12 @@ def test_the_size_of_images_by_hand():
     assert image_sides(labels_of(3), None)[:2] == (704, 928)  # 720 to a multiple of 32; 4 to 3
     assert image_sides(labels_of(3, (4000, 3000)), None)[:2] == (800, 1056)
     assert image_sides(labels_of(3, (100, 100)), None)[:2] == (320, 320)
-    assert image_sides(labels_of(3, (480, 360), 'masks'), None)[:2] == (352, 352)
-    assert image_sides(labels_of(3, (2048, 1024), 'masks'), None)[:2] == (512, 512)
+    assert image_sides(labels_of(3, (480, 360), 'masks'), None)[:2] == (352, 480)
+    assert image_sides(labels_of(3, (2048, 1024), 'masks'), None)[:2] == (512, 2048)
+    assert image_sides(labels_of(3, (480, 360), 'masks'), 64)[:2] == (64, 85)  # the images, not crops alone
     assert image_sides(labels_of(3), 100)[:2] == (96, 128)
     assert milestones(36) == [27, 33]  # as published
+    assert [milestones(n) for n in (1, 2, 3, 12)] == [[], [1], [2], [9, 11]]  # none at the end
 
 
 @pytest.mark.parametrize('kind', ['four channels', '12 bits'])
@@ -205,9 +210,8 @@ def test_anchors_are_those_of_the_boxes(tmp_path, capsys):
     cfg = read_config(out)
     sizes = np.array([(250, 25), (240, 24)] * 10, float)
     generator = cfg.model.rpn_head.anchor_generator
-    assert (
-        TASK_UTILS.build(dict(generator, _scope_='mmdet')).num_base_priors == [3] * 5
-    )  # as many: heads keep their shapes
+    built = TASK_UTILS.build(dict(generator, _scope_='mmdet'))
+    assert built.num_base_priors == [3] * 5  # as many: heads keep their shapes
     before = coverage(read_config('faster_rcnn_convnext_t').model.rpn_head.anchor_generator, sizes)
     assert before < 0.5 < coverage(generator, sizes)
     assert f'{before:.0%}'.rstrip('%') in said
@@ -233,7 +237,10 @@ def test_a_config_and_its_lists_can_be_moved(tmp_path):
         (['--arch', 'tinny'], "no ConvNeXt is called 'tinny'"),
         (['--weights', 'convnext_base_22k_224'], 'of another network than --arch atto'),
         (['--epochs', '0'], '--epochs must be at least 1, got 0'),
-        (['--batch', '1000'], 'a step has 1000 images, and there are 11 to train on'),
+        (
+            ['--batch', '1000'],
+            'a step has 1000 images, and there are 11 to train on: give --batch 11 or less',
+        ),
         (['--out', 'new.txt'], 'give a file that ends in .py'),
     ],
 )
@@ -250,14 +257,14 @@ def test_what_cannot_be_is_said_in_a_line(options, said, tmp_path):
 def test_an_output_that_exists_is_left_alone(tmp_path):
     root, out = as_yolo(tmp_path / 'set'), tmp_path / 'own.py'
     out.write_text('x = 1\n')
-    with pytest.raises(UserError, match='exists: choose another --out'):
+    with pytest.raises(UserError, match='exists: remove it or choose another --out'):
         make(root, out=out)
     assert out.read_text() == 'x = 1\n'
 
 
 def test_classes_with_quotes_and_spaces_are_read_back(tmp_path):
     root = as_coco(tmp_path / 'set')
-    names = ['a "b"', "it's \\ {{ x }}", 'ü  y']
+    names = ['None', "it's \\ {{ _base_.model }} {{ fileDirname }}", 'ü  "y"']
     for file in root.rglob('*.json'):
         content = json.loads(file.read_text())
         for category in content['categories']:
@@ -266,3 +273,110 @@ def test_classes_with_quotes_and_spaces_are_read_back(tmp_path):
     cfg = read_config(make(root))
     assert sorted(cfg.train_dataloader.dataset.metainfo.classes) == sorted(names)
     assert torch.tensor(cfg.model.roi_head.bbox_head.num_classes) == 3
+
+
+@pytest.mark.parametrize('epochs', [1, 2])
+def test_short_schedules_pass_the_check(epochs, tmp_path, capsys):
+    config = make(as_yolo(tmp_path / 'set'), '--epochs', epochs)
+    assert 'param_scheduler' not in capsys.readouterr().out  # no warning
+    schedule = read_config(config).param_scheduler
+    assert [s.type for s in schedule] == ['LinearLR', 'MultiStepLR'][:epochs]
+
+
+def test_nothing_is_written_among_the_labels(tmp_path, monkeypatch):
+    """Not even where COCO files could be used as they lie: in the folder itself the default is there."""
+    root = as_coco(tmp_path / 'set')
+    before = snapshot(root)
+    monkeypatch.chdir(root)
+    for options in (['.'], [str(root), '--out', str(root / 'train' / 'own.py')]):
+        with pytest.raises(UserError, match='where nothing is written: give --out FILE.py in another'):
+            new.main([*options, *SMALL])
+    assert snapshot(root) == before
+
+
+def test_random_weights_have_a_recipe_of_their_own(tmp_path):
+    """And those of a file keep that of the base."""
+    root, file = as_folders(tmp_path / 'set'), tmp_path / 'own weights.pth'
+    model = read_config(make(root)).model
+    assert (model.backbone.layer_scale_init_value, model.head_init_scale, model.init_cfg) == (1.0, 1.0, None)
+    assert model.backbone.init_cfg[0].mode == 'fan_in'
+    torch.save(dict(model=convnext_backbone.ConvNeXt('atto').state_dict()), file)
+    out = tmp_path / 'own.py'
+    new.main([str(root), '--out', str(out), *SMALL, '--weights', str(file)])
+    cfg = read_config(out)
+    assert cfg.model.init_cfg.checkpoint == str(file)
+    assert 'layer_scale_init_value' not in cfg.model.backbone
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * (2 / 64) ** 0.5, rel=0.03)
+    detector = read_config(make(as_yolo(tmp_path / 'boxes'))).model.backbone
+    assert detector.init_cfg is None  # not by fan-in: it pads, see new/text.py
+    v2 = read_config(make(root, '--arch', 'v2_atto')).model.backbone
+    assert not v2.get('layer_scale_init_value')
+
+
+@pytest.mark.parametrize(
+    'name',
+    ["it's", 'a "b" ü', '{{ fileDirname }}', '{{ _base_.model }}', '{{ $HOME: }}', 'a\\b', '"""', 'v1.5 %s'],
+)
+def test_folders_may_have_any_name(name, tmp_path, capsys):
+    """That of the labels and that of the config: mmengine replaces ``{{ ... }}`` in the text of a config."""
+    root = as_yolo(tmp_path / 'data' / name, make_truth(4))
+    for out in (tmp_path / 'own.py', tmp_path / name / 'own.py', root.parent / 'own.py'):
+        out.parent.mkdir(exist_ok=True)
+        make(root, out=out)  # SystemExit if the check finds errors
+        dataset = read_config(out).train_dataloader.dataset
+        assert dataset.data_prefix.img == str(root / 'images' / 'train')
+        assert dataset.ann_file == str(out.with_name('own_labels') / 'train.json')
+        assert 'next: convnext train' in capsys.readouterr().out
+
+
+def test_a_relative_folder_is_found_from_anywhere(tmp_path, monkeypatch):
+    root = as_yolo(tmp_path / 'my set')
+    (tmp_path / 'link').symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for folder in ('my set/', 'link'):
+        out = new.main([folder, *SMALL])
+        assert out == Path(f'{Path(folder).name.replace(" ", "_")}.py')
+        monkeypatch.chdir('/')
+        place = Path(read_config(tmp_path / out).val_dataloader.dataset.data_prefix.img)
+        assert place == tmp_path / Path(folder) / 'images' / 'val'
+        monkeypatch.chdir(tmp_path)
+
+
+def test_an_error_of_the_check_is_no_invitation_to_train(tmp_path, capsys):
+    truth = {
+        n: (part, size, objects * (part == 'train')) for n, (part, size, objects) in make_truth().items()
+    }
+    with pytest.raises(SystemExit):
+        make(as_yolo(tmp_path / 'set', truth))
+    said = capsys.readouterr().out
+    assert 'there is nothing to evaluate' in said
+    assert 'cannot train before the errors above are corrected' in said
+    assert 'next:' not in said
+
+
+def test_dino_has_no_more_queries_than_places(tmp_path):
+    """Images of 320 and 0.6 of it: 24, 12, 6 and 3 places in a row of the maps."""
+    root = as_yolo(tmp_path / 'set')
+    model = read_config(make(root, '--model', 'dino', '--size', 320)).model
+    assert model.num_queries == 24**2 + 12**2 + 6**2 + 3**2
+    assert model.test_cfg.max_per_img == 300
+    assert read_config(make(root, '--model', 'dino', '--size', 800)).model.num_queries == 900
+    model = read_config(make(root, '--model', 'dino')).model  # 64 and 32
+    assert (model.num_queries, model.test_cfg.max_per_img) == (4**2 + 2**2 + 1 + 1, 3 * 22)
+
+
+@pytest.mark.parametrize('model', ['rtmdet', 'mask2former'])
+def test_the_size_asked_for_reaches_every_step(model, tmp_path):
+    """RTMDet's mosaics are of 640, Mask2Former's batches padded to 1024."""
+    config = make(as_coco(tmp_path / 'set', polygons=True), '--model', model)
+    cfg = read_config(config)
+    parts = [cfg.model.data_preprocessor, cfg.train_dataloader, cfg.val_dataloader, cfg.get('custom_hooks')]
+    assert not re.search('640|1280|1024', repr(parts))
+    if model == 'rtmdet':
+        assert repr(parts).count('64, 64') >= 9
+        assert '640' in repr(
+            read_config(make(tmp_path / 'set', '--model', model, '--size', 640)).train_dataloader
+        )
+    else:
+        assert cfg.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
+        assert '[1.0] * 3 + [0.1]' in config.read_text()

@@ -82,6 +82,8 @@ class ValuesCheck(SettingsCheck):
         for place, value in _leaves(dict(self.cfg.items()), ''):
             if isinstance(value, float) and math.isnan(value):
                 self.error(place, 'got nan, needs a number')
+            elif 'classes' in place.split('.'):
+                continue  # a class may be called None
             elif isinstance(value, str) and value in ('True', 'False', 'None', 'true', 'false'):
                 name = value.capitalize()
                 self.error(

@@ -20,6 +20,7 @@ from ..config.data import DATALOADERS
 from ..errors import UserError, check_choice, suggest
 from ..labels import FORMATS, LOSSES, read_labels
 from ..new import MODELS, anchor_changes, machine_at_hand, model_for, pixels_of, recipe_for, write_config
+from ..new.recipe import MOSAIC
 from ..swap.plan import checked_weights, default_weights
 
 
@@ -91,6 +92,7 @@ def main(argv=None) -> Path:
     if args.weights:
         weights = None if args.weights == 'none' else checked_weights(args.weights, args.arch)
     options = dict(epochs=args.epochs, batch=args.batch, size=args.size, scratch=weights is None)
+    options['square'] = MOSAIC if name == 'rtmdet' else None
     recipe = recipe_for(labels, optimizer.lr, images, machine_at_hand(), **options)
     pixels = pixels_of(labels)
     anchors, said = anchor_changes(labels, base, recipe)
@@ -105,15 +107,15 @@ def main(argv=None) -> Path:
     )
     for note in (*labels.notes, *said):
         print(f'note: {note}')
-    for what, rule in recipe.rules.items():
-        value = dict(epochs=recipe.epochs, batch=recipe.batch, rate=recipe.rate).get(what)
-        print(f'{what}: {"" if value is None else f"{value}; "}{rule}')
+    for what, rule in recipe.told():
+        print(f'{what}: {rule}')
     findings = check_config(read_config(out), [key for key in DATALOADERS if base.get(key)], 'sample')
     for finding in findings.ordered():
         print(f'{finding.level}: {finding}')
-    print(f'written: {out}; next: convnext train {out}')
     if findings.of('error'):
+        print(f'written: {out}; it cannot train before the errors above are corrected')
         sys.exit(1)
+    print(f'written: {out}; next: convnext train {shlex.quote(str(out))}')
     return out
 
 
@@ -125,8 +127,12 @@ def _output(args) -> Path:
     """
     out = args.out or Path(f'{args.folder.absolute().name.replace(" ", "_") or "new"}.py')
     if out.exists():
-        raise UserError(f'{out} exists: choose another --out, nothing was changed')
+        raise UserError(f'{out} exists: remove it or choose another --out; nothing was changed')
     if out.suffix != '.py' or not out.parent.is_dir():
         raise UserError(f'--out {out}: give a file that ends in .py, in a folder that exists')
+    if out.absolute().parent.resolve().is_relative_to(args.folder.resolve()):
+        raise UserError(
+            f'{out} lies in {args.folder}, where nothing is written: give --out FILE.py in another folder'
+        )
     check_work_dir(out.parent, '--out')
     return out

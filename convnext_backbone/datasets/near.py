@@ -77,13 +77,24 @@ def _reduce(file: str | os.PathLike) -> tuple[int, np.ndarray] | None:
     try:
         with Image.open(file) as image:
             image.draft('L', (4 * SIDE, 4 * SIDE))  # of a JPEG an eighth is decoded
-            gray = image.convert('L')
+            gray = _gray(image)
             small = np.asarray(gray.resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
             tiny = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX))
     except (OSError, ValueError, SyntaxError):
         return None
     bits = (small[:, 1:] > small[:, :-1]).reshape(-1)
     return int(np.packbits(bits).view('>u8')[0]), tiny.reshape(-1)
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    """Return an image in gray of 8 bits; Pillow would cut values of more off at 255."""
+    if image.mode != 'F' and not image.mode.startswith('I'):
+        return image.convert('L')
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+    low, high = (values.min(), values.max()) if image.mode == 'F' else (0, values.max())
+    if image.mode != 'F':
+        high = 2 ** max(8, int(high).bit_length()) - 1
+    return Image.fromarray((np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8))
 
 
 def _groups(hashes: np.ndarray, tiny: np.ndarray) -> np.ndarray:

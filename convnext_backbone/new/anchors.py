@@ -47,5 +47,7 @@ def anchor_changes(labels: Labels, base: Config, recipe: Recipe) -> tuple[list[C
             changes += [
                 Change(f'{key}.{name}', generator.get(name), value, why) for name, value in new.items()
             ]
+        else:
+            line += ', and no others reach more'
         said.append(line)
     return changes, said
