@@ -326,6 +326,13 @@ def test_files_that_hold_no_weights_are_refused_in_words(tmp_path, content, word
     assert '\n' not in str(error.value)
 
 
+def test_the_pointer_to_the_newest_checkpoint_says_which_it_is(tmp_path):
+    pointer = tmp_path / 'last_checkpoint'
+    pointer.write_text('run/epoch_3.pth')
+    with pytest.raises(UnreadableCheckpoint, match='no weights: give that file, run/epoch_3.pth'):
+        read_checkpoint(pointer)
+
+
 @pytest.mark.parametrize('share', [0.05, 0.5, 0.999])
 @pytest.mark.parametrize(
     ('suffix', 'write'),

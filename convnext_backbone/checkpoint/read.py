@@ -123,6 +123,9 @@ def _damaged(file, error: Exception) -> str:
             f'{file} is a pickle that torch.save did not write (pickle.dump), which is not opened: get the '
             'weights as .safetensors or .pth'
         )
+    if (path := Path(file)).name == 'last_checkpoint' and path.stat().st_size < 4096:
+        named = path.read_text(errors='replace').strip()
+        return f'{file} holds the name of the newest checkpoint, no weights: give that file, {named}'
     reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
     return f'{file} is truncated, damaged or no file of weights ({reason}): copy or download it again'
 
