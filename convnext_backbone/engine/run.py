@@ -10,7 +10,7 @@ from torch import nn
 from .. import config as configs
 from ..checks import AMOUNTS, check_config
 from ..errors import UserError, check_choice
-from ..report import add_report
+from ..report import make_report
 from . import launch
 from .runner import Runner
 
@@ -70,8 +70,6 @@ def train(
         raise UserError('--new-lr is for --resume: a new training has the learning rate of its config anyway')
     notes += configs.set_batch(cfg, auto_scale_lr)
     notes += configs.choose_precision(cfg, amp, device)
-    title = f'{Path(cfg.filename or "training").stem} at its end'
-    add_report(cfg, Path(cfg.work_dir, 'report.html'), title, at_end=True)
     if fsdp:
         configs.divide_model(cfg, options.get('launcher', 'none'))
     if stop_at is not None and stop_at < 1:
@@ -81,6 +79,8 @@ def train(
     cfg.randomness = {'seed': None, **cfg.get('randomness', {}), **randomness}
     runner = Runner.from_cfg(cfg).log_notes(notes)
     runner.stop_at, runner.new_lr = stop_at, new_lr
+    title = f'{Path(cfg.filename or "training").stem} at its end'
+    runner.report = make_report(cfg, Path(cfg.work_dir, 'report.html'), title, at_end=True)
     return runner.train()
 
 
@@ -116,17 +116,21 @@ def test(
     configs.write_details(cfg)
     if against and not report:
         raise UserError('--against belongs to --report: give a file for the page')
+    made = None
     if report:
         configs.check_work_dir(Path(report).absolute().parent, '--report')
         if against:
             other = copy.deepcopy(cfg)
-            add_report(other, report, '', keep=True)
             configs.for_testing(other, _text(against), prefix)
-            Runner.from_cfg(other).test()
+            runner = Runner.from_cfg(other)
+            runner.report = make_report(cfg, report, '', keep=True)
+            runner.test()
         title = f'{_text(checkpoint)} on {Path(cfg.filename or "the config").name}'
-        add_report(cfg, report, title, other=_text(against) or '')
+        made = make_report(cfg, report, title, other=_text(against) or '')
     configs.for_testing(cfg, _text(checkpoint), prefix)
-    return Runner.from_cfg(cfg).log_notes(notes).test()
+    runner = Runner.from_cfg(cfg).log_notes(notes)
+    runner.report = made
+    return runner.test()
 
 
 def _text(path: str | os.PathLike | None) -> str | None:

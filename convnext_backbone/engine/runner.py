@@ -66,7 +66,7 @@ class Runner(MMEngineRunner):
         close_unsafe_reader()
         torch.set_flush_denormal(True)  # on a CPU, numbers near zero make a step several times slower
         self._resumed, self.stop_request, self.stop_at, self._least_batches = None, None, None, 0
-        self.new_lr = False
+        self.new_lr, self.report = False, None
         self._validated = self._loaded = False
         self._trained_classes = []
         given = inspect.signature(MMEngineRunner).bind(*args, **kwargs).arguments
@@ -145,12 +145,18 @@ class Runner(MMEngineRunner):
         return loader
 
     def build_evaluator(self, evaluator):
-        """Build as in mmengine, from metrics with ours mixed in; a config stays as it is."""
+        """Build as in mmengine, from metrics with ours mixed in, and add the report, if there is to be one.
+
+        A config stays as it is.
+        """
         if isinstance(evaluator, (dict, list)):
             evaluator = copy.deepcopy(evaluator)
             for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
                 _improve(metric, METRICS)
-        return super().build_evaluator(evaluator)
+        built = super().build_evaluator(evaluator)
+        if self.report is not None:
+            built.metrics.append(self.report)
+        return built
 
     @report_build_errors
     def build_train_loop(self, loop):

@@ -1,5 +1,5 @@
 """Shows what a model does right and wrong: a page for each evaluation that asks for one."""
 
-from .metric import Report, add_report
+from .metric import Report, make_report
 
-__all__ = ['Report', 'add_report']
+__all__ = ['Report', 'make_report']

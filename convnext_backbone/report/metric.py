@@ -115,12 +115,13 @@ def _at_end() -> bool:
     return done[0] + 1 >= most[0] if most[0] and most[0] < 10**9 else done[1] + 1 >= most[1]
 
 
-def add_report(cfg: Config, out: str | os.PathLike, title: str, at_end: bool = False, **more) -> None:
-    """Have an evaluation write a report.
+def make_report(
+    cfg: Config, out: str | os.PathLike, title: str, at_end: bool = False, **more
+) -> Report | None:
+    """Return the report of an evaluation, which the runner adds to its metrics; a config does not hold it.
 
     Args:
-        cfg: of the run, changed in place; its ``test_evaluator`` names the truth (``val_evaluator`` if
-            ``at_end``).
+        cfg: of the run; its ``test_evaluator`` names the truth (``val_evaluator`` if ``at_end``).
         out: file of the page.
         title: of the page.
         at_end: see :class:`Report`; without what computes a detector's, there is none then.
@@ -131,15 +132,12 @@ def add_report(cfg: Config, out: str | os.PathLike, title: str, at_end: bool = F
     """
     split = 'val' if at_end else 'test'
     if not (given := cfg.get(f'{split}_evaluator')):
-        return
-    evaluators = list(given) if isinstance(given, (list, tuple)) else [given]
+        return None
+    evaluators = given if isinstance(given, (list, tuple)) else [given]
     ann_file = next((e['ann_file'] for e in evaluators if e.get('ann_file')), '')
     if ann_file and importlib.util.find_spec('hotcoco') is None:
         if at_end:
-            return
+            return None
         raise UserError("the report of a detector needs hotcoco: pip install 'convnext_backbone[report]'")
-    report = dict(type='convnext_backbone.Report', out=str(out), title=title, ann_file=ann_file)
-    report.update(at_end=at_end, **more)
-    if not ann_file:
-        report['dataset'] = cfg[f'{split}_dataloader'].dataset
-    cfg[f'{split}_evaluator'] = [*evaluators, report]
+    dataset = None if ann_file else cfg[f'{split}_dataloader'].dataset
+    return Report(str(out), title, ann_file, dataset, at_end, **more)
