@@ -119,7 +119,7 @@ def as_yolo(root: Path, truth=TRUTH, polygons=False, digits=6, newline='\n', bom
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes((bom + newline.join([*lines, ''])).encode())
     (root / 'data.yaml').write_text(
-        f'path: .\ntrain: images/train\nval: images/val\nnc: 3\nnames: {list(NAMES)}\n'
+        f'path: .\ntrain: images/train\nval: images/val\nnc: {len(NAMES)}\nnames: {list(NAMES)}\n'
     )
     return root
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_labels
 import tifffile
 import torch
 from conftest import convnext
@@ -80,17 +81,53 @@ def test_copies_of_one_set_train_the_same_number_for_number(tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow
+def test_real_images_in_every_format_train_the_same(real_data, tmp_path, monkeypatch):
+    """Some of coco_mini, outlines of whole pixels: COCO, YOLO, LabelMe and CVAT; boxes: Pascal VOC."""
+    truth, source = {}, {}
+    for part in ('train', 'val'):
+        file = real_data / f'coco_mini/annotations/instances_{part}2017.json'
+        content = json.loads(file.read_text())
+        names = {c['id']: c['name'] for c in content['categories']}
+        for image in content['images'][: 10 if part == 'train' else 3]:
+            objects = []
+            for own in content['annotations']:
+                if own['image_id'] == image['id'] and not own['iscrowd']:
+                    x, y, w, h = map(round, own['bbox'])
+                    right, low = min(x + max(w, 2), image['width']), min(y + max(h, 2), image['height'])
+                    objects.append((names[own['category_id']], [x, y, right, y, right, low, x, low]))
+            truth[image['file_name']] = (part, (image['width'], image['height']), objects)
+            source[image['file_name']] = real_data / f'coco_mini/{part}2017' / image['file_name']
+
+    def put_real(root: Path, place: str, truth) -> None:
+        for name, (part, *_) in truth.items():
+            target = root / place.format(split=part) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source[name], target)
+
+    monkeypatch.setattr(test_labels, 'put_images', put_real)
+    used = {name for *_, objects in truth.values() for name, _ in objects}
+    monkeypatch.setattr(test_labels, 'NAMES', tuple(sorted(used, reverse=True)))
+    found = {}
+    for write in (as_coco, as_yolo, as_labelme, test_labels.as_cvat):
+        options = dict(digits=9) if write is as_yolo else {}
+        root = write(tmp_path / write.__name__, truth, polygons=True, **options)
+        found[write.__name__] = train(make(root, '--model', 'mask_rcnn'))
+    assert len({str(rows) for rows in found.values()}) == 1, found
+    boxes = [train(make(write(tmp_path / f'boxes_{write.__name__}', truth))) for write in (as_coco, as_voc)]
+    assert boxes[0] == boxes[1]
+
+
 @pytest.mark.long
-def test_a_segmenter_and_a_classifier_train(tmp_path):
+def test_a_segmenter_trains(tmp_path):
+    """A classifier does in tests/test_report.py."""
     as_masks(tmp_path / 'streets')
     rows = train(make(tmp_path / 'streets'))
     assert [math.isfinite(v) for row in rows for _, v in row] == [True] * 6
-    rows = train(make(as_folders(tmp_path / 'insects')), 4)
-    assert [math.isfinite(v) for row in rows for _, v in row] == [True] * 4
 
 
 @pytest.mark.parametrize(
-    'name', [pytest.param(n, marks=() if n in ('rtmdet', 'cascade') else pytest.mark.slow) for n in MODELS]
+    'name', [pytest.param(n, marks=() if n == 'rtmdet' else pytest.mark.slow) for n in MODELS]
 )
 @pytest.mark.parametrize('arch', ['atto', pytest.param('base', marks=pytest.mark.slow)])
 def test_every_model_trains_a_step(name, arch, tmp_path):

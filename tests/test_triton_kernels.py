@@ -109,7 +109,7 @@ def test_operators_tell_torch_compile_what_they_give():
 
 @direct
 @pytest.mark.parametrize(
-    'broken', ['depthwise_conv', 'linear_gelu', 'norm', 'depthwise_conv_weight_gradient']
+    'broken', ['linear_gelu', *map(slow, ('depthwise_conv', 'norm', 'depthwise_conv_weight_gradient'))]
 )
 def test_a_kernel_that_is_wrong_is_found(broken, monkeypatch):
     """Each by the comparison that is to find it: a twentieth too large."""

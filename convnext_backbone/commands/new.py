@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from ..backbones.convnext import ARCHITECTURES
+from ..checkpoint.zoo import RELEASED
 from ..checks import check_config
 from ..cli import Parser
 from ..config import check_work_dir, read_config
@@ -109,6 +110,8 @@ def main(argv=None) -> Path:
         print(f'note: {note}')
     for what, rule in recipe.told():
         print(f'{what}: {rule}')
+    licence = RELEASED[weights].licence if weights in RELEASED else 'not known'
+    print(f'weights: {weights}; licence: {licence}' if weights else 'weights: random')
     findings = check_config(read_config(out), [key for key in DATALOADERS if base.get(key)], 'sample')
     for finding in findings.ordered():
         print(f'{finding.level}: {finding}')

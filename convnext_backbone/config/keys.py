@@ -218,11 +218,12 @@ def _sources(filename: str, heirs: frozenset = frozenset()) -> Iterator[tuple[st
     used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     inherited = heirs | set(re.findall(r'_base_\.(\w+)', text))
     sets = {
-        target.id
+        name.id
         for statement in tree.body
         if isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign))
         for target in getattr(statement, 'targets', None) or [statement.target]
-        if isinstance(target, ast.Name)
+        for name in (target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target])
+        if isinstance(name, ast.Name)
     }
     yield str(filename), sets, used | inherited
     for base in bases:
