@@ -82,6 +82,19 @@ def test_a_key_that_nothing_reads_is_an_error(tmp_path, text, words):
     assert 'main.py' in str(error.value)
 
 
+def test_variables_that_are_set_two_at_a_time_are_known(tmp_path):
+    """Of a base, which used them; and one of them set in vain."""
+    base = BASE.replace("dict(type='M')", "dict(type='M', things=a, stuff=b)").replace(
+        'pipe', 'a, b = 80, 0\npipe', 1
+    )
+    check_keys(
+        Config.fromfile(write(tmp_path, base=base, main="_base_ = './base.py'\nmodel = dict(things=3)\n"))
+    )
+    cfg = Config.fromfile(write(tmp_path, base=base, main="_base_ = './base.py'\na, c = 5, 6\n"))
+    with pytest.raises(UserError, match="sets 'a'|sets 'c'"):
+        check_keys(cfg)
+
+
 def test_variables_that_are_used_are_no_error_and_a_dumped_config_neither(tmp_path):
     text = (
         "_base_ = './base.py'\nwidth = 3\npipeline = [dict(type='B', width=width)]\n"
