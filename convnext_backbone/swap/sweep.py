@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import mmengine
 from tqdm import tqdm
 
 from ..config import task_of
@@ -24,6 +25,7 @@ from .proof import prove
 from .source import Source, read_source, shipped_configs
 from .text import config_text
 
+INSTALLED = f'{Path(mmengine.__file__).parents[1]}{os.sep}'  # folder of all packages
 SECONDS = 240  # for one config
 AT_ONCE = 40  # configs of a process
 OUTCOMES = ('swapped', 'unproven', 'refused', 'failed', 'unreadable')
@@ -113,7 +115,8 @@ def _prepare() -> None:
 
 
 def _row(name: str, arch: str, outcome: str, reason: str = '', **more) -> dict:
-    return dict(config=name, arch=arch, outcome=outcome, reason=' '.join(reason.split())[:400], **more)
+    reason = ' '.join(reason.replace(INSTALLED, '').split())  # where packages lie is of this machine
+    return dict(config=name, arch=arch, outcome=outcome, reason=reason[:400], **more)
 
 
 def row_of(name: str, arch: str, recipe: str) -> dict:
