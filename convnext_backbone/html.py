@@ -1,10 +1,11 @@
 """Writes pages of one file that need nothing else: no script, nothing from the network, dark where asked."""
 
 import base64
+import colorsys
 from collections.abc import Iterable
 from html import escape
 
-__all__ = ['bar', 'document', 'escape', 'picture', 'table']
+__all__ = ['bar', 'colour', 'document', 'escape', 'picture', 'table']
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -74,6 +75,12 @@ def bar(share: float, text: str, second: bool = False) -> str:
     kind = ' second' if second else ''
     strip = f'<span style="--share:{share:.4f}"></span>' if share else ''
     return f'<div class="bar{kind}">{strip}{escape(text)}</div>'
+
+
+def colour(label: int) -> str:
+    """Return the colour of a class, unlike that of the classes before it."""
+    hue, value = label * 0.618034 % 1, (1, 0.75)[label // 8 % 2]
+    return '#' + ''.join(f'{round(255 * part):02x}' for part in colorsys.hsv_to_rgb(hue, 0.85, value))
 
 
 def picture(data: bytes, description: str, kind: str = 'jpeg') -> str:

@@ -16,7 +16,7 @@ from ..backbones.convnext import ARCHITECTURES
 from ..checkpoint.zoo import RELEASED
 from ..checks import check_config
 from ..cli import Parser
-from ..config import check_work_dir, read_config
+from ..config import check_new_config, read_config
 from ..config.data import DATALOADERS
 from ..errors import UserError, check_choice, suggest
 from ..labels import FORMATS, LOSSES, read_labels
@@ -129,13 +129,9 @@ def _output(args) -> Path:
         UserError: something is there already, or it is no place for a config.
     """
     out = args.out or Path(f'{args.folder.absolute().name.replace(" ", "_") or "new"}.py')
-    if out.exists():
-        raise UserError(f'{out} exists: remove it or choose another --out; nothing was changed')
-    if out.suffix != '.py' or not out.parent.is_dir():
-        raise UserError(f'--out {out}: give a file that ends in .py, in a folder that exists')
     if out.absolute().parent.resolve().is_relative_to(args.folder.resolve()):
         raise UserError(
             f'{out} lies in {args.folder}, where nothing is written: give --out FILE.py in another folder'
         )
-    check_work_dir(out.parent, '--out')
+    check_new_config(out)
     return out

@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from ..backbones.convnext import ARCHITECTURES
 from ..cli import Parser
-from ..config import check_work_dir, read_config
+from ..config import check_new_config, read_config
 from ..errors import UserError
 from ..swap import Plan, Refused, config_text, plan_swap, read_source
 from ..swap.recipe import RECIPES
@@ -65,15 +65,7 @@ def main(argv=None) -> Path:
     arch = args.arch or 'tiny'
     name = args.config.rpartition('::')[2]
     out = args.out or Path(f'{Path(name).stem}_convnext_{arch}.py')
-    try:
-        there = out.exists()
-    except OSError as error:  # a name that is too long
-        raise UserError(f'--out {str(out)[:60]}...: {error.strerror}') from error
-    if there:
-        raise UserError(f'{out} exists: choose another --out, nothing was changed')
-    if out.suffix != '.py' or not out.parent.is_dir():
-        raise UserError(f'--out {out}: give a file that ends in .py, in a folder that exists')
-    check_work_dir(out.parent, '--out')
+    check_new_config(out)
     source = read_source(args.config)
     try:
         plan, trial = swapped(source, arch, args.weights, args.recipe, not args.no_proof)

@@ -12,7 +12,7 @@ from .adapt import (
     write_details,
 )
 from .data import check_classes, class_counts, datasets, num_classes, set_data_root
-from .files import CONFIGS, check_work_dir, config_names, find_config, published, sizes
+from .files import CONFIGS, check_new_config, check_work_dir, config_names, find_config, published, sizes
 from .keys import apply_options, check_keys, dicts, hooks_of, nodes
 from .read import read_config
 from .stand_ins import add_default_hooks, use_preprocessors, use_stand_ins
@@ -27,6 +27,7 @@ __all__ = [
     'check_classes',
     'class_counts',
     'check_keys',
+    'check_new_config',
     'check_work_dir',
     'choose_device',
     'choose_precision',

@@ -78,6 +78,19 @@ def sizes() -> dict[str, dict]:
     return json.loads((CONFIGS / 'sizes.json').read_text())
 
 
+def check_new_config(out: Path) -> None:
+    """Raise :class:`UserError` unless a new config can be written to ``out``, the value of ``--out``."""
+    try:
+        there = out.exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(f'--out {str(out)[:60]}...: {error.strerror}') from error
+    if there:
+        raise UserError(f'{out} exists: remove it or choose another --out; nothing was changed')
+    if out.suffix != '.py' or not out.parent.is_dir():
+        raise UserError(f'--out {out}: give a file that ends in .py, in a folder that exists')
+    check_work_dir(out.parent, '--out')
+
+
 def check_work_dir(work_dir: str | os.PathLike, option: str = '--work-dir') -> None:
     """Raise :class:`UserError` unless a file can be written into ``work_dir``."""
     try:

@@ -3,11 +3,9 @@
 Each part runs in a process of its own, which may crash or hang: the others go on.
 """
 
-import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,12 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..ops.trial import PATHS, end_session
 from .rows import Row
 
-SCRIPT = (  # modules are to be found where this process finds them
-    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
-    'from convnext_backbone import gpu; gpu.run_part(*sys.argv[2:])'
-)
+SCRIPT = PATHS + 'from convnext_backbone import gpu; gpu.run_part(*sys.argv[2:])'
 
 
 @dataclass(frozen=True)
@@ -150,9 +146,7 @@ def run_child(name: str, device: str, seconds: float) -> Outcome:
         except subprocess.TimeoutExpired:
             status = None
         finally:  # also what it started, and if this process is interrupted
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            end_session(child)
         rows = [Row(**json.loads(line)) for line in file.read_text().split('\n')[:-1]]
         text = log.read_text(errors='replace').strip().splitlines()
     failure = ''

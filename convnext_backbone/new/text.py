@@ -16,7 +16,7 @@ from ..config import num_classes
 from ..config.keys import walk
 from ..config.text import as_written
 from ..labels import Labels, write_coco, write_lists, write_masks
-from ..swap.plan import Change
+from ..swap.plan import Change, groups_of_halves
 from ..swap.recipe import DETECTION, SEGMENTATION, SMALL_DROP_PATH
 from ..swap.text import WIDTH, assignment, nested
 from .models import MODELS
@@ -174,7 +174,7 @@ def _backbone(writer: _Writer, arch: str, weights: str | None) -> Iterator[Chang
             yield Change(key, value, [widths[TINY.index(v)] for v in value], fitted)
         elif widths != TINY and value in TINY and 'auxiliary_head' in key:
             yield Change(key, value, widths[TINY.index(value)], fitted)
-    if writer.model == 'rtmdet' and (groups := math.gcd(32, *(width // 2 for width in widths[1:]))) < 32:
+    if writer.model == 'rtmdet' and (groups := groups_of_halves(32, widths[1:])) < 32:
         yield Change('model.neck.norm_cfg.num_groups', 32, groups, 'which divides the widths of the neck')
     place = 'model' if writer.model == 'classifier' else 'model.backbone'
     old = base.model.init_cfg if writer.model == 'classifier' else base.model.backbone.init_cfg

@@ -39,10 +39,9 @@ LONGEST = 60  # seconds of a process for all its trials, waiting for another pro
 LONGEST_KIND = 30  # seconds for a kind of call, most of which compile
 SHORTEST = 8  # seconds without which no child is begun
 OVER = 'the time was over'
-SCRIPT = (  # modules are to be found where this process finds them
-    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
-    'from convnext_backbone.ops import trial_child; trial_child.main()'
-)
+# Begins a child's program: modules are to be found where this process finds them.
+PATHS = 'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
+SCRIPT = PATHS + 'from convnext_backbone.ops import trial_child; trial_child.main()'
 COMMAND = [sys.executable, '-c', SCRIPT]
 
 # Set by torch.export: torch.compiler.is_exporting() is true in any compilation, too (torch 2.11), and torch
@@ -339,16 +338,21 @@ def _run_child(kinds: list[Kind], end: float, folder: Path, found: dict) -> tupl
             if len(new) > len(lines):
                 lines, last = new, time.monotonic()
     finally:  # also what it started, and if this process is interrupted
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(5)
+        end_session(child)
     found.update((line['name'], line['verdict']) for line in lines if 'verdict' in line)
     text = log.read_text(errors='replace').strip().splitlines()
     why = ', '.join([f'exit status {status}', *text[-1:]])
     if status is None:
         why = f'no answer in {LONGEST_KIND} s' if time.monotonic() < end else OVER
     return lines[-1]['name'] if lines else None, why, status is None
+
+
+def end_session(child: subprocess.Popen) -> None:
+    """End a child that has a session of its own, and what it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(5)
 
 
 def _lines(file: Path) -> list[dict]:

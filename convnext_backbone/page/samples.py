@@ -1,6 +1,5 @@
 """Draws samples as the network sees them, with their labels: small pictures, outlines above them as SVG."""
 
-import colorsys
 import random
 from collections import Counter
 from itertools import islice
@@ -12,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from ..config.keys import dicts
 from ..errors import message
-from ..html import escape, picture
+from ..html import colour, escape, picture
 from ..registry import type_name
 from .statistics import parts, seeded
 
@@ -39,12 +38,6 @@ figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.4; padding-t
 :root { color-scheme: light dark; }
 body:has(#labels:not(:checked)) .pic svg { display: none; }
 """
-
-
-def colour(label: int) -> str:
-    """Return the colour of a class, unlike that of the classes before it."""
-    hue, value = label * 0.618034 % 1, (1, 0.75)[label // 8 % 2]
-    return '#' + ''.join(f'{round(255 * part):02x}' for part in colorsys.hsv_to_rgb(hue, 0.85, value))
 
 
 def chip(label: int, text: str) -> str:

@@ -62,7 +62,7 @@ def parts(results: list[dict], classes: tuple[str, ...], report) -> list[str]:
         '<h2>By class, the worst first</h2>',
         table(['class', 'images', 'right, %', 'precision, %'], rows[:60], (1, 3)),
         '<h2>Taken for</h2>',
-        matrix(counts, names, names),
+        matrix(counts, names),
         curve(
             f'Calibration: error {error:.3f}',
             {'right': (scores, shares)},

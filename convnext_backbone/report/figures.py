@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..html import escape, picture
+from ..html import colour, escape, picture
 
 WIDE = 420  # pixels of a picture's longer side
 STYLE = """
@@ -83,36 +83,36 @@ def folded(title: str, content: str, count: int, most: int = 30) -> str:
     return f'<details><summary>{escape(title)}: {count}</summary>{content}</details>'
 
 
-def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str], most: int = 15) -> str:
+def matrix(counts: np.ndarray, names: Sequence[str], most: int = 15) -> str:
     """Return shares of each row as shades; of many classes those that are confused most.
 
     Args:
-        counts: (rows, columns).
-        rows, columns: their names.
-        most: rows and columns that are shown.
+        counts: (classes, classes), row the truth, column what it was taken for.
+        names: of the classes.
+        most: classes that are shown.
     """
     counts = np.asarray(counts, float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    extra = len(columns) - min(counts.shape)  # background stays
-    wrong = counts.copy()
-    size = min(counts.shape)
-    wrong[np.arange(size), np.arange(size)] = 0
-    weight = wrong[:size].sum(1) + wrong[:, :size].sum(0)[:size]
-    kept = sorted(np.argsort(-weight, kind='stable')[:most].tolist())
-    own_rows = [*kept, *range(size, len(rows))] if extra >= 0 else kept
-    own_columns = [*kept, *range(size, len(columns))]
-    head = ''.join(f'<th>{escape(columns[c])}</th>' for c in own_columns)
+    wrong = counts - np.diag(counts.diagonal())
+    kept = sorted(np.argsort(-wrong.sum(1) - wrong.sum(0), kind='stable')[:most].tolist())
+    head = ''.join(f'<th>{escape(names[c])}</th>' for c in kept)
     lines = [f'<tr><th></th>{head}</tr>']
-    for r in own_rows:
+    for r in kept:
         cells = []
-        for c in own_columns:
+        for c in kept:
             share = shares[r, c]
             style = f'background:rgba(59,110,165,{share:.2f});color:{"#fff" if share > 0.5 else "inherit"}'
             text = f'{share:.0%}' if counts[r, c] else ''
             cells.append(f'<td style="{style}" title="{counts[r, c]:.0f}">{text}</td>')
-        lines.append(f'<tr><th>{escape(rows[r])}</th>{"".join(cells)}</tr>')
+        lines.append(f'<tr><th>{escape(names[r])}</th>{"".join(cells)}</tr>')
+    size = len(names)
     note = f'<p>The {len(kept)} of {size} classes that are confused most.</p>' if size > len(kept) else ''
     return f'{note}<div class="table"><table class="matrix">{"".join(lines)}</table></div>'
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a number of percent; a dash where there is none."""
+    return '-' if value is None or np.isnan(value) or value < 0 else f'{100 * value:.1f}'
 
 
 def reduced(image: np.ndarray, nearest: bool = False) -> tuple[np.ndarray, float]:
@@ -147,6 +147,5 @@ def side_by_side(pictures: dict[str, np.ndarray], caption: str) -> str:
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """Return the colour (B, G, R) of a class."""
-    hue = np.uint8([[[int(label * 0.618034 * 180) % 180, 217, (255, 191)[label // 8 % 2]]]])
-    return tuple(int(v) for v in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
+    """Return the colour of a class as OpenCV has it: blue, green, red."""
+    return tuple(reversed(bytes.fromhex(colour(label)[1:])))

@@ -31,7 +31,7 @@ class Report(BaseMetric):
         keep: write no page, keep the results for the next report.
     """
 
-    default_prefix = None
+    default_prefix = 'report'  # of no number; without one mmengine warns
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import UserError
 from ..html import bar, escape, table
 from .compare import difference_of_ap
-from .figures import colour_of, curve, folded, matrix, read_image, reduced, side_by_side
+from .figures import colour_of, curve, folded, matrix, percent, read_image, reduced, side_by_side
 
 WORST = 10  # images that are shown
 SHOWN = 0.3  # least score of a box that is drawn, unless the best threshold of its class is lower
@@ -138,14 +138,14 @@ def parts(results: list[dict], classes: tuple[str, ...], report) -> list[str]:
     """Return the page's parts: for boxes, and for masks where there are some."""
     truth = truth_of(report.ann_file, {record['image'] for record in results})
     outlines = all('masks' in record for record in results)
-    text = []
-    for kind, title in (('bbox', 'Boxes'), *([('segm', 'Masks')] if outlines else [])):
-        detections = detections_of(results, truth, classes, kind == 'segm')
-        if not detections:
-            return ['<p class="wrong">The model found nothing at all.</p>']
-        text += [f'<h2>{title}</h2>', *_analysis(evaluate(truth, detections, kind), truth)]
-    detections = detections_of(results, truth, classes, False)
-    return [*text, *_worst(evaluate(truth, detections, 'bbox'), truth, results, classes)]
+    detections = detections_of(results, truth, classes, outlines)
+    if not detections:
+        return ['<p class="wrong">The model found nothing at all.</p>']
+    boxes = evaluate(truth, detections_of(results, truth, classes, False), 'bbox')
+    text = ['<h2>Boxes</h2>', *_analysis(boxes, truth)]
+    if outlines:
+        text += ['<h2>Masks</h2>', *_analysis(evaluate(truth, detections, 'segm'), truth)]
+    return [*text, *_worst(boxes, truth, results, classes)]
 
 
 def _analysis(evaluation, truth: dict) -> list[str]:
@@ -154,7 +154,7 @@ def _analysis(evaluation, truth: dict) -> list[str]:
     text = [
         table(
             ['', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in SIZES.values())],
-            [['all classes', *(_percent(metrics[key]) for key in ('AP', 'AP50', 'AP75', *SIZES))]],
+            [['all classes', *(percent(metrics[key]) for key in ('AP', 'AP50', 'AP75', *SIZES))]],
             range(1, 7),
         )
     ]
@@ -168,14 +168,14 @@ def _analysis(evaluation, truth: dict) -> list[str]:
         if not counts[category['id']]:
             continue
         sized = [_mean(precision[:, :, number, size, -1]) for size in range(4)]
-        cells = [_percent(value) for value in sized]
+        cells = [percent(value) for value in sized]
         rows.append(
             [
                 escape(category['name']),
                 str(counts[category['id']]),
                 bar(max(0.0, sized[0]), cells[0]),
                 *cells[1:],
-                _percent(f1[number]),
+                percent(f1[number]),
                 '-' if np.isnan(thresholds[number]) else f'{thresholds[number]:.2f}',
             ]
         )
@@ -200,14 +200,14 @@ def _analysis(evaluation, truth: dict) -> list[str]:
         [
             why,
             str(tide['counts'][name]),
-            bar(max(0.0, tide['delta_ap'][name]) / most, _percent(tide['delta_ap'][name])),
+            bar(max(0.0, tide['delta_ap'][name]) / most, percent(tide['delta_ap'][name])),
         ]
         for name, why in ERRORS.items()
     ]
     text += ['<h3>Kinds of errors</h3>', table(['', 'objects', 'AP50 that it costs'], rows, (1,))]
     confused = evaluation.confusion_matrix(min_score=SHOWN)
     names = [*names, 'background']
-    text += [f'<h3>Taken for (IoU 0.5, score {SHOWN})</h3>', matrix(confused['matrix'], names, names)]
+    text += [f'<h3>Taken for (IoU 0.5, score {SHOWN})</h3>', matrix(confused['matrix'], names)]
     return text
 
 
@@ -260,7 +260,3 @@ def _draw(image: np.ndarray, box: np.ndarray, label: int, name: str) -> None:
 def _mean(values: np.ndarray) -> float:
     values = values[values > -1]
     return float(values.mean()) if values.size else float('nan')
-
-
-def _percent(value: float) -> str:
-    return '-' if value is None or np.isnan(value) or value < 0 else f'{100 * value:.1f}'

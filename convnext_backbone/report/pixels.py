@@ -8,7 +8,7 @@ import numpy as np
 
 from ..html import bar, escape, table
 from .compare import difference_of_iou
-from .figures import colour_of, matrix, read_image, reduced, side_by_side
+from .figures import colour_of, matrix, percent, read_image, reduced, side_by_side
 
 IGNORED = 255
 DIAGONAL = 0.02
@@ -84,19 +84,19 @@ def parts(results: list[dict], classes: tuple[str, ...], report) -> list[str]:
         boundary = rims[:, 0] / rims[:, 1]
     rows = []
     for label in np.argsort(np.nan_to_num(iou, nan=2)).tolist():
-        cells = [_percent(values[label]) for values in (boundary, recall, precision)]
+        cells = [percent(values[label]) for values in (boundary, recall, precision)]
         share = counts[label].sum() / max(counts.sum(), 1)
-        strip = bar(float(np.nan_to_num(iou[label])), _percent(iou[label]))
+        strip = bar(float(np.nan_to_num(iou[label])), percent(iou[label]))
         rows.append([escape(names[label]), f'{share:.2%}', strip, *cells])
-    means = [f'mIoU {_percent(np.nanmean(iou))}', f'mean boundary IoU {_percent(np.nanmean(boundary))}']
-    means.append(f'right pixels {_percent(counts.diagonal().sum() / max(counts.sum(), 1))}')
+    means = [f'mIoU {percent(np.nanmean(iou))}', f'mean boundary IoU {percent(np.nanmean(boundary))}']
+    means.append(f'right pixels {percent(counts.diagonal().sum() / max(counts.sum(), 1))}')
     head = ['class', 'of the pixels', 'IoU', 'boundary IoU', 'recall', 'precision']
     return [
         f'<p>{", ".join(means)}</p>',
         '<h2>By class, the worst first</h2>',
         table(head, rows, (1, 3, 4, 5)),
         '<h2>Taken for</h2>',
-        matrix(counts, names, names),
+        matrix(counts, names),
         *_worst(results, names),
     ]
 
@@ -126,7 +126,7 @@ def _worst(results: list[dict], names: list[str]) -> list[str]:
             continue
         image = cv2.resize(image, right.shape[::-1], interpolation=cv2.INTER_AREA)
         shown = {'image': image, 'truth': _painted(image, right), 'found': _painted(image, found)}
-        caption = f'{record["file"].rpartition("/")[2]}: mean IoU {_percent(score)}'
+        caption = f'{record["file"].rpartition("/")[2]}: mean IoU {percent(score)}'
         text.append(side_by_side(shown, caption))
     return text if len(text) > 1 else []
 
@@ -134,7 +134,3 @@ def _worst(results: list[dict], names: list[str]) -> list[str]:
 def _painted(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     colours = np.array([colour_of(label) for label in range(255)] + [(0, 0, 0)], float)
     return (0.4 * image + 0.6 * colours[labels]).astype(np.uint8)
-
-
-def _percent(value: float) -> str:
-    return '-' if np.isnan(value) else f'{100 * value:.1f}'

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -107,6 +107,11 @@ def plan_swap(
         raise UserError(f'--arch: no ConvNeXt is called {arch!r}{suggest(arch, ARCHITECTURES)}')
     check_choice('--recipe', recipe, RECIPES)
     return _Planner(source, arch, weights, recipe, unused or {}).plan()
+
+
+def groups_of_halves(most: int, widths: Iterable[int]) -> int:
+    """Return the most groups, a divisor of ``most``, into which half of each width can go (CSPNeXt)."""
+    return math.gcd(most, *(width // 2 for width in widths))
 
 
 def default_weights(arch: str) -> str | None:
@@ -388,7 +393,7 @@ class _Planner:
                 self._change(f'{place}.channels', channels[own], 'without layers as wide as its map')
             norm = node.get('norm_cfg')
             if kind == 'CSPNeXtPAFPN' and isinstance(norm, dict) and 'num_groups' in norm:
-                groups = math.gcd(norm['num_groups'], *(width // 2 for width in channels.values()))
+                groups = groups_of_halves(norm['num_groups'], channels.values())
                 if groups != norm['num_groups']:
                     self._change(f'{place}.norm_cfg.num_groups', groups, 'which divides half of the channels')
 
