@@ -87,15 +87,17 @@ class Predictor:
             if 'LoadAnnotations' not in type_name(step) and type_name(step) != f'{SCOPE}.LoadMask'
         ]
         self.pipeline = Compose(steps)
-        readers = (step for step in self.pipeline.transforms if isinstance(step, LoadImageFromFile))
-        self._reader = next(readers, LoadImageFromFile())
+        steps = self.pipeline.transforms
+        reads = [isinstance(step, LoadImageFromFile) for step in steps]
+        self.reader = steps[reads.index(True)] if any(reads) else LoadImageFromFile()
+        self._of_pixels = Compose([step for step in steps if step is not self.reader])
         cfg.visualizer.pop('vis_backends', None)
         self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': f'predictor-{id(self)}'})
         self.visualizer.dataset_meta = self.meta
 
     @torch.no_grad()
-    def predict(self, image: str | Path):
-        """Return the data sample of mmdet or mmseg for an image file, on the CPU.
+    def predict(self, image: str | Path | np.ndarray):
+        """Return the data sample of mmdet or mmseg for an image, on the CPU.
 
         A detector's has ``pred_instances`` (boxes x1 y1 x2 y2 in pixels, labels, scores, masks), a
         segmenter's ``pred_sem_seg`` (class numbers, height x width). The pixels are those of the picture as
@@ -103,13 +105,27 @@ class Predictor:
         height and width (:func:`~convnext_backbone.predictions.image_size`) may be the file's width and
         height.
 
+        Args:
+            image: a file, or its pixels as OpenCV reads them, (H, W, 3) uint8 BGR.
+
         Raises:
             UnreadableImage: the file is no image.
+            UserError: there is no such file.
         """
+        return self.model.test_step(pseudo_collate([self.prepare(image)]))[0].cpu()
+
+    def prepare(self, image: str | Path | np.ndarray) -> dict:
+        """Return what the pipeline of the test data makes of an image: what the model takes, and its sizes.
+
+        Raises:
+            UnreadableImage, UserError: see :meth:`predict`.
+        """
+        if isinstance(image, np.ndarray):
+            size = image.shape[:2]
+            return self._of_pixels(dict(img=image, img_path='', img_id=0, img_shape=size, ori_shape=size))
         if not Path(image).is_file():
             raise UserError(f'no image at {image}')
-        data = self.pipeline(dict(img_path=str(image), img_id=0))
-        return self.model.test_step(pseudo_collate([data]))[0].cpu()
+        return self.pipeline(dict(img_path=str(image), img_id=0))
 
     def to_json(self, sample, min_score: float = 0.3) -> dict:
         """Return the prediction in plain types, with width and height of the image as it was predicted.
@@ -137,9 +153,17 @@ class Predictor:
             objects.append(entry)
         return dict(**size, objects=objects)
 
-    def draw(self, image: str | Path, sample, min_score: float = 0.3) -> np.ndarray:
-        """Draw the image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB."""
-        picture = _shown(self._reader(dict(img_path=str(image)))['img'])
+    def draw(self, image: str | Path | np.ndarray, sample, min_score: float = 0.3) -> np.ndarray:
+        """Draw the image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB.
+
+        Args:
+            image: a file, or its pixels, see :meth:`predict`.
+            sample: what :meth:`predict` gave for it.
+            min_score: least score of an object.
+        """
+        if not isinstance(image, np.ndarray):
+            image = self.reader(dict(img_path=str(image)))['img']
+        picture = _shown(image)
         options = dict(pred_score_thr=min_score) if 'pred_instances' in sample else dict(with_labels=False)
         self.visualizer.add_datasample('image', picture, sample, draw_gt=False, show=False, **options)
         return self.visualizer.get_image()

@@ -187,6 +187,15 @@ def test_label_maps_are_the_argmax_and_bad_images_do_not_end_the_run(segmenter, 
     assert (width, height) == (40, 64)  # of the photo, upright
 
 
+def test_pixels_are_predicted_as_their_file(segmenter, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), pixels)
+    predictor = Predictor(SEGMENTER, segmenter, 'cpu')
+    by_file, by_pixels = (predictor.predict(image) for image in (tmp_path / 'a.png', pixels))
+    assert torch.equal(by_file.seg_logits.data, by_pixels.seg_logits.data)
+    assert np.array_equal(predictor.draw(tmp_path / 'a.png', by_file), predictor.draw(pixels, by_pixels))
+
+
 def label_map(classes: int, labels, tmp_path, **meta):
     writer = LabelMaps(dict(classes=[f'c{i}' for i in range(classes)], **meta), tmp_path)
     with contextlib.ExitStack() as stack:
