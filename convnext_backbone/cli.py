@@ -20,7 +20,7 @@ COMMANDS = {  # each a module of convnext_backbone.commands
     'check': 'find what is wrong with a config and its data, all at once',
     'plan': 'say what a training needs: memory, largest batch, time, disk, hours on a cluster',
     'swap': 'put a ConvNeXt in the place of the backbone of any config of mmdet or mmseg',
-    'infer': 'predict on images: pictures and JSON, COCO results, label maps',
+    'infer': 'predict on images and videos: pictures and JSON, tables, COCO results, label maps',
     'configs': 'list the configs that come along, with size, FLOPs and published figure',
     'export': 'write a model as ONNX, TorchScript or torch.export',
     'convert': 'convert weights between libraries; list the released ones',
@@ -60,6 +60,19 @@ class Parser(argparse.ArgumentParser):
             '--prefix',
             help='what is in front of the names of the network to take (such as teacher.), of a file with '
             'several',
+        )
+
+    def add_tile_options(self) -> None:
+        """Add the options of every command that predicts by tiles."""
+        self.add_argument(
+            '--tile', type=int, metavar='PIXELS', help='predict by tiles of this side, for large images'
+        )
+        self.add_argument(
+            '--overlap',
+            type=float,
+            default=0.2,
+            metavar='SHARE',
+            help='of a tile that it has in common with the next, 0 to 0.5; default 0.2',
         )
 
     def add_data_options(self) -> None:

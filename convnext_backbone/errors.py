@@ -22,6 +22,7 @@ PACKAGES = {  # imported where they are used: how to get them
     'onnx': 'onnx',
     'onnxscript': 'onnx',
     'onnxruntime': 'onnx',
+    'rasterio': 'large',
 }
 
 

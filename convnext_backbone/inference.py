@@ -1,5 +1,6 @@
 """Turns config and checkpoint into predictions and pictures of single images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,10 @@ from .config import (
     use_preprocessors,
     use_stand_ins,
 )
-from .datasets.images import SUFFIXES
 from .errors import UserError, report_build_errors
-from .predictions import class_numbers, image_size, rle
+from .predictions import class_shares, image_size, rle
 from .registry import SCOPE, class_of, type_name
+from .tiles import Pixels, Reduced, Tiling, parts_of, predict_by_tiles, reduced_sample, source_of
 
 
 def trained_model(cfg: Config, checkpoint: str, weights: str | None = None, prefix: str | None = None):
@@ -86,11 +87,10 @@ class Predictor:
             for step in cfg.test_dataloader.dataset.pipeline
             if 'LoadAnnotations' not in type_name(step) and type_name(step) != f'{SCOPE}.LoadMask'
         ]
-        self.pipeline = Compose(steps)
-        steps = self.pipeline.transforms
-        reads = [isinstance(step, LoadImageFromFile) for step in steps]
-        self.reader = steps[reads.index(True)] if any(reads) else LoadImageFromFile()
-        self._of_pixels = Compose([step for step in steps if step is not self.reader])
+        steps = Compose(steps).transforms
+        first = next((k for k, step in enumerate(steps) if type(step).__name__.startswith('Load')), None)
+        self.reader = LoadImageFromFile() if first is None else steps[first]
+        self._rest = Compose(steps if first is None else [*steps[:first], *steps[first + 1 :]])
         cfg.visualizer.pop('vis_backends', None)
         self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': f'predictor-{id(self)}'})
         self.visualizer.dataset_meta = self.meta
@@ -112,20 +112,62 @@ class Predictor:
             UnreadableImage: the file is no image.
             UserError: there is no such file.
         """
-        return self.model.test_step(pseudo_collate([self.prepare(image)]))[0].cpu()
+        return self.predict_prepared([self.prepare(image)])[0]
 
-    def prepare(self, image: str | Path | np.ndarray) -> dict:
+    @torch.no_grad()
+    def predict_prepared(self, images: Sequence[dict]) -> list:
+        """Return the data sample of each of some images that :meth:`prepare` gave, computed at once.
+
+        Images of other sizes are padded to the largest: only among equal sizes is a result what it is alone.
+        """
+        return [sample.cpu() for sample in self.model.test_step(pseudo_collate(list(images)))]
+
+    def predict_by_tiles(self, image: str | Path | np.ndarray, tiling: Tiling):
+        """Return the prediction for an image, computed tile by tile, and what :meth:`draw` draws it on.
+
+        A tile is an image of its own to the model: scaled, normalised and padded by the pipeline of the test
+        data. See :func:`~convnext_backbone.tiles.predict_by_tiles` for the data sample.
+
+        Args:
+            image: see :meth:`predict`. A file of more than 2 ** 27 pixels is read by rows (rasterio).
+            tiling: size, overlap and number of the tiles that are predicted at once.
+
+        Raises:
+            UnreadableImage, UserError: see :meth:`predict` and :class:`~convnext_backbone.tiles.Rows`.
+        """
+        given = isinstance(image, np.ndarray)
+        source = Pixels(image) if given else source_of(image, self.reader)
+        threshold = getattr(getattr(self.model, 'decode_head', None), 'threshold', None)
+
+        def predict(images: Sequence[np.ndarray]) -> list:
+            return self.predict_prepared([self.prepare(tile) for tile in images])
+
+        sample = predict_by_tiles(predict, source, tiling, threshold)
+        return sample, source.whole()
+
+    def load(self, file: str | Path) -> dict:
+        """Return what the loader of the test data makes of a file: its pixels as ``img``, and its size.
+
+        Raises:
+            UnreadableImage, UserError: see :meth:`predict`.
+        """
+        if not Path(file).is_file():
+            raise UserError(f'no image at {file}')
+        return self.reader(dict(img_path=str(file), img_id=0))
+
+    def prepare(self, image: str | Path | np.ndarray | dict) -> dict:
         """Return what the pipeline of the test data makes of an image: what the model takes, and its sizes.
+
+        Args:
+            image: a file, its pixels, see :meth:`predict`, or what :meth:`load` gave.
 
         Raises:
             UnreadableImage, UserError: see :meth:`predict`.
         """
         if isinstance(image, np.ndarray):
             size = image.shape[:2]
-            return self._of_pixels(dict(img=image, img_path='', img_id=0, img_shape=size, ori_shape=size))
-        if not Path(image).is_file():
-            raise UserError(f'no image at {image}')
-        return self.pipeline(dict(img_path=str(image), img_id=0))
+            image = dict(img=image, img_path='', img_id=0, img_shape=size, ori_shape=size)
+        return self._rest(dict(image) if isinstance(image, dict) else self.load(image))
 
     def to_json(self, sample, min_score: float = 0.3) -> dict:
         """Return the prediction in plain types, with width and height of the image as it was predicted.
@@ -135,10 +177,8 @@ class Predictor:
         classes = self.meta['classes']
         height, width = image_size(sample)
         size = dict(width=width, height=height)
-        if 'pred_instances' not in sample:
-            numbers, counts = np.unique(class_numbers(sample), return_counts=True)
-            shares = (counts / counts.sum()).round(6).tolist()
-            return dict(**size, share_of_pixels={classes[n]: share for n, share in zip(numbers, shares)})
+        if (shares := class_shares(sample)) is not None:
+            return dict(**size, share_of_pixels={classes[n]: round(share, 6) for n, share in shares.items()})
         found = sample.pred_instances
         found = found[found.scores >= min_score]
         objects = []
@@ -153,20 +193,24 @@ class Predictor:
             objects.append(entry)
         return dict(**size, objects=objects)
 
-    def draw(self, image: str | Path | np.ndarray, sample, min_score: float = 0.3) -> np.ndarray:
+    def draw(self, image: str | Path | np.ndarray | Reduced, sample, min_score: float = 0.3) -> np.ndarray:
         """Draw the image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB.
 
         Args:
-            image: a file, or its pixels, see :meth:`predict`.
-            sample: what :meth:`predict` gave for it.
+            image: a file, or its pixels, see :meth:`predict`, or a whole image that was reduced.
+            sample: what :meth:`predict` or :meth:`predict_by_tiles` gave for it.
             min_score: least score of an object.
         """
-        if not isinstance(image, np.ndarray):
-            image = self.reader(dict(img_path=str(image)))['img']
+        if isinstance(image, Reduced):
+            sample, image = reduced_sample(sample, image.factor, min_score), image.pixels
+        elif not isinstance(image, np.ndarray):
+            image = self.load(image)['img']
         picture = _shown(image)
         options = dict(pred_score_thr=min_score) if 'pred_instances' in sample else dict(with_labels=False)
-        self.visualizer.add_datasample('image', picture, sample, draw_gt=False, show=False, **options)
-        return self.visualizer.get_image()
+        for part in parts_of(sample, min_score):
+            self.visualizer.add_datasample('image', picture, part, draw_gt=False, show=False, **options)
+            picture = self.visualizer.get_image()
+        return picture
 
 
 def _shown(image: np.ndarray) -> np.ndarray:
@@ -230,28 +274,3 @@ def _with_colours(meta: dict) -> dict:
     if palette is None or len(palette) < number:
         palette = np.random.default_rng(0).integers(0, 256, (number, 3)).tolist()
     return {**meta, 'palette': [tuple(colour) for colour in palette]}
-
-
-def image_files(path: str | Path, recursive: bool = False) -> list[Path]:
-    """Return the image file ``path``, or every image file in the folder ``path``, sorted.
-
-    Args:
-        recursive: those in its sub-folders, too.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(path)
-    try:
-        if path.is_file():
-            return [path]
-        if not path.is_dir():
-            raise UserError(f'no image and no folder at {path}')
-        found = path.rglob('*') if recursive else path.iterdir()
-        files = sorted(file for file in found if file.suffix.lower() in SUFFIXES and not file.is_dir())
-    except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror})') from error
-    if not files:
-        where = '' if recursive else '; --recursive looks into its sub-folders'
-        raise UserError(f'no images ({", ".join(SUFFIXES)}) in {path}{where}')
-    return files

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from .predictions import Image, Writer, image_size, json_list, replacing
+from .tiles.masks import placed
 
 LEAST = 3  # corners of a polygon
 
@@ -45,7 +46,7 @@ class CvatXml(Writer):
             name = quoteattr(self.classes[int(found.labels[i])])
             kind = f'label={name} source="auto" occluded="0" z_order="0"'
             if 'masks' in found:
-                if (window := _window(np.asarray(found.masks[i]))) is not None:
+                if (window := _window(found.masks[i])) is not None:
                     lines.append(f'  <mask {kind} {window}/>')
             else:
                 corners = f'xtl="{x1:.2f}" ytl="{y1:.2f}" xbr="{x2:.2f}" ybr="{y2:.2f}"'
@@ -57,18 +58,18 @@ class CvatXml(Writer):
         self._add(encoded)
 
 
-def _window(mask: np.ndarray) -> str | None:
+def _window(mask) -> str | None:
     """Return a mask as CVAT's attributes: runs within its window, row by row, of no pixels first."""
-    ys, xs = np.nonzero(mask)
-    if not len(ys):
+    mask = placed(mask)
+    height, width = mask.pixels.shape
+    if not mask.pixels.size:
         return None
-    top, left, bottom, right = ys.min(), xs.min(), ys.max() + 1, xs.max() + 1
-    values = mask[top:bottom, left:right].astype(np.int8).ravel()
+    values = mask.pixels.astype(np.int8).ravel()
     edges = np.flatnonzero(np.diff(values)) + 1
     runs = np.diff(np.concatenate([[0], edges, [len(values)]])).tolist()
     runs = [0, *runs] if values[0] else runs
     text = ', '.join(map(str, runs))
-    return f'rle="{text}" left="{left}" top="{top}" width="{right - left}" height="{bottom - top}"'
+    return f'rle="{text}" left="{mask.left}" top="{mask.top}" width="{width}" height="{height}"'
 
 
 class LabelStudio(Writer):
@@ -106,7 +107,7 @@ class LabelStudio(Writer):
         for i, (x1, y1, x2, y2) in enumerate(found.bboxes.tolist()):
             name, score = self.classes[int(found.labels[i])], round(float(found.scores[i]), 4)
             if 'masks' in found:
-                for points in _outlines(np.asarray(found.masks[i]), width, height):
+                for points in _outlines(found.masks[i], width, height):
                     value = dict(points=points, polygonlabels=[name], closed=True)
                     results.append(_result(len(results), 'polygon', value, score, width, height))
             else:
@@ -139,9 +140,15 @@ def _result(number: int, kind: str, value: dict, score: float, width: int, heigh
     )
 
 
-def _outlines(mask: np.ndarray, width: int, height: int) -> list[list[list[float]]]:
+def _outlines(mask, width: int, height: int) -> list[list[list[float]]]:
     """Return the outlines of a mask as points x y, in percent."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    mask = placed(mask)
+    contours, _ = cv2.findContours(
+        mask.pixels.astype(np.uint8),
+        cv2.RETR_EXTERNAL,
+        cv2.CHAIN_APPROX_SIMPLE,
+        offset=(mask.left, mask.top),
+    )
     scale = 100 / np.array([width, height])
     return [
         np.round((contour[:, 0] + 0.5) * scale, 4).tolist() for contour in contours if len(contour) >= LEAST

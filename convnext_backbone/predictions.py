@@ -1,9 +1,10 @@
-"""Writes predictions: a picture and JSON for each image, COCO results, label maps.
+"""Writes predictions: a picture and JSON for each image or video, tables, COCO results, label maps.
 
 A file is there as a whole or not at all.
 """
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -18,20 +19,30 @@ import PIL.Image
 
 from .datasets.annotations import Listing, without_collecting
 from .errors import UserError, some, suggest
+from .tiles.maps import MapFile
+from .tiles.masks import rle
 
 
 @dataclass
 class Image:
-    """Names an image that is predicted.
+    """Names an image that is predicted, or a frame of a video.
 
     Attributes:
-        name: its path below the folder of images, by which results are named.
+        file: of the image or the video.
+        name: its path below the folder of images, by which results are named; a frame's is that of its video
+            and its number, ``clip.mp4/000001``.
         number: its id in COCO results.
+        pixels: what was predicted, (H, W, channels) as OpenCV reads it, or :class:`~.tiles.Reduced`.
+        time: of a frame, in seconds from the beginning of its video.
+        rate: frames per second of its video.
     """
 
     file: Path
     name: str
     number: int
+    pixels: object = None
+    time: float | None = None
+    rate: float | None = None
 
 
 class Writer:
@@ -65,6 +76,8 @@ class Writer:
 class PictureAndJson(Writer):
     """Writes ``NAME.png``, the image with what was found drawn into it, and ``NAME.json``.
 
+    Of a video these are ``NAME.mp4`` and ``NAME.json``, a list with an entry for each frame.
+
     Args:
         predictor: a :class:`~convnext_backbone.inference.Predictor`.
         out: folder of the results.
@@ -73,23 +86,108 @@ class PictureAndJson(Writer):
 
     def __init__(self, predictor, out: Path, min_score: float):
         self.predictor, self.out, self.min_score = predictor, out, min_score
+        self._video, self._writing = None, contextlib.ExitStack()
 
-    def encode(self, image: Image, sample) -> dict[Path, bytes]:
-        """Return the PNG with what was found drawn into it, and the JSON."""
-        result = dict(image=str(image.file), **self.predictor.to_json(sample, self.min_score))
-        picture = self.predictor.draw(image.file, sample, self.min_score)
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Let the files of a video that is not at its end when there is an error go away."""
+        self._outer = stack
+
+    def encode(self, image: Image, sample) -> dict[Path, bytes] | tuple[Image, dict, np.ndarray]:
+        """Return the PNG with what was found drawn into it, and the JSON; of a frame both as they are."""
+        result = self.predictor.to_json(sample, self.min_score)
+        pixels = image.file if image.pixels is None else image.pixels
+        picture = self.predictor.draw(pixels, sample, self.min_score)[..., ::-1]
+        if image.time is not None:
+            return image, dict(frame=image.name, time=round(image.time, 4), **result), picture
         # the whole name, suffix included: a.jpg and a.png do not overwrite each other
         return {
-            self.out / f'{image.name}.json': json.dumps(result, indent=1).encode(),
-            self.out / f'{image.name}.png': png(picture[..., ::-1]),
+            self.out / f'{image.name}.json': json.dumps(
+                dict(image=str(image.file), **result), indent=1
+            ).encode(),
+            self.out / f'{image.name}.png': png(picture),
         }
+
+    def write(self, encoded: dict[Path, bytes] | tuple[Image, dict, np.ndarray]) -> None:
+        """Write the files of an image, or append a frame to those of its video."""
+        if isinstance(encoded, dict):
+            super().write(encoded)
+            return
+        image, result, picture = encoded
+        name = image.name.rpartition('/')[0]
+        if name != self._video:
+            self._close()
+            self._video = name
+            self._outer.enter_context(self._writing)
+            self._add = self._writing.enter_context(json_list(self.out / f'{name}.json'))
+            film = Path(self.out, name).with_suffix(
+                '.mp4' if name.lower().endswith('.mp4') else f'{Path(name).suffix}.mp4'
+            )
+            self._show = self._writing.enter_context(film_of(film, picture.shape[:2], image.rate))
+        self._add(result)
+        self._show(picture)
+
+    def finish(self) -> str:
+        """Close the last video."""
+        self._close()
+        return ''
+
+    def _close(self) -> None:
+        """Let the files of the video appear under their names."""
+        writing, self._writing = self._writing, contextlib.ExitStack()
+        writing.close()
+
+
+class Table(Writer):
+    """Writes ``predictions.csv``: a line for each object, or for each class of an image and its share of it.
+
+    Columns: image, label, score, x1, y1, x2, y2 (pixels); or image, label, share (0 to 1).
+
+    Args:
+        classes: names of the model's classes.
+        out: folder of the result.
+        min_score: least score of an object.
+        objects: whether the model predicts objects.
+    """
+
+    def __init__(self, classes, out: Path, min_score: float, objects: bool):
+        self.classes, self.out, self.min_score, self.objects = list(classes), out, min_score, objects
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Open the file, which appears under its name when ``stack`` ends without an error."""
+        self._add = stack.enter_context(replacing(self.out / 'predictions.csv'))
+        columns = ('image', 'label', *(('score', 'x1', 'y1', 'x2', 'y2') if self.objects else ('share',)))
+        self._add(self._lines([columns]))
+
+    def encode(self, image: Image, sample) -> bytes:
+        """Return the lines of an image."""
+        if not self.objects:
+            shares = class_shares(sample).items()
+            return self._lines((image.name, self.classes[n], f'{share:.6f}') for n, share in shares)
+        found = sample.pred_instances
+        found = found[found.scores >= self.min_score]
+        rows = zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist())
+        return self._lines(
+            (image.name, self.classes[label], f'{score:.4f}', *(f'{side:.2f}' for side in box))
+            for label, score, box in rows
+        )
+
+    def write(self, encoded: bytes) -> None:
+        """Append the lines."""
+        self._add(encoded)
+
+    @staticmethod
+    def _lines(rows) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator='\n').writerows(rows)
+        return text.getvalue().encode()
 
 
 class LabelMaps(Writer):
     """Writes ``labels/NAME.png`` with the number of its class at each pixel, and ``labels/classes.json``.
 
     Up to 256 classes these are 8-bit PNGs with a palette, which viewers show in the classes' colours;
-    above, 16-bit PNGs.
+    above, 16-bit PNGs. Of an image that is read by rows it is ``labels/NAME.tif``, in tiles, at the place of
+    the earth where the image is.
     """
 
     def __init__(self, meta: dict, out: Path):
@@ -111,6 +209,8 @@ class LabelMaps(Writer):
 
     def encode(self, image: Image, sample) -> dict[Path, bytes]:
         """Return the PNG of class numbers, 8 bits up to 256 classes, else 16."""
+        if isinstance(sample, MapFile):
+            return {self.folder / f'{image.name}.tif': sample}
         labels = class_numbers(sample)
         if len(self.classes) > 256:
             content = png(labels.astype(np.uint16))
@@ -122,6 +222,15 @@ class LabelMaps(Writer):
             picture.save(stream, 'png')
             content = stream.getvalue()
         return {self.folder / f'{image.name}.png': content}
+
+    def write(self, encoded: dict[Path, bytes | MapFile]) -> None:
+        """Write the file of an image."""
+        for file, content in encoded.items():
+            if not isinstance(content, MapFile):
+                write_whole(file, content)
+                continue
+            with part_of(file) as part, _one_line(file):
+                content.write_tiff(part, self.palette)
 
 
 class CocoResults(Writer):
@@ -280,6 +389,8 @@ def _parts(path: str) -> tuple[str, ...]:
 
 def image_size(sample) -> tuple[int, int]:
     """Return height and width of the image as it was predicted, before any step that resized it."""
+    if isinstance(sample, MapFile):
+        return sample.shape
     if 'pred_sem_seg' in sample:
         return tuple(sample.pred_sem_seg.shape[-2:])
     return tuple(int(side) for side in sample.metainfo['ori_shape'][:2])
@@ -290,12 +401,15 @@ def class_numbers(sample) -> np.ndarray:
     return sample.pred_sem_seg.data.squeeze(0).numpy().astype(np.int64)  # one output channel: float
 
 
-def rle(mask) -> dict:
-    """Return a mask, (height, width), as COCO's compressed run lengths, in plain types."""
-    from pycocotools import mask as coding
-
-    encoded = coding.encode(np.asfortranarray(np.asarray(mask).astype(np.uint8)))
-    return dict(size=encoded['size'], counts=encoded['counts'].decode())
+def class_shares(sample) -> dict[int, float] | None:
+    """Return the share of pixels of each class that is there; ``None`` of a detector's sample."""
+    if isinstance(sample, MapFile):
+        counts = sample.counts
+    elif 'pred_sem_seg' in sample:
+        counts = np.bincount(class_numbers(sample).ravel())
+    else:
+        return None
+    return {int(n): float(counts[n] / counts.sum()) for n in np.flatnonzero(counts)}
 
 
 def png(image: np.ndarray) -> bytes:
@@ -331,26 +445,68 @@ def json_list(file: Path) -> Iterator[Callable[[dict], None]]:
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Callable[[bytes], None]]:
     """Give a function that writes; ``file`` is replaced when the block ends without an error."""
+    with part_of(file) as part:
+        with _one_line(file):
+            stream = part.open('wb')
+
+        def write(content: bytes) -> None:
+            with _one_line(file):
+                stream.write(content)
+
+        try:
+            yield write
+            with _one_line(file):
+                stream.close()
+        finally:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+@contextlib.contextmanager
+def part_of(file: Path) -> Iterator[Path]:
+    """Give the name of a file to write, which replaces ``file`` when the block ends without an error."""
     # no longer than the name of the file, which may have all the characters that the file system allows
     part = file.with_name(f'.{zlib.crc32(os.fsencode(file.name)):08x}-{os.getpid()}.part')
     with _one_line(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        stream = part.open('wb')
-
-    def write(content: bytes) -> None:
-        with _one_line(file):
-            stream.write(content)
-
     try:
-        yield write
+        yield part
         with _one_line(file):
-            stream.close()
             os.replace(part, file)
     finally:
         with contextlib.suppress(OSError):
-            stream.close()
-        with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def film_of(file: Path, size: tuple[int, int], rate: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Give a function that adds a frame, (H, W, 3) uint8 BGR, to an MP4 file.
+
+    Args:
+        file: of the video; it appears when the block ends without an error.
+        size: height and width of its frames.
+        rate: frames per second.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with part_of(file) as part:
+        codec = cv2.VideoWriter_fourcc(*'mp4v')
+        stream = cv2.VideoWriter(str(part.with_suffix('.mp4')), cv2.CAP_FFMPEG, codec, rate, size[::-1])
+        try:
+            if not stream.isOpened():
+                raise UserError(
+                    f'{file} cannot be written as a video of {size[1]} x {size[0]} pixels: make room, or '
+                    'choose another --out'
+                )
+            yield stream.write
+            stream.release()
+            with _one_line(file):
+                os.replace(part.with_suffix('.mp4'), part)
+        finally:
+            stream.release()
+            with contextlib.suppress(OSError):
+                part.with_suffix('.mp4').unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from pycocotools.cocoeval import COCOeval
 
 from convnext_backbone.config import drop_pretrained, read_config, use_plain_batch_norm
 from convnext_backbone.errors import UnreadableImage, UserError, message
-from convnext_backbone.inference import Predictor, _shown, image_files
+from convnext_backbone.inference import Predictor, _shown
+from convnext_backbone.inputs import image_files, named_files
 from convnext_backbone.predictions import AnnotationFile, Image, LabelMaps, write_whole
 
 DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
@@ -196,6 +197,111 @@ def test_pixels_are_predicted_as_their_file(segmenter, tmp_path):
     assert np.array_equal(predictor.draw(tmp_path / 'a.png', by_file), predictor.draw(pixels, by_pixels))
 
 
+def test_batches_of_images_of_one_size_give_what_one_image_gives(segmenter, tmp_path, capsys):
+    """Images of two sizes, taken by turns, and one that is none."""
+    rng, folder = np.random.default_rng(0), tmp_path / 'images'
+    folder.mkdir()
+    for k in range(7):
+        size = (48, 80) if k % 2 else (64, 64)
+        cv2.imwrite(str(folder / f'{k}.png'), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    (folder / '3.png').write_bytes(b'none')
+    formats = ['--format', 'labels', 'csv']
+    for batch in (1, 3):
+        with pytest.raises(UserError, match='1 of 7 images'):
+            run(SEGMENTER, segmenter, folder, '--out', tmp_path / f'{batch}', '--batch', batch, *formats)
+        assert '6 of 7 images predicted' in capsys.readouterr().out
+    for k in (0, 1, 2, 4, 5, 6):
+        one, many = (np.asarray(PIL.Image.open(tmp_path / f'{n}/labels/{k}.png.png')) for n in (1, 3))
+        assert (one != many).mean() < 0.001  # sums in another order
+    one, many = ((tmp_path / f'{n}/predictions.csv').read_text().splitlines() for n in (1, 3))
+    assert one[0] == 'image,label,share'
+    assert [line.rpartition(',')[0] for line in sorted(one)] == [
+        line.rpartition(',')[0] for line in sorted(many)
+    ]
+    shares = {}
+    for line in one[1:]:
+        shares[line.split(',')[0]] = shares.get(line.split(',')[0], 0) + float(line.split(',')[2])
+    assert shares == pytest.approx({f'{k}.png': 1 for k in (0, 1, 2, 4, 5, 6)}, abs=1e-5)
+
+
+def film(file: Path, frames: int, rate: float = 10.0) -> list[np.ndarray]:
+    """A video of gray frames, one lighter than the other."""
+    stream = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*'mp4v'), rate, (80, 64))
+    images = [np.full((64, 80, 3), 40 + 30 * k, np.uint8) for k in range(frames)]
+    for image in images:
+        stream.write(image)
+    stream.release()
+    return images
+
+
+def test_a_video_becomes_a_video_and_a_list_of_its_frames(segmenter, tmp_path, capsys):
+    film(tmp_path / 'a.mp4', 5)
+    film(tmp_path / 'b.avi', 2, rate=4.0)
+    (tmp_path / 'c.mov').write_bytes(b'none')
+    given = [tmp_path / name for name in ('a.mp4', 'b.avi', 'c.mov')]
+    with pytest.raises(UserError, match='1 of 8 images could not be predicted'):
+        run(
+            SEGMENTER,
+            segmenter,
+            *given,
+            '--out',
+            tmp_path / 'out',
+            '--format',
+            'json',
+            'labels',
+            '--batch',
+            2,
+        )
+    assert 'c.mov cannot be read as a video: convert it' in lines(capsys.readouterr().err)[0]
+    assert sorted(f.name for f in (tmp_path / 'out').iterdir()) == [
+        'a.mp4',
+        'a.mp4.json',
+        'b.avi.json',
+        'b.avi.mp4',
+        'labels',
+    ]
+    for name, file, frames, rate in (('a.mp4', 'a.mp4', 5, 10), ('b.avi', 'b.avi.mp4', 2, 4)):
+        entries = json.loads((tmp_path / f'out/{name}.json').read_text())
+        assert [entry['frame'] for entry in entries] == [f'{name}/{k + 1:06d}' for k in range(frames)]
+        assert [entry['time'] for entry in entries] == [k / rate for k in range(frames)]
+        stream = cv2.VideoCapture(str(tmp_path / f'out/{file}'))
+        assert stream.get(cv2.CAP_PROP_FPS) == rate
+        assert stream.get(cv2.CAP_PROP_FRAME_COUNT) == frames
+        read = cv2.VideoCapture(str(tmp_path / name)).read()[1]
+        expected = Predictor(SEGMENTER, segmenter, 'cpu').predict(read)
+        found = PIL.Image.open(tmp_path / f'out/labels/{name}/000001.png')
+        assert (np.asarray(found) != expected.pred_sem_seg.data[0].numpy()).mean() < 0.001
+
+
+def test_a_video_that_ends_by_an_error_leaves_no_file(stub, tmp_path):
+    film(tmp_path / 'a.mp4', 3)
+    Stub.errors['a.mp4'] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run('c.py', 'c.pth', tmp_path / 'a.mp4', '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists() or left(tmp_path) == []
+
+
+def test_images_are_named_by_folders_files_and_patterns(tmp_path):
+    for name in ('a/x.png', 'a/deep/y.JPG', 'b/x.png', 'b/z.txt', 'b/clip.MP4'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+
+    def names(*paths, **options) -> list[str]:
+        return [*named_files([str(tmp_path / path) for path in paths], **options)]
+
+    assert names('a') == ['x.png']
+    assert names('a', recursive=True) == ['deep/y.JPG', 'x.png']
+    assert names('a', 'b/x.png') == ['a/x.png', 'b/x.png']
+    assert names('**/*') == ['a/deep/y.JPG', 'a/x.png', 'b/clip.MP4', 'b/x.png']
+    assert names('a/*.png') == ['x.png']
+    assert names('*/*.png', out=tmp_path / 'b') == ['a/x.png']
+    with pytest.raises(UserError, match=r'no image and no video matches .*\*.gif'):
+        names('*/*.gif')
+    (tmp_path / 'b/x.png').unlink()
+    with pytest.raises(UserError, match=r"videos are named one by one, or as '.*b/\*.MP4'"):
+        names('b')
+
+
 def label_map(classes: int, labels, tmp_path, **meta):
     writer = LabelMaps(dict(classes=[f'c{i}' for i in range(classes)], **meta), tmp_path)
     with contextlib.ExitStack() as stack:
@@ -248,7 +354,17 @@ class Stub:
     def __init__(self, config, checkpoint, device, prefix):
         self.seen = Stub.seen = []
 
+    def load(self, file):
+        return dict(img=file)
+
+    def prepare(self, loaded):
+        return loaded if isinstance(loaded, dict) else dict(img=loaded)
+
+    def predict_prepared(self, images):
+        return [self.predict(image['img']) for image in images]
+
     def predict(self, image):
+        image = Path('a.mp4') if isinstance(image, np.ndarray) else image
         self.seen.append(image.name)
         if error := self.errors.get(image.name):
             raise error if isinstance(error, BaseException) else error()
@@ -337,7 +453,8 @@ def test_a_result_that_cannot_be_written_ends_it_at_once(stub, tmp_path):
     text = refused(*stub)
     assert text.startswith(f'{tmp_path}/out/b.png.json cannot be written (Is a directory)')
     assert '--out' in text
-    assert Stub.seen == ['a.png', 'b.png']
+    assert Stub.seen[:2] == ['a.png', 'b.png']
+    assert len(Stub.seen) < 5  # what was begun ahead
     assert left(tmp_path) == ['a.png.json', 'a.png.png', 'b.png.json']
 
 
@@ -381,10 +498,12 @@ def test_the_memory_that_is_left_is_at_most_what_the_machine_says():
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        (['--format', 'labels'], 'labels needs a segmenter, c.py is a detector: choose json or coco'),
+        (['--format', 'labels'], 'labels needs a segmenter, c.py is a detector: choose json or csv or coco'),
         (['--format', 'json', 'labels'], 'labels needs a segmenter'),
         (['--ann-file', 'a.json'], '--ann-file numbers COCO results: give --format coco'),
         (['--score', '30'], 'from 0 to 1, got 30'),
+        (['--batch', '0'], '--batch is a number of images, at least 1, got 0'),
+        (['--tile', '12'], '--tile is the side of a tile in pixels, at least 64, got 12'),
         (['--format', 'coco', '--ann-file', 'no.json'], '--ann-file no.json cannot be read: No such file'),
     ],
 )
@@ -396,7 +515,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_predicted(stub, 
 
 def test_coco_results_of_a_segmenter_are_refused(stub, monkeypatch):
     monkeypatch.setattr(Stub, 'task', 'segmentation')
-    assert 'coco needs a detector, c.py is a segmenter: choose json or labels' in refused(
+    assert 'coco needs a detector, c.py is a segmenter: choose json or csv or labels' in refused(
         *stub, '--format', 'coco'
     )
 

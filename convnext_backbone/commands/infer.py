@@ -1,16 +1,22 @@
-"""Predict on an image or a folder of images: pictures and JSON, COCO results, label maps.
+"""Predict on images and videos: pictures and JSON, tables, COCO results, label maps, annotations to correct.
 
 convnext infer CONFIG CHECKPOINT image_or_folder --out predictions
+convnext infer CONFIG CHECKPOINT 'flights/**/*.tif' --out predictions --tile 1024
+convnext infer CONFIG CHECKPOINT street.mp4 --out predictions --batch 8
 convnext infer CONFIG CHECKPOINT val2017/ --out predictions --format coco --ann-file instances_val2017.json
 """
 
 import contextlib
+import itertools
 import re
 import resource
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,12 +25,15 @@ from tqdm import tqdm
 from ..cli import Parser
 from ..config import check_work_dir
 from ..errors import UserError, message
-from ..inference import Predictor, image_files
+from ..inference import Predictor
+from ..inputs import Video, is_video, named_files
 from ..preannotations import CvatXml, LabelStudio
-from ..predictions import AnnotationFile, CocoResults, Image, LabelMaps, PictureAndJson
+from ..predictions import AnnotationFile, CocoResults, Image, LabelMaps, PictureAndJson, Table
+from ..tiles import Tiling
 
 FORMATS = {  # what may be asked for: for which models
     'json': ('detection', 'segmentation'),
+    'csv': ('detection', 'segmentation'),
     'coco': ('detection',),
     'labels': ('segmentation',),
     'cvat': ('detection',),
@@ -38,14 +47,17 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
-    parser.add_argument('images', help='an image file, or a folder of them')
+    parser.add_argument(
+        'images', nargs='+', help="images, videos, folders of images, patterns such as 'a/**/*.png'"
+    )
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
     parser.add_argument(
         '--format',
         nargs='+',
         choices=FORMATS,
         default=['json'],
-        help='json: FILE.png (drawn) and FILE.json for each FILE, the default\n'
+        help='json: FILE.png (drawn) and FILE.json for each FILE, the default; FILE.mp4 of a video\n'
+        'csv: predictions.csv, a line for each object, or for each class of an image\n'
         'coco: predictions.json of a detector, as pycocotools reads it\n'
         'labels: labels/FILE.png of a segmenter, class numbers\n'
         'cvat: annotations.xml of a detector, CVAT for images 1.1\n'
@@ -58,6 +70,13 @@ def parse_args(argv=None):
         '--score',
         type=float,
         help='least score of an object, 0 to 1; default 0.3, with coco 0, since all are evaluated',
+    )
+    parser.add_tile_options()
+    parser.add_argument(
+        '--batch',
+        type=int,
+        default=1,
+        help='images of one size, or tiles, that are predicted at once; default 1',
     )
     parser.add_prefix_option()
     parser.add_argument('--recursive', action='store_true', help='images in sub-folders, too')
@@ -72,9 +91,12 @@ def main(argv=None) -> None:
         raise UserError(f'--score is a number from 0 to 1, got {args.score:g}')
     if args.ann_file and 'coco' not in args.format:
         raise UserError('--ann-file numbers COCO results: give --format coco with it, or leave it out')
-    files = named_files(args)
+    if args.batch < 1:
+        raise UserError(f'--batch is a number of images, at least 1, got {args.batch}')
+    tiling = Tiling(args.tile, args.overlap, args.batch).checked() if args.tile is not None else None
+    files = named_files(args.images, args.recursive, args.out)
     annotations = AnnotationFile(args.ann_file) if args.ann_file else None
-    numbers = annotations.numbers_of(files) if annotations else dict(zip(files, range(1, len(files) + 1)))
+    numbers = numbers_of(files, annotations)
     check_work_dir(args.out, '--out')
     predictor = Predictor(args.config, args.checkpoint, args.device, args.prefix)
     for name in args.format:
@@ -84,36 +106,67 @@ def main(argv=None) -> None:
                 f'--format {name} needs {NAMES[FORMATS[name][0]]}, {args.config} is '
                 f'{NAMES[predictor.task]}: choose {" or ".join(fitting)}'
             )
-    failed = 0
+    done = failed = 0
     with contextlib.ExitStack() as stack:
         writers = make_writers(args, predictor, annotations)
         for writer in writers:
             writer.start(stack)
-        for name, file in tqdm(files.items(), unit='image', disable=None, dynamic_ncols=True):
-            with bounded_memory(predictor.device):
-                encoded = predict(predictor, writers, Image(file, name, numbers[name]), args.debug)
+        run = Run(predictor, tiling, args.batch, args.debug)
+        results = run.results(images_of(files, numbers))
+        bar = stack.enter_context(
+            tqdm(total=length_of(files), unit='image', disable=None, dynamic_ncols=True)
+        )
+        for encoded in encoded_by(run, writers, results):
+            bar.update()
             if encoded is None:
                 failed += 1
-                torch.cuda.empty_cache()  # of the memory that was too little
                 continue
+            done += 1
             for writer, content in zip(writers, encoded):
                 writer.write(content)
-    for writer in writers:
-        if warning := writer.finish():
-            print(warning, file=sys.stderr)
-    print(f'{len(files) - failed} of {len(files)} images predicted, results in {args.out}')
+        for writer in writers:
+            if warning := writer.finish():
+                print(warning, file=sys.stderr)
+    print(f'{done} of {done + failed} images predicted, results in {args.out}')
     if failed:
-        raise UserError(f'{failed} of {len(files)} images could not be predicted, see above')
+        raise UserError(f'{failed} of {done + failed} images could not be predicted, see above')
 
 
-def named_files(args) -> dict[str, Path]:
-    """Return each image by its name: its path below the folder of images. Results in it are no images."""
-    path, out = Path(args.images), Path(args.out).absolute()
-    files = image_files(path, args.recursive)
-    if args.recursive and out != path.absolute():
-        files = [file for file in files if out not in file.absolute().parents]
-    folder = path if path.is_dir() else path.parent
-    return {file.relative_to(folder).as_posix(): file for file in files}
+def numbers_of(files: dict[str, Path], annotations: AnnotationFile | None) -> Iterator[int]:
+    """Yield the id of each image in COCO results, and those of the frames of videos.
+
+    Raises:
+        UserError: an image is not in the annotation file, or there is a video.
+    """
+    if annotations is None:
+        return itertools.count(1)
+    if video := next(filter(is_video, files.values()), None):
+        raise UserError(f'--ann-file numbers images, and {video} is a video: predict it by itself')
+    return iter(list(annotations.numbers_of(files).values()))
+
+
+def images_of(files: dict[str, Path], numbers: Iterator[int]) -> Iterator[Image]:
+    """Yield each image, and each frame of a video; of a video that cannot be read, it alone."""
+    for name, file in files.items():
+        if not is_video(file):
+            yield Image(file, name, next(numbers))
+            continue
+        try:
+            video = Video(file)
+            for index, pixels in enumerate(video):
+                frame = f'{name}/{index + 1:06d}'
+                yield Image(file, frame, next(numbers), pixels, index / video.rate, video.rate)
+        except UserError as error:
+            yield Image(file, name, next(numbers), error)
+
+
+def length_of(files: dict[str, Path]) -> int:
+    """Return how many images and frames there are, as far as the files say."""
+    total = 0
+    for file in files.values():
+        with contextlib.suppress(UserError):
+            total += Video(file).length if is_video(file) else 1
+    return total
 
 
 def make_writers(args, predictor: Predictor, annotations: AnnotationFile | None) -> list:
@@ -121,6 +174,9 @@ def make_writers(args, predictor: Predictor, annotations: AnnotationFile | None)
     out, score, meta = Path(args.out), args.score, predictor.meta
     make = {
         'json': lambda: PictureAndJson(predictor, out, 0.3 if score is None else score),
+        'csv': lambda: Table(
+            meta['classes'], out, 0.3 if score is None else score, predictor.task == 'detection'
+        ),
         'coco': lambda: CocoResults(meta['classes'], out, score or 0.0, annotations),
         'labels': lambda: LabelMaps(meta, out),
         'cvat': lambda: CvatXml(meta['classes'], out, 0.3 if score is None else score),
@@ -131,25 +187,128 @@ def make_writers(args, predictor: Predictor, annotations: AnnotationFile | None)
     return [make[name]() for name in dict.fromkeys(args.format)]
 
 
-def predict(predictor: Predictor, writers: list, image: Image, debug: bool) -> list | None:
-    """Return what each writer is to write for an image; ``None`` if one line says why there is nothing.
+@dataclass
+class Run:
+    """Predicts images one after another; one line says why there is nothing for an image.
 
-    Raises:
-        UserError: nothing more can be predicted in this process.
+    The next images are read and prepared by a thread while the model computes.
     """
+
+    predictor: Predictor
+    tiling: Tiling | None
+    batch: int
+    debug: bool
+
+    def results(self, images: Iterable[Image]) -> Iterator[tuple[Image, object]]:
+        """Yield each image, with its pixels, and its data sample, or ``None``.
+
+        Raises:
+            UserError: nothing more can be predicted in this process.
+        """
+        if self.tiling is not None:
+            for image in images:
+                found = self.attempt(image, lambda image=image: self._by_tiles(image))
+                yield found or (image, None)
+            return
+        groups = {}  # of images that make equal inputs
+        with ThreadPoolExecutor(1, 'read') as pool:
+            for image, future in ahead(pool, self._read, images, 2 * self.batch):
+                if (read := self.attempt(image, future.result)) is None:
+                    yield image, None
+                    continue
+                pixels, data = read
+                key = getattr(data.get('inputs'), 'shape', None)
+                groups.setdefault(key, []).append((replace(image, pixels=pixels), data))
+                if len(groups[key]) == self.batch or sum(map(len, groups.values())) > 4 * self.batch:
+                    yield from self._predict(groups.pop(max(groups, key=lambda each: len(groups[each]))))
+        for group in groups.values():
+            yield from self._predict(group)
+
+    def attempt(self, image: Image, compute: Callable):
+        """Return what is computed for an image; ``None`` if one line says why there is nothing.
+
+        Raises:
+            UserError: nothing more can be predicted in this process.
+        """
+        try:
+            return compute()
+        except Exception as error:  # whatever it is, the other images may be predicted
+            tqdm.write(f'error: {why_failed(image.file, error)}', file=sys.stderr)
+            if self.debug:
+                tqdm.write(traceback.format_exc(), file=sys.stderr)
+            if 'CUDA error' in str(error) and 'out of memory' not in str(error):
+                raise UserError(
+                    f'CUDA computes nothing more in this process after {image.file}: leave it out, or start '
+                    'again with CUDA_LAUNCH_BLOCKING=1 to see what failed'
+                ) from error
+            torch.cuda.empty_cache()  # of the memory that was too little
+            return None
+
+    def _read(self, image: Image) -> tuple:
+        """Return the pixels of an image and what the model takes of it."""
+        if isinstance(image.pixels, Exception):
+            raise image.pixels
+        loaded = image.pixels if image.pixels is not None else self.predictor.load(image.file)
+        return loaded['img'] if isinstance(loaded, dict) else loaded, self.predictor.prepare(loaded)
+
+    def _predict(self, group: list[tuple[Image, dict]]) -> list[tuple[Image, object]]:
+        """Return the samples of images that are predicted at once, or, where that fails, one by one."""
+        compute = self.predictor.predict_prepared
+        if len(group) > 1:
+            with contextlib.suppress(Exception), bounded_memory(self.predictor.device):
+                return list(zip((image for image, _ in group), compute([data for _, data in group])))
+        found = []
+        for image, data in group:
+            with bounded_memory(self.predictor.device):
+                found.append((image, self.attempt(image, lambda data=data: compute([data])[0])))
+        return found
+
+    def _by_tiles(self, image: Image) -> tuple[Image, object]:
+        """Return an image with the pixels that are drawn, and its sample."""
+        if isinstance(image.pixels, Exception):
+            raise image.pixels
+        given = image.file if image.pixels is None else image.pixels
+        with bounded_memory(self.predictor.device):
+            sample, pixels = self.predictor.predict_by_tiles(given, self.tiling)
+        return replace(image, pixels=pixels), sample
+
+
+def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, number: int) -> Iterator[tuple]:
+    """Yield each item and the future of ``function`` of it, of which ``number`` are begun ahead.
+
+    An error of ``items``, an interrupt too, comes after what was begun before it.
+    """
+    waiting: deque[tuple[object, Future]] = deque()
+    items, error = iter(items), None
     try:
-        sample = predictor.predict(image.file)
-        return [writer.encode(image, sample) for writer in writers]
-    except Exception as error:  # whatever it is, the other images may be predicted
-        tqdm.write(f'error: {why_failed(image.file, error)}', file=sys.stderr)
-        if debug:
-            tqdm.write(traceback.format_exc(), file=sys.stderr)
-        if 'CUDA error' in str(error) and 'out of memory' not in str(error):
-            raise UserError(
-                f'CUDA computes nothing more in this process after {image.file}: leave it out, or start '
-                'again with CUDA_LAUNCH_BLOCKING=1 to see what failed'
-            ) from error
-        return None
+        while True:
+            try:
+                item = next(items)
+            except BaseException as end:
+                error = end
+                break
+            waiting.append((item, pool.submit(function, item)))
+            while waiting and (len(waiting) > number or waiting[0][1].done()):
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+        if not isinstance(error, StopIteration):
+            raise error
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def encoded_by(run: Run, writers: list, results: Iterator[tuple[Image, object]]) -> Iterator[list | None]:
+    """Yield what each writer is to write for an image, ``None`` if there is nothing; a thread computes it."""
+
+    def encode(result: tuple[Image, object]) -> list | None:
+        image, sample = result
+        return None if sample is None else [writer.encode(image, sample) for writer in writers]
+
+    with ThreadPoolExecutor(1, 'encode') as pool:
+        for (image, _), future in ahead(pool, encode, results, 2):
+            yield run.attempt(image, future.result)
 
 
 @contextlib.contextmanager

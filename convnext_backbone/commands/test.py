@@ -3,6 +3,7 @@
 convnext test mask_rcnn_convnext_t work_dirs/.../epoch_36.pth
 convnext test upernet_convnext_t CHECKPOINT --tta    several scales and flip
 convnext test CONFIG CHECKPOINT --report out.html    what it does right and wrong, as one page
+convnext test CONFIG CHECKPOINT --tile 1024          large images, by tiles
 """
 
 from ..cli import Parser
@@ -19,6 +20,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--report', metavar='FILE', help='writes a page about what was predicted: out.html')
     parser.add_argument('--against', metavar='CHECKPOINT', help='another model, with which the page compares')
+    parser.add_tile_options()
     parser.add_prefix_option()
     parser.add_run_options()
     return parser.parse_args(argv)

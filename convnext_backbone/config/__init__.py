@@ -3,6 +3,7 @@
 from .adapt import (
     choose_device,
     choose_precision,
+    choose_tiles,
     choose_views,
     divide_model,
     for_testing,
@@ -31,6 +32,7 @@ __all__ = [
     'check_work_dir',
     'choose_device',
     'choose_precision',
+    'choose_tiles',
     'choose_views',
     'config_names',
     'datasets',

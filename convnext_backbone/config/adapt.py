@@ -11,6 +11,7 @@ from ..registry import type_name
 from .data import datasets
 from .keys import dicts, hooks_of
 from .stand_ins import loads_mask
+from .task import task_of
 from .weights import drop_pretrained
 
 
@@ -205,6 +206,29 @@ def choose_views(cfg: Config, tta: bool) -> list[str]:
     slide = how.get('mode') == 'slide'
     window = f'sliding window {how.crop_size}, stride {how.stride}' if slide else 'whole image'
     return [f'testing: {name.replace("_", " ")}, {window}']
+
+
+def choose_tiles(cfg: Config, tile: int, overlap: float) -> list[str]:
+    """Test by tiles: the data gives images as they are loaded, the model cuts them up.
+
+    Raises:
+        UserError: the config is neither a detector's nor a segmenter's, or has no pipeline that is one list.
+    """
+    steps = [dataset.get('pipeline') for _, dataset in datasets(cfg, ('test_dataloader',))]
+    if task_of(cfg.model) not in ('detection', 'segmentation') or len(steps) != 1 or not steps[0]:
+        raise UserError(
+            f'--tile is for detectors and segmenters with one dataset to test, which '
+            f'{cfg.filename or "the config"} is not'
+        )
+    loads = [step for step in steps[0] if type_name(step).rpartition('.')[2].startswith('Load')]
+    rest = [step for step in steps[0] if step not in loads]
+    packs = dict(rest[-1], meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'reduce_zero_label'))
+    for _, dataset in datasets(cfg, ('test_dataloader',)):
+        dataset['pipeline'] = [*loads, packs]
+    cfg.model = dict(
+        type='convnext_backbone.TiledModel', module=cfg.model, pipeline=rest, tile=tile, overlap=overlap
+    )
+    return [f'testing: tiles of {tile} pixels, overlap {overlap:g}']
 
 
 def write_details(cfg: Config) -> None:

@@ -11,6 +11,7 @@ from .. import config as configs
 from ..checks import AMOUNTS, check_config
 from ..errors import UserError, check_choice
 from ..report import make_report
+from ..tiles import Tiling
 from . import launch
 from .runner import Runner
 
@@ -92,6 +93,8 @@ def test(
     prefix: str | None = None,
     report: str | os.PathLike | None = None,
     against: str | os.PathLike | None = None,
+    tile: int | None = None,
+    overlap: float = 0.2,
     **options,
 ) -> dict:
     """Evaluate a checkpoint on the test data of a config.
@@ -103,6 +106,7 @@ def test(
         prefix: what is in front of the names of the network to take, of a file with several.
         report: file of a page about what was predicted.
         against: another checkpoint of the same config, with which the report compares.
+        tile, overlap: predict by tiles, see :class:`~convnext_backbone.tiles.Tiling`.
         options: see :func:`train`.
 
     Returns:
@@ -112,7 +116,13 @@ def test(
         UserError: wrong input, in one line.
     """
     cfg, _, notes = run_config(config, ('test_dataloader',), **options)
+    if tile is not None:
+        tiling = Tiling(tile, overlap).checked()
+        if tta:
+            raise UserError('--tile and --tta are two ways to test: give one of them')
     notes += configs.choose_views(cfg, tta)
+    if tile is not None:
+        notes += configs.choose_tiles(cfg, tiling.size, tiling.overlap)
     configs.write_details(cfg)
     if against and not report:
         raise UserError('--against belongs to --report: give a file for the page')

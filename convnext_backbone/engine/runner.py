@@ -39,6 +39,7 @@ from ..datasets import forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
 from ..registry import class_of, type_name
+from ..tiles.model import TiledModel
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
 from .resume_settings import ResumedSettings
@@ -305,7 +306,7 @@ class Runner(MMEngineRunner):
     def unwrapped_model(self):
         """Return the model itself, without what is wrapped around it for several processes or views."""
         model = self.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        while is_model_wrapper(model) or isinstance(model, (BaseTTAModel, TiledModel)):
             model = model.module
         return model
 
