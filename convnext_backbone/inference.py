@@ -153,6 +153,12 @@ class Predictor:
             objects.append(entry)
         return dict(**size, objects=objects)
 
+    def picture(self, image: str | Path | np.ndarray) -> np.ndarray:
+        """Return the image as the model takes it before it is resized, (H, W, 3) uint8 RGB."""
+        if not isinstance(image, np.ndarray):
+            image = self.reader(dict(img_path=str(image)))['img']
+        return _shown(image)
+
     def draw(self, image: str | Path | np.ndarray, sample, min_score: float = 0.3) -> np.ndarray:
         """Draw the image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB.
 
@@ -161,9 +167,7 @@ class Predictor:
             sample: what :meth:`predict` gave for it.
             min_score: least score of an object.
         """
-        if not isinstance(image, np.ndarray):
-            image = self.reader(dict(img_path=str(image)))['img']
-        picture = _shown(image)
+        picture = self.picture(image)
         options = dict(pred_score_thr=min_score) if 'pred_instances' in sample else dict(with_labels=False)
         self.visualizer.add_datasample('image', picture, sample, draw_gt=False, show=False, **options)
         return self.visualizer.get_image()
