@@ -1,6 +1,5 @@
 """Turns config and checkpoint of a classifier into predictions for single images, as a Predictor does."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -137,9 +136,9 @@ def _names_of(content: dict, number: int) -> list[str]:
     if not names and number in IMAGENET:
         info = ImageNetInfo(IMAGENET[number])
         return [info.index_to_description(i) for i in range(number)]
-    if names and all(re.fullmatch(r'n\d{8}', name) for name in names):
-        info = ImageNetInfo('imagenet-22k')
-        return [info.label_name_to_description(name) or name for name in names]
+    info = ImageNetInfo('imagenet-22k')
+    if names and set(names) <= set(info.label_names()):
+        return [info.label_name_to_description(name) for name in names]
     return names or [f'class {i}' for i in range(number)]
 
 

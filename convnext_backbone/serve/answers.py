@@ -124,18 +124,13 @@ class Answers:
         with tempfile.NamedTemporaryFile(prefix='convnext-') as stream:  # read as any file of a data set
             stream.write(content)
             stream.flush()
-            width, height = self._size(stream.name)
+            width, height = self._look_at(stream.name)
             try:
                 with self.guard():
                     return self._answer(stream.name, **options)
             except UnreadableImage as error:
-                text = message(error)
-                if 'cannot be read as an image' in text:  # the rest is advice for a training
-                    text = (
-                        f'The image is cut off or damaged, or the model does not read its format: {FORMATS}.'
-                    )
-                text = text.replace(stream.name, 'the image')
-                raise Refused(415, text) from error
+                text = message(error).replace(stream.name, 'the image')
+                raise self._unreadable(text) from error
             except Exception as error:  # whatever it is, the next image may be predicted
                 traceback.print_exc()
                 torch.cuda.empty_cache()  # of the memory that was too little
@@ -143,11 +138,11 @@ class Answers:
                 text = text.replace(stream.name, 'the image')
                 raise Refused(500, text) from error
 
-    def _size(self, file: str) -> tuple[int, int]:
-        """Return width and height of an image by its header, before anything is decoded.
+    def _look_at(self, file: str) -> tuple[int, int]:
+        """Return width and height of an image by its header, before it is decoded.
 
         Raises:
-            Refused: it is none, or too large.
+            Refused: it is none, too large, or a JPEG that is cut off, which OpenCV would fill up with gray.
         """
         try:
             width, height = stored_size(file)
@@ -158,7 +153,14 @@ class Answers:
             raise Refused(415, text) from error
         if width * height > self.most_pixels:
             raise self._too_large(f'The image of {width} x {height} pixels')
+        if is_cut_off(file):
+            raise self._unreadable()
         return width, height
+
+    def _unreadable(self, text: str = 'cannot be read as an image') -> Refused:
+        if 'cannot be read as an image' in text:  # what else such a line says is advice for a training
+            text = f'The image is cut off or damaged, or the model does not read its format: {FORMATS}'
+        return Refused(415, f'{text}.')
 
     def _too_large(self, what: str) -> Refused:
         text = f'{what} is too large: at most {self.most_pixels / 1e6:g} million pixels. Send a smaller one.'
@@ -211,9 +213,21 @@ def stored_size(file: str) -> tuple[int, int]:
             return _tiff_size(file)
 
 
+def is_cut_off(file: str) -> bool:
+    """Return whether a file is a JPEG that ends too early; other formats are told by their readers."""
+    with contextlib.suppress(UnidentifiedImageError), Image.open(file, formats=['JPEG']) as image:
+        image.draft('L', (1, 1))  # an eighth of the size: quick
+        try:
+            image.load()
+        except OSError as error:
+            return 'truncated' in str(error)
+    return False
+
+
 def _tiff_size(file: str) -> tuple[int, int]:
     with open(file, 'rb') as stream:
-        directory = TiffImagePlugin.ImageFileDirectory_v2(stream.read(16))
+        start = stream.read(16)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(start if 43 in start[2:4] else start[:8])  # BigTIFF
         stream.seek(directory.next)
         directory.load(stream)
     return directory[TiffImagePlugin.IMAGEWIDTH], directory[TiffImagePlugin.IMAGELENGTH]

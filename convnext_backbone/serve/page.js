@@ -42,10 +42,10 @@ async function predict(file) {
     const layers = await decode(answer);
     if (own !== request) return;
     show({name: file.name, picture, answer, ...layers});
-    say(`${summary()} ${((performance.now() - begin) / 1000).toFixed(1)} s.`);
+    say(`${summary()} (${((performance.now() - begin) / 1000).toFixed(1)} s)`);
   } catch (error) {
     if (own !== request) return;
-    byId('error').textContent = error.message;
+    byId('error').textContent = error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`;
     say('');
   }
   document.body.classList.remove('busy');
@@ -282,10 +282,10 @@ function summary() {
   const {answer, name} = shown;
   if (answer.objects) {
     const number = visible().length;
-    return `${number} ${number === 1 ? 'object' : 'objects'} in ${name}.`;
+    return `${number} ${number === 1 ? 'object' : 'objects'} in ${name}`;
   }
-  if (answer.share_of_pixels) return `${Object.keys(answer.share_of_pixels).length} classes in ${name}.`;
-  return `${name}: ${answer.classes[0].label}, ${percent(answer.classes[0].score)}.`;
+  if (answer.share_of_pixels) return `${Object.keys(answer.share_of_pixels).length} classes in ${name}`;
+  return `${name}: ${answer.classes[0].label}, ${percent(answer.classes[0].score)}`;
 }
 
 const percent = share => `${(100 * share).toFixed(share && share < 0.01 ? 2 : 1)} %`;
@@ -306,7 +306,7 @@ function list() {
   const found = entries();
   byId('least').textContent = Number(byId('score').value).toFixed(2);
   byId('list').replaceChildren(...found.map(item));
-  byId('canvas').setAttribute('aria-label', `${summary()} ${found.slice(0, 20).map(each => `${each.label} ${each.text}`)
+  byId('canvas').setAttribute('aria-label', `${summary()}: ${found.slice(0, 20).map(each => `${each.label} ${each.text}`)
     .join(', ')}`);
   mark();
 }

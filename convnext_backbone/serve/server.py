@@ -238,7 +238,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, explain=None) -> None:
         """Answer in JSON where the request itself is malformed, or of a method that is not known."""
-        self.close_connection = True
+        self.close_connection, self.request_version = True, self.protocol_version
         self._refuse(Refused(code, f'The request cannot be answered: {message or HTTPStatus(code).phrase}.'))
 
     def log_message(self, format, *arguments) -> None:
