@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import ROOT, begin, convnext, tool
+from conftest import begin, convnext, tool
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from pycocotools import mask as coding
@@ -100,6 +100,7 @@ class StandIn:
     task, device = 'detection', 'cpu'
     meta = dict(classes=CLASSES, palette=[(255, 0, 0), (0, 0, 255), (0, 128, 0), (9, 9, 9), (200, 200, 0)])
     to_json = Predictor.to_json
+    picture = staticmethod(lambda file: cv2.imread(str(file))[..., ::-1])
 
     def __init__(self, seconds: float = 0.0):
         self.seconds, self.running, self.most, self.go = seconds, 0, 0, threading.Event()
@@ -110,7 +111,7 @@ class StandIn:
         self.most = max(self.most, self.running)
         assert self.go.wait(30)
         time.sleep(self.seconds)
-        image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        image = cv2.imread(str(file), cv2.IMREAD_ANYDEPTH)
         self.running -= 1
         if image is None:
             raise UnreadableImage(f'{file} cannot be read as an image (cut off): replace it')
@@ -472,3 +473,244 @@ def test_the_command_serves_until_sigterm(tmp_path, shapes):
     assert process.exitcode == 0
     assert log.read_text().splitlines()[-1] == 'stopped'
     assert 'Traceback' not in log.read_text()
+
+
+# -- the page in a browser -------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def chrome(tmp_path_factory):
+    """A browser without a window; what it saves is in ``downloads``."""
+    webdriver = pytest.importorskip('selenium.webdriver', reason='no selenium: pip install selenium')
+    browser, driver = shutil.which('chromium'), shutil.which('chromedriver')
+    if not browser or not driver:
+        pytest.skip('no Chromium here: apt install chromium chromium-driver')
+    folder = tmp_path_factory.mktemp('chrome')
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for name in (
+        *('headless', 'no-sandbox', 'disable-gpu', 'disable-background-networking', 'no-first-run'),
+        *('disable-component-update', 'disable-sync', f'user-data-dir={folder / "profile"}'),
+    ):
+        options.add_argument(f'--{name}')
+    options.set_capability('goog:loggingPrefs', dict(browser='ALL', performance='ALL'))
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    chrome.downloads = folder / 'downloads'
+    chrome.execute_cdp_cmd(
+        'Browser.setDownloadBehavior', dict(behavior='allow', downloadPath=str(chrome.downloads))
+    )
+    yield chrome
+    chrome.quit()
+
+
+@contextlib.contextmanager
+def opened(chrome, server, width: int = 1200):
+    """The page of a server. At the end: no error was logged, and nothing else was asked for anything."""
+    size = dict(width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
+    chrome.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+    chrome.get(server.url)
+    for kind in ('browser', 'performance'):
+        chrome.get_log(kind)
+    chrome.refresh()
+    wait_until(lambda: chrome.execute_script('return Boolean(facts)'))
+    yield
+    errors = [entry for entry in chrome.get_log('browser') if entry['level'] == 'SEVERE']
+    assert [entry for entry in errors if entry['source'] != 'network'] == []  # not: status 415
+    events = [json.loads(entry['message'])['message'] for entry in chrome.get_log('performance')]
+    urls = [e['params']['request']['url'] for e in events if e['method'] == 'Network.requestWillBeSent']
+    assert {url for url in urls if not url.startswith(('blob:', 'data:'))} >= {
+        server.url,
+        f'{server.url}model',
+    }
+    assert [url for url in urls if not url.startswith((server.url, f'blob:{server.url}', 'data:'))] == []
+
+
+def by(chrome, css: str) -> list:
+    return chrome.find_elements('css selector', css)
+
+
+def texts(chrome, css: str) -> list[str]:
+    return [' '.join(element.text.split()) for element in by(chrome, css)]
+
+
+def choose(chrome, file: Path) -> None:
+    """Choose a file and wait for what comes of it."""
+    before = texts(chrome, '#status, #error')
+    by(chrome, '#file')[0].send_keys(str(file))
+    done = 'return !document.body.classList.contains("busy")'
+    wait_until(lambda: chrome.execute_script(done) and texts(chrome, '#status, #error') != before)
+    settle(chrome)
+
+
+def settle(chrome) -> None:
+    """Wait for two frames, in which what was asked for is drawn."""
+    chrome.execute_async_script('requestAnimationFrame(() => requestAnimationFrame(arguments[0]))')
+
+
+def colour(chrome, x: float, y: float) -> list[int]:
+    """The colour at a place of the canvas, as parts of its width and height."""
+    script = """const [x, y] = arguments, {width, height} = canvas;
+    return [...canvas.getContext('2d').getImageData(x * width, y * height, 1, 1).data].slice(0, 3)"""
+    return chrome.execute_script(script, x, y)
+
+
+def mixed(mask: tuple, strength: float, under: float = 100) -> pytest.approx:
+    """A colour laid over gray; the parts of colours are rounded on the way."""
+    return pytest.approx([part * strength / 255 + under * (1 - strength / 255) for part in mask], abs=3)
+
+
+RED, BLUE, GRAY = (255, 0, 0), (0, 0, 255), [100, 100, 100]
+
+
+@pytest.mark.long
+def test_a_detectors_page_filters_highlights_and_saves(chrome, tmp_path):
+    """Of a photo 400 pixels wide: a circle (0.40) in the left half, a cross (0.95) in its corner."""
+    from selenium.webdriver import ActionChains, Keys
+
+    predictor, file = StandIn(), tmp_path / 'photo.jpg'
+    exif = PIL.Image.Exif()
+    exif[0x112] = 6
+    file.write_bytes(encoded(np.full((400, 600, 3), 100, np.uint8), 'jpeg', exif=exif))
+    with serving(predictor) as server, opened(chrome, server):
+        predict, calls = server.answers.predict, []
+        server.answers.predict = lambda *args, **options: calls.append(1) or predict(*args, **options)
+        assert texts(chrome, 'h1, header p') == ['net', 'Detector of 5 classes, weights.pth']
+        choose(chrome, file)
+        assert texts(chrome, '#status')[0].startswith('2 objects in photo.jpg (')
+        assert texts(chrome, '#list li') == ['cross 0.95', 'circle 0.40']
+        assert by(chrome, '#canvas')[0].get_attribute('aria-label') == (
+            '2 objects in photo.jpg: cross 0.95, circle 0.40'
+        )
+        assert chrome.execute_script('return canvas.width / canvas.height') == pytest.approx(
+            400 / 600, abs=0.01
+        )
+        assert colour(chrome, 0.3, 0.6) == mixed(RED, 110)
+        assert colour(chrome, 0.2, 0.2) == mixed(BLUE, 110)
+        assert colour(chrome, 0.8, 0.6) == mixed(GRAY, 0)
+
+        by(chrome, '#score')[0].send_keys(Keys.ARROW_RIGHT * 20)  # to 0.50
+        settle(chrome)
+        assert texts(chrome, '#least, #list li') == ['0.50', 'cross 0.95']
+        assert texts(chrome, '#status') == ['1 object in photo.jpg']
+        assert colour(chrome, 0.3, 0.6) == mixed(GRAY, 0)
+        assert colour(chrome, 0.2, 0.2) == mixed(BLUE, 110)
+        by(chrome, '#json')[0].click()
+        by(chrome, '#picture')[0].click()
+        saved = [chrome.downloads / 'photo.jpg.json', chrome.downloads / 'photo.jpg.png']
+        wait_until(lambda: all(path.is_file() for path in saved))
+        expected = ask(server, '/predict?score=0.5', file.read_bytes())[2]
+        assert json.loads(saved[0].read_text()) == dict(image='photo.jpg', **expected)
+        assert len(expected['objects']) == 1
+        picture = cv2.imread(str(saved[1]))[..., ::-1]
+        assert picture.shape == (600, 400, 3)
+        assert picture[120, 80].tolist() == mixed(BLUE, 110)
+        assert picture[360, 120].tolist() == mixed(GRAY, 0)
+
+        by(chrome, '#score')[0].send_keys(Keys.ARROW_LEFT * 20, Keys.TAB, Keys.TAB, Keys.TAB)  # both buttons
+        settle(chrome)
+        assert texts(chrome, '.chosen') == texts(chrome, ':focus') == ['cross 0.95']
+        assert colour(chrome, 0.2, 0.2) == mixed(BLUE, 150)
+        assert colour(chrome, 0.3, 0.6) == mixed(RED, 35)
+        ActionChains(chrome).send_keys(Keys.TAB, Keys.ENTER).perform()
+        assert texts(chrome, '[aria-pressed=true]') == ['circle 0.40']
+        by(chrome, 'h1')[0].click()  # the focus is elsewhere; it stays
+        settle(chrome)
+        assert texts(chrome, '.chosen') == ['circle 0.40']
+        assert colour(chrome, 0.3, 0.6) == mixed(RED, 150)
+        ActionChains(chrome).move_to_element_with_offset(by(chrome, '#canvas')[0], -150, -250).perform()
+        settle(chrome)
+        assert texts(chrome, '.chosen') == ['cross 0.95']  # the smaller one of two under the pointer
+        assert len(calls) == 2  # one by the page, one by the test
+        assert predictor.most == 1
+
+
+def test_errors_are_shown_and_the_next_image_is_dropped_or_pasted(chrome, stand_in, tmp_path):
+    (tmp_path / 'notes.png').write_text('no image')
+    (tmp_path / 'large.png').write_bytes(bytes(LIMIT * 3 // 2))
+    stack = np.full((300, 500, 3), 100, np.uint8)
+    cv2.imwrite(str(tmp_path / 'scan.tif'), stack)
+    send = """const [kind, done] = arguments, data = new DataTransfer();
+    const drawn = document.createElement('canvas');
+    [drawn.width, drawn.height] = [450, 200];
+    drawn.toBlob(blob => { data.items.add(new File([blob], `${kind}.png`));
+      const event = kind === 'drop' ? new DragEvent('drop', {dataTransfer: data, cancelable: true})
+        : new ClipboardEvent('paste', {clipboardData: data});
+      dispatchEvent(event); done(); })"""
+    with opened(chrome, stand_in):
+        choose(chrome, tmp_path / 'notes.png')
+        assert texts(chrome, '#error')[0].startswith('notes.png: This is no image')
+        assert not by(chrome, '#result')[0].is_displayed()
+        choose(chrome, tmp_path / 'large.png')
+        words = 'large.png has 1.5 MB, more than the 1 MB that the server takes.'
+        assert texts(chrome, '#error') == [words]
+        for kind in ('drop', 'paste'):
+            chrome.execute_async_script(send, kind)
+            words = f'2 objects in {kind}.png ('
+            wait_until(lambda words=words: texts(chrome, '#status')[0].startswith(words))
+            assert texts(chrome, '#error') == ['']
+        choose(chrome, tmp_path / 'scan.tif')  # which the browser cannot read
+        assert texts(chrome, '#list li') == ['cross 0.95', 'circle 0.50']
+        assert colour(chrome, 0.3, 0.6) == mixed(RED, 110)
+        assert colour(chrome, 0.8, 0.6) == mixed(GRAY, 0)
+
+
+def test_the_page_reads_masks_as_pycocotools_writes_them(chrome, stand_in):
+    rng = np.random.default_rng(0)
+    with opened(chrome, stand_in):
+        for height, width, share in ((1, 1, 1), (7, 5, 0.5), (40, 61, 0.02), (90, 3, 0.98), (300, 200, 0.9)):
+            mask = (rng.random((height, width)) < share).astype(np.uint8)
+            mask[:, width // 2] = 1  # a run over more than a column
+            found = coding.encode(np.asfortranarray(mask))
+            found = dict(size=found['size'], counts=found['counts'].decode())
+            script = 'const {data, ...frame} = raster(...arguments); return [frame, [...data]]'
+            frame, data = chrome.execute_script(script, found, width, height)
+            whole = np.zeros_like(mask)
+            rows, columns = (slice(frame[a], frame[a] + frame[b]) for a, b in ('yh', 'xw'))
+            whole[rows, columns] = np.reshape(data, (frame['h'], frame['w']))
+            np.testing.assert_array_equal(whole, mask)
+        large = np.zeros((400, 600), np.uint8)
+        large[100:200, 300:600] = 1
+        found = coding.encode(np.asfortranarray(large))
+        found = dict(size=found['size'], counts=found['counts'].decode())
+        script = 'const {data, ...frame} = raster(...arguments); return [frame, Math.min(...data)]'
+        assert chrome.execute_script(script, found, 60, 40) == [dict(x=30, y=10, w=30, h=10), 1]
+
+
+def test_a_segmenters_page_lists_classes_and_dims_the_others(chrome, predictors, shapes, tmp_path):
+    file = sorted((shapes / 'images/val').iterdir())[0]
+    sample = predictors[SEGMENTER].predict(file)
+    numbers = sample.pred_sem_seg.data[0].numpy()
+    shares = predictors[SEGMENTER].to_json(sample)['share_of_pixels']
+    with serving(predictors[SEGMENTER]) as server, opened(chrome, server):
+        choose(chrome, file)
+        assert chrome.execute_script('return [...shown.numbers]') == numbers.ravel().tolist()
+        names = sorted(shares, key=lambda name: -shares[name])
+        assert [text.partition(' ')[0] for text in texts(chrome, '#list li')] == names
+        first, last = (NAMES[SEGMENTER].index(names[place]) for place in (0, -1))
+        places = [np.argwhere(numbers == number)[0] for number in (first, last)]
+        places = [((x + 0.5) / numbers.shape[1], (y + 0.5) / numbers.shape[0]) for y, x in places]
+        image = cv2.imread(str(file))[..., ::-1]
+        chrome.execute_script('choose(arguments[0])', last)
+        settle(chrome)
+        palette = predictors[SEGMENTER].meta['palette']
+        for (x, y), number in zip(places, (first, last)):
+            under = image[int(y * image.shape[0]), int(x * image.shape[1])]
+            over, strength = (palette[last], 140) if number == last else ((0, 0, 0), 175)
+            expected = [o * strength / 255 + u * (1 - strength / 255) for o, u in zip(over, under)]
+            assert colour(chrome, x, y) == pytest.approx(expected, abs=3)
+        assert texts(chrome, '.chosen')[0].startswith(f'{names[-1]} ')
+
+
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTER, CLASSIFIER])
+def test_nothing_runs_over_on_a_phone(chrome, predictors, config, tmp_path):
+    """360 pixels wide, a picture that is wider, a file name that is longer."""
+    file = tmp_path / f'{"a_long_name" * 9}.png'
+    file.write_bytes(encoded(np.random.default_rng(0).integers(0, 256, (80, 700, 3), np.uint8)))
+    with serving(predictors[config], score=0.0) as server, opened(chrome, server, 360):
+        choose(chrome, file)
+        assert len(by(chrome, '#list li')) >= (5 if config == CLASSIFIER else 1)
+        width, beyond = chrome.execute_script(
+            """return [document.documentElement.scrollWidth, [...document.querySelectorAll('body *')]
+            .filter(element => element.getBoundingClientRect().right > 361).length]"""
+        )
+        assert (width, beyond) == (360, 0)

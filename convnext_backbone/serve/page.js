@@ -42,7 +42,7 @@ async function predict(file) {
     const layers = await decode(answer);
     if (own !== request) return;
     show({name: file.name, picture, answer, ...layers});
-    say(`${summary()} (${((performance.now() - begin) / 1000).toFixed(1)} s)`);
+    say(`${summary()} (${Number(((performance.now() - begin) / 1000).toPrecision(2))} s)`);
   } catch (error) {
     if (own !== request) return;
     byId('error').textContent = error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`;
@@ -248,7 +248,7 @@ function fit() {
   if (!shown) return;
   const {width, height} = shown.picture, room = byId('canvas').parentElement.clientWidth;
   const narrow = matchMedia('(max-width: 50rem)').matches;
-  const zoom = Math.min(room / width, innerHeight * (narrow ? 0.5 : 0.85) / height, 8);
+  const zoom = Math.min(room / width, innerHeight * (narrow ? 0.5 : 0.72) / height, 8);
   const canvas = byId('canvas'), dense = Math.min(devicePixelRatio, 3);
   const across = Math.max(1, Math.round(width * zoom * dense)), down = Math.max(1, Math.round(height * zoom * dense));
   paint(canvas, across, down, dense, chosen);
