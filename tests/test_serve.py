@@ -356,6 +356,7 @@ def test_the_size_of_a_file_is_known_before_it_is_decoded(stand_in):
     ('head', 'status', 'words'),
     [
         ('Transfer-Encoding: chunked', 411, 'Content-Length'),
+        ('Transfer-Encoding: chunked\r\nContent-Length: 4', 411, 'Content-Length'),
         ('X: y', 411, 'Content-Length'),
         ('Content-Length: -1', 400, 'one number'),
         ('Content-Length: 1_0', 400, 'one number'),
@@ -431,6 +432,22 @@ def test_only_requests_to_names_of_this_machine_and_by_pages_of_ours_are_answere
     assert not [name for name in headers if name.lower().startswith('access-control')]
     for origin in ('http://evil.example', 'null', f'http://localhost:{port + 1}'):
         assert ask(stand_in, '/predict', b'a', Host=f'localhost:{port}', Origin=origin)[0] == 403
+
+
+def test_under_another_address_the_page_is_where_the_server_says():
+    """IPv6 is in brackets; whoever listens to all networks is asked under any name."""
+    with Server('0.0.0.0', 0) as server:
+        assert (server.url, server.is_local, server.names) == (
+            f'http://localhost:{server.port}/',
+            False,
+            None,
+        )
+    try:
+        server = Server('::1', 0)
+    except UserError as error:
+        pytest.skip(f'no IPv6 here: {message(error)}')
+    with server:
+        assert (server.url, server.is_local) == (f'http://[::1]:{server.port}/', True)
 
 
 # -- the command -----------------------------------------------------------------------------
