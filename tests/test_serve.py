@@ -32,6 +32,7 @@ from convnext_backbone.config import read_config
 from convnext_backbone.errors import UnreadableImage, UserError, message
 from convnext_backbone.inference import Predictor
 from convnext_backbone.serve import Answers, Server
+from convnext_backbone.serve.answers import number_map
 
 CLASSIFIER = 'configs/demo/classifier_shapes.py'
 LIMIT = 2**20  # bytes of an image file
@@ -579,7 +580,6 @@ def mixed(mask: tuple, strength: float, under: float = 100) -> pytest.approx:
 RED, BLUE, GRAY = (255, 0, 0), (0, 0, 255), [100, 100, 100]
 
 
-@pytest.mark.long
 def test_a_detectors_page_filters_highlights_and_saves(chrome, tmp_path):
     """Of a photo 400 pixels wide: a circle (0.40) in the left half, a cross (0.95) in its corner."""
     from selenium.webdriver import ActionChains, Keys
@@ -716,6 +716,16 @@ def test_a_segmenters_page_lists_classes_and_dims_the_others(chrome, predictors,
             expected = [o * strength / 255 + u * (1 - strength / 255) for o, u in zip(over, under)]
             assert colour(chrome, x, y) == pytest.approx(expected, abs=3)
         assert texts(chrome, '.chosen')[0].startswith(f'{names[-1]} ')
+
+
+@pytest.mark.parametrize('classes', [256, 847])
+def test_the_page_reads_the_numbers_of_many_classes(chrome, stand_in, classes):
+    numbers = np.arange(30 * 40).reshape(30, 40) % classes
+    encoded_map = base64.b64encode(number_map(numbers, classes)).decode()
+    script = 'const done = arguments[4]; classNumbers(...arguments).then(found => done([...found]))'
+    with opened(chrome, stand_in):
+        found = chrome.execute_async_script(script, encoded_map, 40, 30, classes)
+    assert found == numbers.ravel().tolist()
 
 
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTER, CLASSIFIER])

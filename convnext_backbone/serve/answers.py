@@ -133,10 +133,9 @@ class Answers:
                 raise self._unreadable(text) from error
             except Exception as error:  # whatever it is, the next image may be predicted
                 traceback.print_exc()
-                torch.cuda.empty_cache()  # of the memory that was too little
-                text = f'The image of {width} x {height} pixels could not be predicted: {why_failed(error)}.'
-                text = text.replace(stream.name, 'the image')
-                raise Refused(500, text) from error
+                reason = why_failed(error).replace(stream.name, 'the image')
+            torch.cuda.empty_cache()  # here, since the error holds what took the memory
+            raise Refused(500, f'The image of {width} x {height} pixels could not be predicted: {reason}.')
 
     def _look_at(self, file: str) -> tuple[int, int]:
         """Return width and height of an image by its header, before it is decoded.
