@@ -193,6 +193,10 @@ class Predictor:
             objects.append(entry)
         return dict(**size, objects=objects)
 
+    def picture(self, image: str | Path | np.ndarray) -> np.ndarray:
+        """Return the image as the model takes it before it is resized, (H, W, 3) uint8 RGB."""
+        return _shown(image if isinstance(image, np.ndarray) else self.load(image)['img'])
+
     def draw(self, image: str | Path | np.ndarray | Reduced, sample, min_score: float = 0.3) -> np.ndarray:
         """Draw the image with boxes and masks, or with the classes' colours; (H, W, 3) uint8 RGB.
 
@@ -203,9 +207,7 @@ class Predictor:
         """
         if isinstance(image, Reduced):
             sample, image = reduced_sample(sample, image.factor, min_score), image.pixels
-        elif not isinstance(image, np.ndarray):
-            image = self.load(image)['img']
-        picture = _shown(image)
+        picture = self.picture(image)
         options = dict(pred_score_thr=min_score) if 'pred_instances' in sample else dict(with_labels=False)
         for part in parts_of(sample, min_score):
             self.visualizer.add_datasample('image', picture, part, draw_gt=False, show=False, **options)
