@@ -1,5 +1,6 @@
 """Turns config and checkpoint of a classifier into predictions for single images, as a Predictor does."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,6 @@ class ClassPredictor:
                 f'{cfg.model.num_classes}: give the config of its training'
             )
 
-    @torch.no_grad()
     def predict(self, image: str | Path | np.ndarray) -> BaseDataElement:
         """Return ``pred_score``, the probability of each class, (classes,) float32 on the CPU.
 
@@ -72,12 +72,40 @@ class ClassPredictor:
             UnreadableImage: the file is no image.
             UserError: there is no such file.
         """
-        image = _read(image)
-        data = collate_images([dict(inputs=self.transform(image), labels=0)])  # the label is not looked at
-        logits = self.model.test_step(data)[0]['logits']
-        sample = BaseDataElement(metainfo=dict(ori_shape=image.size[::-1]))
-        sample.pred_score = logits.float().softmax(0)
-        return sample
+        return self.predict_prepared([self.prepare(image)])[0]
+
+    def load(self, file: str | Path) -> dict:
+        """Return the pixels of a file as ``img``, as OpenCV would read them.
+
+        Raises:
+            UnreadableImage, UserError: see :meth:`predict`.
+        """
+        return dict(img=np.asarray(_read(file))[..., ::-1])
+
+    def prepare(self, image: str | Path | np.ndarray | dict) -> dict:
+        """Return what the model takes of an image, ``inputs``, and its size.
+
+        Args:
+            image: a file, its pixels, or what :meth:`load` gave.
+
+        Raises:
+            UnreadableImage, UserError: see :meth:`predict`.
+        """
+        picture = _read(image['img'] if isinstance(image, dict) else image)
+        return dict(inputs=self.transform(picture), size=picture.size[::-1])
+
+    @torch.no_grad()
+    def predict_prepared(self, images: Sequence[dict]) -> list[BaseDataElement]:
+        """Return the data sample of each of some images that :meth:`prepare` gave, computed at once."""
+        data = collate_images(
+            [dict(inputs=image['inputs'], labels=0) for image in images]
+        )  # no label is read
+        samples = []
+        for image, found in zip(images, self.model.test_step(data)):
+            sample = BaseDataElement(metainfo=dict(ori_shape=image['size']))
+            sample.pred_score = found['logits'].float().softmax(0)
+            samples.append(sample)
+        return samples
 
     def to_json(self, sample: BaseDataElement, min_score: float = 0.0) -> dict:
         """Return width and height of the image and the five best classes, whatever their score."""

@@ -122,7 +122,7 @@ class Predictor:
         """
         return [sample.cpu() for sample in self.model.test_step(pseudo_collate(list(images)))]
 
-    def predict_by_tiles(self, image: str | Path | np.ndarray, tiling: Tiling):
+    def predict_by_tiles(self, image: str | Path | np.ndarray, tiling: Tiling, min_score: float = 0.0):
         """Return the prediction for an image, computed tile by tile, and what :meth:`draw` draws it on.
 
         A tile is an image of its own to the model: scaled, normalised and padded by the pipeline of the test
@@ -131,6 +131,7 @@ class Predictor:
         Args:
             image: see :meth:`predict`. A file of more than 2 ** 27 pixels is read by rows (rasterio).
             tiling: size, overlap and number of the tiles that are predicted at once.
+            min_score: of an object that is kept.
 
         Raises:
             UnreadableImage, UserError: see :meth:`predict` and :class:`~convnext_backbone.tiles.Rows`.
@@ -142,7 +143,7 @@ class Predictor:
         def predict(images: Sequence[np.ndarray]) -> list:
             return self.predict_prepared([self.prepare(tile) for tile in images])
 
-        sample = predict_by_tiles(predict, source, tiling, threshold)
+        sample = predict_by_tiles(predict, source, tiling, threshold, min_score)
         return sample, source.whole()
 
     def load(self, file: str | Path) -> dict:

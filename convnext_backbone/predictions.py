@@ -50,7 +50,12 @@ class Writer:
 
     ``encode`` computes what is to be written and may fail because of the image; ``write`` writes it and
     fails for want of space or permission only, by a :class:`UserError`.
+
+    Attributes:
+        min_score: least score of an object that is written.
     """
+
+    min_score: float = 0.0
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Begin; files opened in ``stack`` appear under their names when it ends without an error."""
@@ -138,38 +143,36 @@ class PictureAndJson(Writer):
 
 
 class Table(Writer):
-    """Writes ``predictions.csv``: a line for each object, or for each class of an image and its share of it.
+    """Writes ``predictions.csv``: a line for each object of an image, or for each class.
 
-    Columns: image, label, score, x1, y1, x2, y2 (pixels); or image, label, share (0 to 1).
+    Columns, by what the model is for: image, label, score, x1, y1, x2, y2 (pixels); image, label, share of
+    the pixels (0 to 1); or image, label, score of the five best classes.
 
     Args:
-        classes: names of the model's classes.
+        predictor: a :class:`~convnext_backbone.inference.Predictor` or its counterpart of classifiers.
         out: folder of the result.
         min_score: least score of an object.
-        objects: whether the model predicts objects.
     """
 
-    def __init__(self, classes, out: Path, min_score: float, objects: bool):
-        self.classes, self.out, self.min_score, self.objects = list(classes), out, min_score, objects
+    columns = dict(
+        detection=('score', 'x1', 'y1', 'x2', 'y2'), segmentation=('share',), classification=('score',)
+    )
+
+    def __init__(self, predictor, out: Path, min_score: float):
+        self.predictor, self.out, self.min_score = predictor, out, min_score
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Open the file, which appears under its name when ``stack`` ends without an error."""
         self._add = stack.enter_context(replacing(self.out / 'predictions.csv'))
-        columns = ('image', 'label', *(('score', 'x1', 'y1', 'x2', 'y2') if self.objects else ('share',)))
-        self._add(self._lines([columns]))
+        self._add(self._lines([('image', 'label', *self.columns[self.predictor.task])]))
 
     def encode(self, image: Image, sample) -> bytes:
         """Return the lines of an image."""
-        if not self.objects:
-            shares = class_shares(sample).items()
-            return self._lines((image.name, self.classes[n], f'{share:.6f}') for n, share in shares)
-        found = sample.pred_instances
-        found = found[found.scores >= self.min_score]
-        rows = zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist())
-        return self._lines(
-            (image.name, self.classes[label], f'{score:.4f}', *(f'{side:.2f}' for side in box))
-            for label, score, box in rows
-        )
+        found = self.predictor.to_json(sample, self.min_score)
+        rows = [(name, share) for name, share in found.get('share_of_pixels', {}).items()]
+        for each in found.get('objects') or found.get('classes') or []:
+            rows.append((each['label'], each['score'], *each.get('bbox', ())))
+        return self._lines((image.name, *row) for row in rows)
 
     def write(self, encoded: bytes) -> None:
         """Append the lines."""

@@ -17,7 +17,12 @@ MODELS = Registry(
     'model',
     scope=SCOPE,
     parent=root.MODELS,
-    locations=[f'{SCOPE}.backbones', f'{SCOPE}.classification', f'{SCOPE}.datasets.preprocessors'],
+    locations=[
+        f'{SCOPE}.backbones',
+        f'{SCOPE}.classification',
+        f'{SCOPE}.datasets.preprocessors',
+        f'{SCOPE}.pretraining',
+    ],
 )
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', scope=SCOPE, parent=root.WEIGHT_INITIALIZERS, locations=[f'{SCOPE}.checkpoint']
@@ -32,7 +37,9 @@ LOOPS = Registry('loop', scope=SCOPE, parent=root.LOOPS, locations=[f'{SCOPE}.en
 DATA_SAMPLERS = Registry(
     'data sampler', scope=SCOPE, parent=root.DATA_SAMPLERS, locations=[f'{SCOPE}.engine']
 )
-HOOKS = Registry('hook', scope=SCOPE, parent=root.HOOKS, locations=[f'{SCOPE}.engine'])
+HOOKS = Registry(
+    'hook', scope=SCOPE, parent=root.HOOKS, locations=[f'{SCOPE}.engine', f'{SCOPE}.pretraining']
+)
 DATASETS = Registry('dataset', scope=SCOPE, parent=root.DATASETS, locations=[f'{SCOPE}.classification'])
 FUNCTIONS = Registry('function', scope=SCOPE, parent=root.FUNCTIONS, locations=[f'{SCOPE}.classification'])
 METRICS = Registry('metric', scope=SCOPE, parent=root.METRICS, locations=[f'{SCOPE}.classification'])

@@ -20,6 +20,7 @@ from mmengine.structures import InstanceData, PixelData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from convnext_backbone.classification.data import image_transform
 from convnext_backbone.config import drop_pretrained, read_config, use_plain_batch_norm
 from convnext_backbone.errors import UnreadableImage, UserError, message
 from convnext_backbone.inference import Predictor, _shown
@@ -224,6 +225,34 @@ def test_batches_of_images_of_one_size_give_what_one_image_gives(segmenter, tmp_
     assert shares == pytest.approx({f'{k}.png': 1 for k in (0, 1, 2, 4, 5, 6)}, abs=1e-5)
 
 
+def test_a_classifier_names_the_five_best_classes(shapes, tmp_path):
+    """As torch's softmax of the logits of the whole folder says, whatever the batch."""
+    config, weights = 'configs/demo/classifier_shapes.py', tmp_path / 'c.pth'
+    torch.manual_seed(0)
+    cfg = read_config(config)
+    init_default_scope('mmengine')
+    model = MODELS.build(cfg.model).eval()
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES))), weights)
+    images = next((shapes / 'classification/val').iterdir())
+    run(config, weights, images, '--out', tmp_path / 'out', '--format', 'json', 'csv', '--batch', 3)
+    lines = (tmp_path / 'out/predictions.csv').read_text().splitlines()
+    names = sorted(file.name for file in images.iterdir())
+    assert lines[0] == 'image,label,score'
+    assert len(lines) == 1 + 5 * len(names)
+    transform = image_transform(**cfg.val_dataloader.dataset.transform)
+    logits = model(torch.stack([transform(PIL.Image.open(images / name).convert('RGB')) for name in names]))
+    for name, row in zip(names, logits.softmax(1)):
+        found = json.loads((tmp_path / f'out/{name}.json').read_text())['classes']
+        assert {each['label']: each['score'] for each in found} == pytest.approx(
+            dict(zip(CLASSES, row.tolist())), abs=1e-3
+        )
+        assert [f'{name},{each["label"]},{each["score"]}' in lines for each in found] == [True] * 5
+    assert 'a classifier: choose json or csv' in refused(
+        config, weights, images, '--out', 'x', '--format', 'coco'
+    )
+    assert 'is a classifier: leave it out' in refused(config, weights, images, '--out', 'x', '--tile', 99)
+
+
 def film(file: Path, frames: int, rate: float = 10.0) -> list[np.ndarray]:
     """A video of gray frames, one lighter than the other."""
     stream = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*'mp4v'), rate, (80, 64))
@@ -383,7 +412,7 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch, tmp_path):
     """A folder of five images and a model that fails as it is told to."""
-    monkeypatch.setattr(infer, 'Predictor', Stub)
+    monkeypatch.setattr(infer, 'make_predictor', Stub)
     monkeypatch.setattr(Stub, 'errors', {})
     folder = tmp_path / 'images'
     folder.mkdir()

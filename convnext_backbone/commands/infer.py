@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..classify import ClassPredictor, make_predictor
 from ..cli import Parser
 from ..config import check_work_dir
 from ..errors import UserError, message
@@ -32,14 +33,14 @@ from ..predictions import AnnotationFile, CocoResults, Image, LabelMaps, Picture
 from ..tiles import Tiling
 
 FORMATS = {  # what may be asked for: for which models
-    'json': ('detection', 'segmentation'),
-    'csv': ('detection', 'segmentation'),
+    'json': ('detection', 'segmentation', 'classification'),
+    'csv': ('detection', 'segmentation', 'classification'),
     'coco': ('detection',),
     'labels': ('segmentation',),
     'cvat': ('detection',),
     'label-studio': ('detection',),
 }
-NAMES = {'detection': 'a detector', 'segmentation': 'a segmenter'}
+NAMES = {'detection': 'a detector', 'segmentation': 'a segmenter', 'classification': 'a classifier'}
 
 
 def parse_args(argv=None):
@@ -57,7 +58,7 @@ def parse_args(argv=None):
         choices=FORMATS,
         default=['json'],
         help='json: FILE.png (drawn) and FILE.json for each FILE, the default; FILE.mp4 of a video\n'
-        'csv: predictions.csv, a line for each object, or for each class of an image\n'
+        'csv: predictions.csv, a line for each object or class of an image\n'
         'coco: predictions.json of a detector, as pycocotools reads it\n'
         'labels: labels/FILE.png of a segmenter, class numbers\n'
         'cvat: annotations.xml of a detector, CVAT for images 1.1\n'
@@ -98,7 +99,7 @@ def main(argv=None) -> None:
     annotations = AnnotationFile(args.ann_file) if args.ann_file else None
     numbers = numbers_of(files, annotations)
     check_work_dir(args.out, '--out')
-    predictor = Predictor(args.config, args.checkpoint, args.device, args.prefix)
+    predictor = make_predictor(args.config, args.checkpoint, args.device, args.prefix)
     for name in args.format:
         if predictor.task not in FORMATS[name]:
             fitting = [other for other in FORMATS if predictor.task in FORMATS[other]]
@@ -106,12 +107,16 @@ def main(argv=None) -> None:
                 f'--format {name} needs {NAMES[FORMATS[name][0]]}, {args.config} is '
                 f'{NAMES[predictor.task]}: choose {" or ".join(fitting)}'
             )
+    if tiling and predictor.task == 'classification':
+        raise UserError(
+            f'--tile is for detectors and segmenters, {args.config} is a classifier: leave it out'
+        )
     done = failed = 0
     with contextlib.ExitStack() as stack:
         writers = make_writers(args, predictor, annotations)
         for writer in writers:
             writer.start(stack)
-        run = Run(predictor, tiling, args.batch, args.debug)
+        run = Run(predictor, tiling, args.batch, min(writer.min_score for writer in writers), args.debug)
         results = run.results(images_of(files, numbers))
         bar = stack.enter_context(
             tqdm(total=length_of(files), unit='image', disable=None, dynamic_ncols=True)
@@ -169,14 +174,12 @@ def length_of(files: dict[str, Path]) -> int:
     return total
 
 
-def make_writers(args, predictor: Predictor, annotations: AnnotationFile | None) -> list:
+def make_writers(args, predictor: Predictor | ClassPredictor, annotations: AnnotationFile | None) -> list:
     """Return a writer for each format that is asked for."""
     out, score, meta = Path(args.out), args.score, predictor.meta
     make = {
         'json': lambda: PictureAndJson(predictor, out, 0.3 if score is None else score),
-        'csv': lambda: Table(
-            meta['classes'], out, 0.3 if score is None else score, predictor.task == 'detection'
-        ),
+        'csv': lambda: Table(predictor, out, 0.3 if score is None else score),
         'coco': lambda: CocoResults(meta['classes'], out, score or 0.0, annotations),
         'labels': lambda: LabelMaps(meta, out),
         'cvat': lambda: CvatXml(meta['classes'], out, 0.3 if score is None else score),
@@ -194,9 +197,10 @@ class Run:
     The next images are read and prepared by a thread while the model computes.
     """
 
-    predictor: Predictor
+    predictor: Predictor | ClassPredictor
     tiling: Tiling | None
     batch: int
+    min_score: float
     debug: bool
 
     def results(self, images: Iterable[Image]) -> Iterator[tuple[Image, object]]:
@@ -269,7 +273,7 @@ class Run:
             raise image.pixels
         given = image.file if image.pixels is None else image.pixels
         with bounded_memory(self.predictor.device):
-            sample, pixels = self.predictor.predict_by_tiles(given, self.tiling)
+            sample, pixels = self.predictor.predict_by_tiles(given, self.tiling, self.min_score)
         return replace(image, pixels=pixels), sample
 
 

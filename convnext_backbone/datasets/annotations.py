@@ -6,6 +6,7 @@ not in a list is put into one, and objects get new ids from 1: pycocotools takes
 """
 
 import contextlib
+import functools
 import gc
 import json
 import math
@@ -479,13 +480,17 @@ class Annotations(Listing):
 
     def describe(self, numbers: Iterable[int]) -> list[str]:
         """Name records: id, file of the image, box."""
-        names = list(self.images.values())
         found = []
         for number in numbers:
             record, image = self.records[number], int(self.image_of[number])
-            file = names[image]['file_name'] if image >= 0 else f'image {record.get("image_id")}'
+            file = self._listed[image]['file_name'] if image >= 0 else f'image {record.get("image_id")}'
             found.append(f'annotation {record.get("id")} of {file}, box {record.get("bbox")}')
         return found
+
+    @functools.cached_property
+    def _listed(self) -> list[dict]:
+        """Return the images in the order of the file; once, for sets of a million objects."""
+        return list(self.images.values())
 
     def category_ids(self, classes: Iterable[str]) -> list:
         """Return the id of each class, by name and in the order of ``classes``.

@@ -26,7 +26,13 @@ __all__ = [
 Predict = Callable[[Sequence[np.ndarray]], list]
 
 
-def predict_by_tiles(predict: Predict, source: Pixels | Rows, tiling: Tiling, threshold: float = 0.3):
+def predict_by_tiles(
+    predict: Predict,
+    source: Pixels | Rows,
+    tiling: Tiling,
+    threshold: float = 0.3,
+    min_score: float = 0.0,
+):
     """Return the prediction for an image, computed by tiles.
 
     Objects: each tile's, and those of the whole image, which may be reduced; see :func:`.objects.join`.
@@ -38,6 +44,7 @@ def predict_by_tiles(predict: Predict, source: Pixels | Rows, tiling: Tiling, th
         source: the image, read from the top to the bottom.
         tiling: how the image is divided.
         threshold: of a segmenter with one output channel.
+        min_score: of an object that is kept.
 
     Returns:
         The sample of the whole image. Of a detector ``masks`` is a list of
@@ -58,10 +65,10 @@ def predict_by_tiles(predict: Predict, source: Pixels | Rows, tiling: Tiling, th
                 f'tiles are for models of objects or of class numbers, {type(first).__name__} of this model '
                 'holds neither alone: predict without --tile'
             )
-        pieces = [piece_of(sample, i, j, rows, columns) for i, j, sample in _counted(tiles, bar)]
+        pieces = [piece_of(sample, i, j, rows, columns, min_score) for i, j, sample in _counted(tiles, bar)]
     if len(pieces) > 1:
         whole = source.whole()
-        pieces.append(_whole_piece(predict([whole.pixels])[0].cpu(), whole))
+        pieces.append(_whole_piece(predict([whole.pixels])[0].cpu(), whole, min_score))
     return join(pieces, source.shape, first)
 
 
@@ -93,10 +100,10 @@ def _counted(tiles: Iterator[tuple], bar: tqdm) -> Iterator[tuple]:
         bar.update()
 
 
-def _whole_piece(sample, whole: Reduced) -> Piece:
+def _whole_piece(sample, whole: Reduced, min_score: float) -> Piece:
     """Return the objects that were found in the whole image, in its full size."""
     axes = (Axis(side, Tiling(max(side, 1), 0.0)) for side in whole.pixels.shape[:2])
-    return piece_of(sample, 0, 0, *axes).enlarged(whole.factor)
+    return piece_of(sample, 0, 0, *axes, min_score).enlarged(whole.factor)
 
 
 def reduced_sample(sample, factor: int, min_score: float):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 
 from .grid import Axis
 from .source import Pixels, Rows
@@ -154,6 +153,8 @@ def every(labels: np.ndarray, factor: int) -> np.ndarray:
     return labels[factor // 2 :: factor, factor // 2 :: factor][:height, :width]
 
 
-def map_sample(labels: np.ndarray) -> SegDataSample:
+def map_sample(labels: np.ndarray):
     """Return the data sample of class numbers, (H, W)."""
+    from mmseg.structures import SegDataSample
+
     return SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels.astype(np.int64))[None]))

@@ -49,9 +49,10 @@ class Piece:
         return replace(self, boxes=self.boxes * factor, masks=masks)
 
 
-def piece_of(sample, i: int, j: int, rows: Axis, columns: Axis) -> Piece:
-    """Return the objects of tile ``i``, ``j`` in pixels of the image."""
+def piece_of(sample, i: int, j: int, rows: Axis, columns: Axis, min_score: float) -> Piece:
+    """Return the objects of tile ``i``, ``j`` of at least a score, in pixels of the image."""
     found = sample.pred_instances
+    found = found[found.scores >= min_score]
     y, x = rows.starts[i], columns.starts[j]
     height, width = rows.size, columns.size
     boxes = found.bboxes.float()
