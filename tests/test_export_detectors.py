@@ -43,6 +43,8 @@ def small_config(kind: str):
     model.backbone.update(depths=(1, 1, 1, 1), dims=DIMS, init_cfg=None, out_indices=(1, 2, 3))
     del model.backbone['arch']
     model.neck.in_channels = list(DIMS[1:])
+    if kind == 'mask_rcnn':  # onnxruntime has no group norm of nothing
+        model.roi_head.mask_head.norm_cfg = dict(type='GN', num_groups=4)
     if 'roi_head' in model:
         model.neck.num_outs = 3
         model.rpn_head.anchor_generator.update(strides=[8, 16, 32], scales=[4])
@@ -53,7 +55,14 @@ def small_config(kind: str):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             if isinstance(value, (dict, list, tuple)):
                 narrow(value)
-            elif key in ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'num_classes'):
+            elif key in (
+                'in_channels',
+                'out_channels',
+                'feat_channels',
+                'conv_out_channels',
+                'fc_out_channels',
+                'num_classes',
+            ):
                 node[key] = NARROW.get(value, value)
             elif key in ('num_convs', 'num_shared_convs'):
                 node[key] = 1
@@ -72,7 +81,7 @@ def build(kind: str) -> torch.nn.Module:
 
 
 def spread(model: torch.nn.Module) -> torch.nn.Module:
-    """With scores and boxes that differ, as those of a trained model: no two the same, many above the least."""
+    """With scores and boxes as those of a trained model: no two the same, many above the least."""
     hooks = {}
     for name, layer in model.named_modules():
         if (key := name.rpartition('.')[2]) in SPREAD:
@@ -114,7 +123,10 @@ def assert_same_objects(found: list, expected, atol: float = 1e-3) -> None:
     torch.testing.assert_close(boxes, expected.bboxes, atol=atol, rtol=1e-4)
     assert torch.equal(labels, expected.labels)
     if len(found) > 3:
-        masks = [predict().paste(np.asarray(m), b.tolist(), *expected.masks.shape[1:], 0.5) for m, b in zip(found[3], boxes)]
+        masks = [
+            predict().paste(np.asarray(m), b.tolist(), *expected.masks.shape[1:], 0.5)
+            for m, b in zip(found[3], boxes)
+        ]
         different = np.stack(masks) != expected.masks.numpy()
         assert different.mean() < 1e-3
 
@@ -164,7 +176,9 @@ def test_the_objects_are_those_that_mmdet_finds(kind):
 def test_a_file_gives_mmdets_objects_for_images_of_any_size(exported):
     model = build('mask_rcnn')
     for size in SIZES:
-        assert_same_objects(run_file(exported / 'm.onnx', noise(size, 1)), mmdet_predicts(model, noise(size, 1)))
+        assert_same_objects(
+            run_file(exported / 'm.onnx', noise(size, 1)), mmdet_predicts(model, noise(size, 1))
+        )
 
 
 def test_a_file_finds_one_object_or_none(exported):
@@ -180,7 +194,11 @@ def test_a_file_knows_how_its_images_are_read(exported):
     session = onnxruntime.InferenceSession(exported / 'm.onnx')
     facts = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     assert facts['steps'] == [dict(resize=[256, 160], keep_ratio=True)]
-    assert (facts['task'], facts['channels'], facts['mean']) == ('detection', 'RGB', [123.675, 116.28, 103.53])
+    assert (facts['task'], facts['channels'], facts['mean']) == (
+        'detection',
+        'RGB',
+        [123.675, 116.28, 103.53],
+    )
     assert (facts['classes'], facts['min_score'], facts['mask_threshold']) == (list(CLASSES), 0.05, 0.5)
     assert [out.name for out in session.get_outputs()] == ['boxes', 'scores', 'labels', 'masks']
     assert session.get_inputs()[0].shape[:2] == [1, 3]
@@ -190,7 +208,8 @@ WITHOUT = """
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmseg', 'mmengine', 'cv2', 'convnext_backbone'):
+        ours = 'torch torchvision mmcv mmdet mmseg mmengine cv2 timm convnext_backbone'
+        if name.split('.')[0] in ours.split():
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Blocker())
 sys.argv = sys.argv[1:]
@@ -225,17 +244,17 @@ def test_predict_needs_nothing_of_ours_and_finds_what_the_predictor_finds(export
     expected = predictor.to_json(predictor.predict(photo), 0.05)
     assert len(expected['objects']) > 5
     same = 0
-    for one in found['objects']:  # pixels may differ by a grey level
+    for one in found['objects']:
         close = [
             other
             for other in expected['objects']
-            if one['label'] == other['label'] and np.allclose(one['bbox'], other['bbox'], atol=0.5)
+            if one['label'] == other['label'] and np.allclose(one['bbox'], other['bbox'], atol=0.03)
         ]
-        close = [other for other in close if abs(one['score'] - other['score']) < 0.01]
+        close = [other for other in close if abs(one['score'] - other['score']) < 1e-3]
         same += bool(close)
         for other in close[:1]:
             own = coco_mask.decode(coco_mask.frPyObjects(one['mask'], *one['mask']['size']))
-            assert (own != coco_mask.decode(other['mask'])).mean() < 0.01
+            assert (own != coco_mask.decode(other['mask'])).mean() < 1e-3
     assert same >= 0.95 * max(len(found['objects']), len(expected['objects']))
     assert Image.open(tmp_path / 'p' / f'{photo.name}.png').size == Image.open(photo).size
 
@@ -259,7 +278,8 @@ def test_predict_says_what_is_wrong_in_one_line(exported, photo, tmp_path):
 def test_predict_resizes_as_opencv_does(size):
     pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
     expected = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
-    assert abs(np.rint(predict().bilinear(pixels, size)) - expected).max() <= 1
+    different = abs(predict().resize(pixels, size).astype(int) - expected)
+    assert different.max() <= 1 and different.mean() < 2e-3  # to twice the size OpenCV rounds otherwise
 
 
 def test_predict_writes_run_lengths_that_coco_reads():
@@ -278,8 +298,16 @@ def test_a_detector_that_predicts_otherwise_is_refused_in_one_line():
 
     for kind, change, said in (
         ('retinanet', lambda m: m.bbox_head.test_cfg.nms.update(type='soft_nms'), 'nms=.*soft_nms'),
-        ('mask_rcnn', lambda m: setattr(m.roi_head.bbox_roi_extractor.roi_layers[0], 'pool_mode', 'max'), 'largest'),
-        ('faster_rcnn', lambda m: setattr(m.rpn_head.bbox_coder, 'add_ctr_clamp', True), 'DeltaXYWHBBoxCoder'),
+        (
+            'mask_rcnn',
+            lambda m: setattr(m.roi_head.bbox_roi_extractor.roi_layers[0], 'pool_mode', 'max'),
+            'largest',
+        ),
+        (
+            'faster_rcnn',
+            lambda m: setattr(m.rpn_head.bbox_coder, 'add_ctr_clamp', True),
+            'DeltaXYWHBBoxCoder',
+        ),
     ):
         with pytest.raises(UserError, match=f'{said}.*--part backbone') as error:
             DetectorNetwork(with_(kind, change))
@@ -344,7 +372,34 @@ def test_every_kind_is_exported(kind, tmp_path):
     model = build(kind)
     export(model, tmp_path / 'a.onnx', 'onnx', size=(160, 224))
     for size in SIZES:
-        assert_same_objects(run_file(tmp_path / 'a.onnx', noise(size, 1)), mmdet_predicts(model, noise(size, 1)))
+        assert_same_objects(
+            run_file(tmp_path / 'a.onnx', noise(size, 1)), mmdet_predicts(model, noise(size, 1))
+        )
+
+
+@pytest.mark.slow
+def test_predict_sees_the_classes_of_a_segmenter_that_the_predictor_sees(tmp_path):
+    file = REAL_DATA / 'camvid/images/validation'
+    if not file.is_dir():
+        pytest.skip(f'real images are not here: {REAL_DATA}')
+    photo = sorted(file.iterdir())[0]
+    config = 'configs/segmentation/camvid_small.py'
+    cfg = read_config(config)
+    use_plain_batch_norm(cfg)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model).eval()
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=0.5)
+    meta = dict(dataset_meta=dict(cfg.metainfo))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'c.pth')
+    words = [config, str(tmp_path / 'c.pth'), '--format', 'onnx', '--out', str(tmp_path / 's.onnx')]
+    tool('export').main([*words, '--size', '96', '128', '--images', str(file)])
+    result = run_predict(tmp_path / 's.onnx', photo, '--out', tmp_path / 'p', '--draw')
+    assert result.returncode == 0, result.stderr
+    predictor = Predictor(config, str(tmp_path / 'c.pth'), 'cpu')
+    expected = predictor.predict(photo).pred_sem_seg.data[0].numpy()
+    assert len(np.unique(expected)) > 2
+    assert (np.array(Image.open(tmp_path / 'p' / f'{photo.name}.labels.png')) == expected).mean() > 0.999
 
 
 @pytest.mark.slow
@@ -352,8 +407,6 @@ def test_every_kind_is_exported(kind, tmp_path):
 def test_a_lower_precision_finds_most_of_it(precision, tmp_path):
     model = build('mask_rcnn')
     images = [noise((128, 160), seed) for seed in range(4)]
-    report = export(
-        model, tmp_path / 'a.onnx', 'onnx', size=(160, 224), precision=precision, images=images
-    )
-    assert len(report) == 7
+    report = export(model, tmp_path / 'a.onnx', 'onnx', size=(160, 224), precision=precision, images=images)
+    assert len(report) == 6
     assert all(row.matched > (0.9 if precision == 'fp16' else 0.2) for row in report)

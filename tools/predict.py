@@ -1,14 +1,15 @@
-"""Predict on images with a file that `convnext export --format onnx` wrote; needs onnxruntime and Pillow only.
+"""Predict on images with what `convnext export --format onnx` wrote; needs onnxruntime and Pillow only.
 
     python predict.py detector.onnx photo.jpg images/ --out predictions --draw
 
-For each image it writes OUT/NAME.json: of a detector the objects with label, score, box (x1 y1 x2 y2 in pixels of
-the photo) and mask (COCO's run lengths), of a segmenter the share of each class and OUT/NAME.labels.png with the
-number of the class at each pixel, of a classifier the five best classes. How an image is read stands in the file.
-This program needs nothing else of the package: copy it.
+For each image it writes OUT/NAME.json: of a detector the objects with label, score, box (x1 y1 x2 y2 in
+pixels of the photo) and mask (COCO's run lengths), of a segmenter the share of each class and
+OUT/NAME.labels.png with the number of the class at each pixel, of a classifier the five best classes. How
+an image is read stands in the file. This program needs nothing else of the package: copy it.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -49,12 +50,18 @@ class Model:
             raise InputError(f'{file} cannot be read as ONNX: {str(error).splitlines()[0]}') from error
         facts = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
         if facts is None:
-            raise InputError(f'{file} has no {METADATA} in it: export it with `convnext export --format onnx`')
+            raise InputError(
+                f'{file} has no {METADATA} in it: export it with `convnext export --format onnx`'
+            )
         self.facts = json.loads(facts)
         if self.facts.get('part') != 'whole' or self.facts.get('task') not in PREDICT:
-            raise InputError(f'{file} is no whole detector, segmenter or classifier: export it with --part whole')
+            raise InputError(
+                f'{file} is no whole detector, segmenter or classifier: export it with --part whole'
+            )
         if self.facts.get('steps') is None:
-            raise InputError(f'{file} does not say how images are read: its config does what predict.py cannot do')
+            raise InputError(
+                f'{file} does not say how images are read: its config does what predict.py cannot do'
+            )
         self.names = [output.name for output in self.session.get_outputs()]
 
     def label(self, number: int) -> str:
@@ -91,10 +98,12 @@ def prepare(image: Image.Image, steps: list[dict]) -> tuple[np.ndarray, tuple[fl
         height, width = pixels.shape[:2]
         if 'resize' in step:
             new = _size(width, height, step)
-            pixels = np.rint(bilinear(pixels, new[::-1])).astype(np.uint8)
+            pixels = resize(pixels, new[::-1])
             scale = (scale[0] * new[0] / width, scale[1] * new[1] / height)
         elif 'pad' in step:
-            filled = np.full((max(step['pad'][1], height), max(step['pad'][0], width), 3), step['value'], np.uint8)
+            filled = np.full(
+                (max(step['pad'][1], height), max(step['pad'][0], width), 3), step['value'], np.uint8
+            )
             filled[:height, :width] = pixels
             pixels = filled
         elif 'resize_shorter' in step:
@@ -108,7 +117,7 @@ def prepare(image: Image.Image, steps: list[dict]) -> tuple[np.ndarray, tuple[fl
 
 
 def _size(width: int, height: int, step: dict) -> tuple[int, int]:
-    """Return the new width and height; with its ratio kept, an image is made to fit into the size turned its way."""
+    """Return the new width and height; to keep its ratio, an image is fitted into the size turned its way."""
     if not step['keep_ratio']:
         return tuple(step['resize'])
     long, short = max(step['resize']), min(step['resize'])
@@ -124,28 +133,48 @@ def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return pixels[top : top + height, left : left + width]
 
 
-def bilinear(values: np.ndarray, size: tuple[int, int], align_corners: bool = False) -> np.ndarray:
-    """Return (H, W, C) values at the places of another (height, width), as OpenCV's INTER_LINEAR does it.
+def places(new: int, old: int, align_corners: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for ``new`` places along an axis of ``old``, two neighbours and the share of the second."""
+    if align_corners:
+        at = np.arange(new) * ((old - 1) / max(new - 1, 1))
+    else:
+        at = (np.arange(new) + 0.5) * (old / new) - 0.5
+    at = at.clip(0, old - 1).astype(np.float32)
+    low = np.floor(at).astype(int)
+    return low, (low + 1).clip(max=old - 1), at - low
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (H, W, 3) uint8 in another (height, width), as OpenCV's INTER_LINEAR with its whole numbers.
 
     Pillow's BILINEAR would average over all pixels that a new one covers.
     """
-    values = values.astype(np.float32)
+    (up, down, y), (left, right, x) = (places(new, old) for new, old in zip(size, pixels.shape))
+    pixels = pixels.astype(np.int32)
+    (x0, x1), (y0, y1) = (
+        np.rint(np.float32(2048) * np.stack([1 - share, share])).astype(np.int32) for share in (x, y)
+    )
+    rows = (pixels[:, left] * x0[:, None] + pixels[:, right] * x1[:, None]) >> 4
+    total = ((rows[up] * y0[:, None, None]) >> 16) + ((rows[down] * y1[:, None, None]) >> 16)
+    return ((total + 2) >> 2).clip(0, 255).astype(np.uint8)
+
+
+def interpolate(values: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+    """Return (H, W, C) values at the places of another (height, width), as PyTorch does it."""
     for axis, new in enumerate(size):
-        old = values.shape[axis]
-        if new == old:
-            continue
-        at = np.arange(new) * (old - 1) / max(new - 1, 1) if align_corners else (np.arange(new) + 0.5) * old / new - 0.5
-        at = at.clip(0, old - 1)
-        low = np.floor(at).astype(int)
-        share = (at - low).astype(np.float32).reshape(-1, *[1] * (2 - axis))
-        values = np.take(values, low, axis) * (1 - share) + np.take(values, (low + 1).clip(max=old - 1), axis) * share
+        low, high, share = places(new, values.shape[axis], align_corners)
+        share = share.reshape(-1, *[1] * (2 - axis))
+        values = np.take(values, low, axis) * (1 - share) + np.take(values, high, axis) * share
     return values
 
 
 def paste(mask: np.ndarray, box, height: int, width: int, threshold: float) -> np.ndarray:
-    """Return the mask (S, S) of a box as (height, width), bool: bilinear between the centres of its places."""
+    """Return the mask (S, S) of a box as (height, width), bool: bilinear between the centres."""
     weights = []
-    for low, high, places, length in ((box[1], box[3], mask.shape[0], height), (box[0], box[2], mask.shape[1], width)):
+    for low, high, places, length in (
+        (box[1], box[3], mask.shape[0], height),
+        (box[0], box[2], mask.shape[1], width),
+    ):
         at = (np.arange(length) + 0.5 - low) / max(high - low, 1e-6) * places - 0.5
         weights.append(np.maximum(0, 1 - abs(at[:, None] - np.arange(places))))
     return weights[0] @ mask @ weights[1].T >= threshold
@@ -174,7 +203,9 @@ def detect(model: Model, image: Image.Image, min_score: float) -> tuple[dict, li
             )
         )
         if 'masks' in found:
-            masks.append(paste(found['masks'][i], box, image.height, image.width, model.facts['mask_threshold']))
+            masks.append(
+                paste(found['masks'][i], box, image.height, image.width, model.facts['mask_threshold'])
+            )
             objects[-1]['mask'] = run_lengths(masks[-1])
     return dict(objects=objects), masks
 
@@ -182,7 +213,7 @@ def detect(model: Model, image: Image.Image, min_score: float) -> tuple[dict, li
 def segment(model: Model, image: Image.Image, min_score: float) -> tuple[dict, np.ndarray]:
     """Return the share of each class in an image, and the number of the class at each pixel."""
     logits = model.run(prepare(image, model.facts['steps'])[0])['logits'][0].transpose(1, 2, 0)
-    logits = bilinear(logits, (image.height, image.width), model.facts['align_corners'])
+    logits = interpolate(logits, (image.height, image.width), model.facts['align_corners'])
     numbers = logits.argmax(2) if logits.shape[2] > 1 else (logits[..., 0] > 0).astype(int)
     classes, counts = np.unique(numbers, return_counts=True)
     shares = {model.label(int(n)): round(count / numbers.size, 6) for n, count in zip(classes, counts)}
@@ -195,7 +226,9 @@ def classify(model: Model, image: Image.Image, min_score: float) -> tuple[dict, 
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     best = shares.argsort()[::-1][:5]
-    return dict(classes=[dict(label=model.label(int(n)), score=round(float(shares[n]), 4)) for n in best]), None
+    return dict(
+        classes=[dict(label=model.label(int(n)), score=round(float(shares[n]), 4)) for n in best]
+    ), None
 
 
 PREDICT = {'detection': detect, 'segmentation': segment, 'classification': classify}
@@ -214,7 +247,11 @@ def draw(model: Model, image: Image.Image, result: dict, found) -> Image.Image:
     for i, entry in enumerate(result.get('objects', ())):
         colour = tuple(int(value) for value in COLOURS[i])
         pen.rectangle(entry['bbox'], outline=colour, width=2)
-        pen.text((entry['bbox'][0] + 3, entry['bbox'][1] + 2), f'{entry["label"]} {entry["score"]:.2f}', fill=colour)
+        pen.text(
+            (entry['bbox'][0] + 3, entry['bbox'][1] + 2),
+            f'{entry["label"]} {entry["score"]:.2f}',
+            fill=colour,
+        )
     for i, entry in enumerate(result.get('classes', ())):
         pen.text((4, 4 + 12 * i), f'{entry["label"]} {entry["score"]:.2f}', fill=(255, 0, 0))
     return image
@@ -248,7 +285,9 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: the file, an image or an option is wrong.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('model', help='what `convnext export --format onnx` wrote')
     parser.add_argument('images', nargs='+', help='images, and folders of images')
     parser.add_argument('--out', type=Path, default=Path('predictions'), metavar='FOLDER')
@@ -261,7 +300,8 @@ def main(argv: list[str] | None = None) -> None:
         image = read(file)
         result, found = PREDICT[model.facts['task']](model, image, args.min_score)
         result = dict(image=str(file), width=image.width, height=image.height, **result)
-        write(args.out / f'{file.name}.json', lambda path: path.write_text(json.dumps(result, indent=1)))
+        text = json.dumps(result, indent=1)
+        write(args.out / f'{file.name}.json', functools.partial(Path.write_text, data=text))
         if 'share_of_pixels' in result:
             labels = Image.fromarray(found.astype(np.uint8 if found.max() < 256 else np.uint16))
             write(args.out / f'{file.name}.labels.png', labels.save)

@@ -12,7 +12,6 @@ Output: logits (N, classes); logits (N, classes, H, W); boxes (n, 4), scores (n,
 The file is compared with eager, on random images of three sizes and on some of --images, before it is kept.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from ..cli import Parser
 from ..complexity import default_size
 from ..config import check_work_dir, read_config
 from ..errors import UserError
-from ..export import METADATA, PRECISIONS, SUFFIXES, export, is_whole_detector
+from ..export import COMPARED, METADATA, PRECISIONS, SUFFIXES, export, is_whole_detector
 from ..export.images import describe, read_images
 from ..inference import image_files, trained_model
 
-COMPARED, CALIBRATED = 3, 32  # images of --images, the first in alphabetical order
+CALIBRATED = 32  # images of --images, the first in alphabetical order
 
 
 def parse_args(argv=None):
@@ -60,13 +59,17 @@ def main(argv=None) -> Path:
     """Export a model, print the differences from eager, and return the path of the file."""
     args = parse_args(argv)
     cfg = read_config(args.config)
-    ends = ('_backbone' if args.part == 'backbone' else '') + (f'_{args.precision}' * (args.precision != 'fp32'))
+    ends = ('_backbone' if args.part == 'backbone' else '') + (
+        f'_{args.precision}' * (args.precision != 'fp32')
+    )
     out = Path(args.out or Path(args.config).stem + ends + SUFFIXES[args.format])
     if out.exists():
         raise UserError(f'{out} exists: remove it, or give another name with --out')
     check_work_dir(str(out.parent), '--out')
     if args.precision == 'int8' and not args.images:
-        raise UserError('--precision int8 finds the ranges of values on real images: give a folder of some with --images')
+        raise UserError(
+            '--precision int8 finds the ranges of values on real images: give a folder of some with --images'
+        )
     files = image_files(args.images)[:CALIBRATED] if args.images else []
     model, content, report = trained_model(cfg, args.checkpoint, args.weights, args.prefix)
     print(report)
@@ -105,4 +108,5 @@ def _for_tensorrt(out: Path, size: tuple[int, int], batch: int) -> str:
         f'--{name}Shapes=images:{n}x3x{h}x{w}' for name, (n, h, w) in zip(('min', 'opt', 'max'), shapes)
     )
     why = 'not run here' if shutil.which('trtexec') else 'not run here: trtexec is not installed'
-    return f'for TensorRT ({why}): trtexec --onnx={os.fspath(out)} --saveEngine={out.with_suffix(".plan")} --fp16 {options}'
+    files = f'--onnx={out} --saveEngine={out.with_suffix(".plan")}'
+    return f'for TensorRT ({why}): trtexec {files} --fp16 {options}'

@@ -32,6 +32,7 @@ SUFFIXES = {'onnx': '.onnx', 'torchscript': '.torchscript.pt', 'torch_export': '
 SMALLEST = 64  # pixels to trace with: the last map has two positions, one would be taken for a constant
 OPSET = 18  # of ONNX: the first that resizes as PyTorch does
 PRECISIONS = ('fp32', 'fp16', 'int8')
+COMPARED = 3  # real images that the file is compared on
 INPUT, METADATA = 'images', 'convnext_backbone.json'
 
 
@@ -71,13 +72,17 @@ class Network(nn.Module):
 
         (N, 3, H, W) -> logits (N, classes), logits (N, classes, H, W), or the maps of the backbone.
         """
-        images = images.to(next(self.model.parameters()).dtype)
+        images = images.to(next(self.model.parameters(), images).dtype)
         if not self.dense:
             found = self.model(images)
-            return tuple(map_.to(torch.float32) for map_ in found) if isinstance(found, tuple) else found.to(torch.float32)
-        logits = self.model(images, mode='tensor').to(torch.float32)
+            return _wide(found) if isinstance(found, Tensor) else tuple(map(_wide, found))
+        logits = _wide(self.model(images, mode='tensor'))
         corners = self.model.decode_head.align_corners
         return F.interpolate(logits, size=images.shape[2:], mode='bilinear', align_corners=corners)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class AdaptiveMean(nn.Module):
@@ -126,8 +131,9 @@ def prepare_network(model: nn.Module, part: str, format: str, precision: str = '
 
     Of ``precision`` fp16 its weights are float16; images and outputs stay float32.
     """
+    model = copy.deepcopy(model)
     detects = format == 'onnx' and is_whole_detector(model, part)
-    network = (DetectorNetwork if detects else functools.partial(Network, part=part))(copy.deepcopy(model)).eval()
+    network = (DetectorNetwork(model) if detects else Network(model, part)).eval()
     fuse_for_inference(network)
     for module in list(network.modules()):
         if isinstance(module, Block):
@@ -158,7 +164,7 @@ def export(
     """Write ``model`` to ``out``, for images of any size (torch.export: from 64 pixels on).
 
     Batches may have any size, too, but a detector as a whole takes one image. The file is kept if it gives
-    what eager gives, on random images of three sizes and on ``images``; in a lower precision the differences
+    what eager gives, on random images of three sizes and on three of ``images``; in a lower precision differences
     are reported only, as long as they are finite.
 
     Args:
@@ -183,10 +189,12 @@ def export(
     if format == 'torch_export' and out.suffix != '.pt2':
         raise UserError(f'the name of a torch.export program must end in .pt2, got {out}')
     _check_precision(precision, format, images)
-    judge = (Objects if format == 'onnx' and is_whole_detector(model, part) else Outputs)(model)
+    channels = getattr(getattr(model, 'backbone', model), 'in_channels', 3)
+    if format == 'onnx' and is_whole_detector(model, part):
+        judge = Objects(model, channels)
+    else:
+        judge = Outputs(Network(model, part), channels)
     network = prepare_network(model, part, format, precision)
-    if isinstance(judge, Outputs):
-        judge.eager = Network(model, part)
     traced = tuple(max(side, SMALLEST) for side in size)
     batches = judge.batches(size, traced, format == 'torch_export')
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +216,10 @@ def export(
             reason = str(error).strip().splitlines()[0]
             raise UserError(f'{format} cannot express this {type(model).__name__}: {reason}') from error
         load = functools.cache(functools.partial(read, draft))
-        report = [judge.compare(load, batch, format, precision == 'fp32') for batch in [*batches, *images]]
+        report = [
+            judge.compare(load, batch, format, precision == 'fp32')
+            for batch in [*batches, *images[:COMPARED]]
+        ]
         for file in Path(folder).iterdir():  # ONNX above 2 GiB keeps its weights in a second file
             os.replace(file, out.with_name(file.name))
     return report

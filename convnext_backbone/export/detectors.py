@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-WIDEST = 16 / 1000  # width by height of a box after decoding and before, at most its inverse: mmdet's constant
+WIDEST = (
+    16 / 1000
+)  # width by height of a box after decoding and before, at most its inverse: mmdet's constant
 WHOLE = (
     'as a whole Faster, Mask and Cascade R-CNN are exported, and detectors with one dense head that predicts '
     'as RetinaNet, FCOS, ATSS and RTMDet do; --part backbone exports the backbone of any'
@@ -32,7 +34,8 @@ class DetectorNetwork(nn.Module):
     Raises:
         UserError: it predicts in another way than the heads that are known here.
 
-    ``min_score`` is a buffer, and so an initializer of that name in an ONNX file: the least score of an object.
+    ``min_score``, the least score of an object, is a buffer, and so an initializer of that name in an ONNX
+    file.
     """
 
     def __init__(self, model: nn.Module):
@@ -53,8 +56,8 @@ class DetectorNetwork(nn.Module):
             images: (1, 3, H, W), normalised; it is padded to the divisor of the model here.
 
         Returns:
-            boxes (n, 4), x1 y1 x2 y2 in pixels of the input; scores (n,) in [0, 1]; labels (n,), int64; with a
-            mask head masks (n, S, S), the probability of the object at S x S places of its box.
+            boxes (n, 4), x1 y1 x2 y2 in pixels of the input; scores (n,) in [0, 1]; labels (n,), int64; with
+            a mask head masks (n, S, S), the probability of the object at S x S places of its box.
         """
         size = images.shape[-2:]
         maps = self.model.extract_feat(self._padded(images))
@@ -89,7 +92,7 @@ class DetectorNetwork(nn.Module):
     def _regions(self, maps: Sequence[Tensor], boxes: Tensor, size) -> tuple[Tensor, Tensor, Tensor]:
         """Return the objects that the box heads find in proposals, one head after the other in a cascade."""
         heads, extractors = _stages(self.model.roi_head, 'bbox')
-        total = 0
+        boxes, total = _and_one(boxes), 0
         for stage, (head, extractor) in enumerate(zip(heads, extractors)):
             features = _features(extractor, maps, boxes)
             logits, deltas = (out.float() for out in head(features.to(maps[0].dtype)))
@@ -98,7 +101,7 @@ class DetectorNetwork(nn.Module):
             if stage < len(heads) - 1:
                 best = logits[:, :-1].argmax(1)
                 boxes = _decode(head.bbox_coder, boxes, _of_class(deltas, best), size)
-        scores = (total / len(heads)).softmax(-1)[:, :-1]
+        scores = (total / len(heads)).softmax(-1)[:-1, :-1]
         place, labels = (scores > self.min_score).nonzero().unbind(1)
         boxes = _decode(heads[-1].bbox_coder, boxes[place], _of_class(deltas[place], labels), size)
         return _suppress(boxes, scores[place, labels], labels, self.cfg)
@@ -108,11 +111,16 @@ class DetectorNetwork(nn.Module):
         if not self.has_masks:
             return None
         heads, extractors = _stages(self.model.roi_head, 'mask')
-        total = 0
+        boxes, labels, total = _and_one(boxes), _and_one(labels), 0
         for head, extractor in zip(heads, extractors):
             logits = head(_features(extractor, maps, boxes).to(maps[0].dtype)).float()
             total = total + _of_class(logits, labels).sigmoid()
-        return total / len(heads)
+        return (total / len(heads))[:-1]
+
+
+def _and_one(values: Tensor) -> Tensor:
+    """Return (n, ...) with a row of zeros behind: a group norm of nothing is an error in onnxruntime."""
+    return torch.cat([values, values.new_zeros(1, *values.shape[1:])])
 
 
 def _stages(roi_head: nn.Module, kind: str) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -252,7 +260,7 @@ def _why_not_two_stages(model: nn.Module) -> str:
 
     roi_head = model.roi_head
     if not model.with_rpn or type(model.rpn_head) is not RPNHead:
-        return 'its proposals do not come from mmdet\'s RPNHead'
+        return "its proposals do not come from mmdet's RPNHead"
     if type(roi_head) not in (StandardRoIHead, CascadeRoIHead) or roi_head.with_shared_head:
         return f'{type(roi_head).__name__} is another than StandardRoIHead and CascadeRoIHead'
     kinds = ['bbox', 'mask'] if roi_head.with_mask else ['bbox']
@@ -264,7 +272,11 @@ def _why_not_two_stages(model: nn.Module) -> str:
             return 'RoIAlign takes the largest value, not the mean'
         if isinstance(head, BBoxHead):
             predicts = type(head)._predict_by_feat_single
-            if predicts is not BBoxHead._predict_by_feat_single or head.custom_activation or not head.with_reg:
+            if (
+                predicts is not BBoxHead._predict_by_feat_single
+                or head.custom_activation
+                or not head.with_reg
+            ):
                 return f'{type(head).__name__} predicts in a way of its own'
             if reason := _why_not_coder(head.bbox_coder):
                 return reason
@@ -282,7 +294,9 @@ def _why_not_head(head: nn.Module, cfg) -> str:
 def _why_not_coder(coder) -> str:
     from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 
-    if type(coder) not in (DeltaXYWHBBoxCoder, DistancePointBBoxCoder) or getattr(coder, 'add_ctr_clamp', False):
+    if type(coder) not in (DeltaXYWHBBoxCoder, DistancePointBBoxCoder) or getattr(
+        coder, 'add_ctr_clamp', False
+    ):
         return f'{type(coder).__name__} is another than DeltaXYWHBBoxCoder and DistancePointBBoxCoder'
     return ''
 
@@ -291,5 +305,7 @@ def _why_not_nms(cfg) -> str:
     nms = cfg.get('nms')
     known = {'type', 'iou_threshold', 'iou_thr', 'class_agnostic', 'split_thr'}
     if not nms or nms.get('type', 'nms') != 'nms' or set(nms) - known:
-        return f'nms={dict(nms) if nms else nms} of test_cfg is another than dict(type="nms", iou_threshold=...)'
+        return (
+            f'nms={dict(nms) if nms else nms} of test_cfg is another than dict(type="nms", iou_threshold=...)'
+        )
     return ''

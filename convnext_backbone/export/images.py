@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor
 
@@ -57,10 +58,16 @@ def _steps(cfg: Config) -> list[dict] | None:
             continue
         scale, pad = step.get('scale'), step.get('pad_val', 0)
         value = pad.get('img', 0) if isinstance(pad, dict) else pad
-        if kind == 'Resize' and isinstance(scale, (list, tuple)) and step.get('interpolation', 'bilinear') == 'bilinear':
+        if (
+            kind == 'Resize'
+            and isinstance(scale, (list, tuple))
+            and step.get('interpolation', 'bilinear') == 'bilinear'
+        ):
             steps.append(dict(resize=list(scale), keep_ratio=bool(step.get('keep_ratio'))))
         elif kind == 'Pad' and isinstance(step.get('size'), (list, tuple)):
-            steps.append(dict(pad=list(step['size']), value=value if isinstance(value, (int, float)) else list(value)))
+            steps.append(
+                dict(pad=list(step['size']), value=value if isinstance(value, (int, float)) else list(value))
+            )
         else:
             return None
     return steps
@@ -98,6 +105,7 @@ def read_images(cfg: Config, files: Sequence[Path]) -> list[Tensor]:
         return [transform(_opened(file))[None] for file in files]
     if not dataset.get('pipeline'):
         raise UserError('the config has no test_dataloader: it does not say how images are read')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     use_stand_ins(cfg)
     steps = [step for step in cfg.test_dataloader.dataset.pipeline if type_name(step) not in IGNORED[:2]]
     pipeline, form = Compose(steps), image_format(cfg)
@@ -114,5 +122,8 @@ def _opened(file: Path) -> Image.Image:
 def _normalised(pixels: Tensor, form: dict) -> Tensor:
     """Return (C, H, W) pixels in BGR as (1, C, H, W) in the order and range of the model."""
     pixels = pixels.flip(0) if form['channels'] == 'RGB' and len(pixels) == 3 else pixels
-    mean, std = (torch.tensor(form[key] or default)[:, None, None] for key, default in (('mean', [0.0]), ('std', [1.0])))
+    mean, std = (
+        torch.tensor(form[key] or default)[:, None, None]
+        for key, default in (('mean', [0.0]), ('std', [1.0]))
+    )
     return ((pixels.float() - mean) / std)[None]
