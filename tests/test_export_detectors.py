@@ -390,7 +390,7 @@ def test_predict_sees_the_classes_of_a_segmenter_that_the_predictor_sees(tmp_pat
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(cfg.model).eval()
     torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=0.5)
-    meta = dict(dataset_meta=dict(cfg.metainfo))
+    meta = dict(dataset_meta=dict(cfg.test_dataloader.dataset.metainfo))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'c.pth')
     words = [config, str(tmp_path / 'c.pth'), '--format', 'onnx', '--out', str(tmp_path / 's.onnx')]
     tool('export').main([*words, '--size', '96', '128', '--images', str(file)])

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 METADATA = 'convnext_backbone.json'
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
-COLOURS = np.random.default_rng(0).integers(40, 256, (1024, 3))
+COLOURS = np.random.default_rng(0).integers(110, 256, (1024, 3))
 
 
 class InputError(Exception):

@@ -164,8 +164,8 @@ def export(
     """Write ``model`` to ``out``, for images of any size (torch.export: from 64 pixels on).
 
     Batches may have any size, too, but a detector as a whole takes one image. The file is kept if it gives
-    what eager gives, on random images of three sizes and on three of ``images``; in a lower precision differences
-    are reported only, as long as they are finite.
+    what eager gives, on random images of three sizes and on three of ``images``; in a lower precision
+    differences are reported only, as long as they are finite.
 
     Args:
         model: in evaluation mode, on the CPU, float32.
