@@ -185,7 +185,7 @@ def run_lengths(mask: np.ndarray) -> dict:
     flat = np.concatenate([[0], mask.flatten('F'), [0]]).astype(np.int8)
     borders = np.flatnonzero(np.diff(flat))
     counts = np.diff(np.concatenate([[0], borders, [mask.size]]))
-    return dict(size=list(mask.shape), counts=(counts[:-1] if mask.size in borders[-1:] else counts).tolist())
+    return dict(size=list(mask.shape), counts=counts.tolist())
 
 
 def detect(model: Model, image: Image.Image, min_score: float) -> tuple[dict, list]:
