@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-WIDEST = (
-    16 / 1000
-)  # width by height of a box after decoding and before, at most its inverse: mmdet's constant
+WIDEST = 16 / 1000  # mmdet's constant: a box grows to its inverse and shrinks to it at most, on each axis
 WHOLE = (
     'as a whole Faster, Mask and Cascade R-CNN are exported, and detectors with one dense head that predicts '
-    'as RetinaNet, FCOS, ATSS and RTMDet do; --part backbone exports the backbone of any'
+    'as RetinaNet, FCOS and ATSS do; --part backbone exports the backbone of any'
 )
 
 
