@@ -91,7 +91,7 @@ def test_an_exported_file_gives_what_float64_gives_at_sizes_it_was_not_traced_wi
     out = tmp_path / f'network{exporting.SUFFIXES[format]}'
     report = export(model, out, format, part=part, size=(96, 64), meta=dict(classes=['cat']))
     assert [shape[0] for shape, *_ in report] == [2, 1, 3]
-    assert all(d < 1e-4 for _, d, _ in report)
+    assert all(d < 1e-4 for _, d, *_ in report)
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
     exact = Network(model, part).double()
     for shape in ((1, 3, 64, 64), (5, 3, 117, 150)):

@@ -13,6 +13,7 @@ from ..errors import UnreadableImage, UserError
 
 LARGE = 2**27  # pixels: a larger image is read by rows; decoded it would take 400 MB and more
 LONGEST = 4096  # pixels of the whole image, reduced
+CACHE = 128  # MiB of decoded blocks that GDAL keeps
 
 
 @dataclass
@@ -150,10 +151,12 @@ class Rows:
 
     @contextlib.contextmanager
     def _readable(self):
+        import rasterio
         from rasterio.errors import RasterioError
 
         try:
-            yield
+            with rasterio.Env(GDAL_CACHEMAX=CACHE):  # else a twentieth of the machine's memory
+                yield
         except RasterioError as error:
             raise UnreadableImage(f'{self.file} cannot be read by rows: {error}') from error
 

@@ -1,6 +1,11 @@
-"""Exports a trained network to ONNX, TorchScript or torch.export, compared with eager before it is kept."""
+"""Exports a trained network to ONNX, TorchScript or torch.export, compared with eager before it is kept.
+
+A detector as a whole is computed by :mod:`.detectors`, :mod:`.compare` holds a file against eager,
+:mod:`.int8` quantises, :mod:`.images` reads images as a config's test data does and describes how.
+"""
 
 import copy
+import functools
 import importlib.util
 import json
 import logging
@@ -10,19 +15,24 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import fuse_for_inference
-from .backbones.block import Block
-from .config import task_of
-from .errors import UserError, check_choice
+from ..backbones import fuse_for_inference
+from ..backbones.block import Block
+from ..config import task_of
+from ..errors import UserError, check_choice
+from .compare import Agreement, Difference, Objects, Outputs
+from .detectors import DetectorNetwork
+from .int8 import quantise
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.torchscript.pt', 'torch_export': '.pt2'}
 SMALLEST = 64  # pixels to trace with: the last map has two positions, one would be taken for a constant
 OPSET = 18  # of ONNX: the first that resizes as PyTorch does
-TOLERANCE = 1e-4  # of the largest number in eager's output
+PRECISIONS = ('fp32', 'fp16', 'int8')
+COMPARED = 3  # real images that the file is compared on
 INPUT, METADATA = 'images', 'convnext_backbone.json'
 
 
@@ -54,7 +64,7 @@ class Network(nn.Module):
         else:
             raise UserError(
                 f'{type(model).__name__} is no classifier and no segmenter: of a detector only the part '
-                'backbone is exported'
+                'backbone is exported in this format; as a whole it is exported to onnx'
             )
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -62,11 +72,17 @@ class Network(nn.Module):
 
         (N, 3, H, W) -> logits (N, classes), logits (N, classes, H, W), or the maps of the backbone.
         """
+        images = images.to(next(self.model.parameters(), images).dtype)
         if not self.dense:
-            return self.model(images)
-        logits = self.model(images, mode='tensor')
+            found = self.model(images)
+            return _wide(found) if isinstance(found, Tensor) else tuple(map(_wide, found))
+        logits = _wide(self.model(images, mode='tensor'))
         corners = self.model.decode_head.align_corners
         return F.interpolate(logits, size=images.shape[2:], mode='bilinear', align_corners=corners)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class AdaptiveMean(nn.Module):
@@ -105,9 +121,19 @@ class HalvingMaxPool(nn.Module):
         return x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1))
 
 
-def prepare_network(model: nn.Module, part: str, format: str) -> Network:
-    """Return a copy of ``model`` ready to be traced: blocks folded, and without what that leaves unused."""
-    network = Network(copy.deepcopy(model), part).eval()
+def is_whole_detector(model: nn.Module, part: str) -> bool:
+    """Return whether boxes are exported, not tensors of a fixed number."""
+    return part == 'whole' and task_of(model) == 'detection'
+
+
+def prepare_network(model: nn.Module, part: str, format: str, precision: str = 'fp32') -> nn.Module:
+    """Return a copy of ``model`` ready to be traced: blocks folded, and without what that leaves unused.
+
+    Of ``precision`` fp16 its weights are float16; images and outputs stay float32.
+    """
+    model = copy.deepcopy(model)
+    detects = format == 'onnx' and is_whole_detector(model, part)
+    network = (DetectorNetwork(model) if detects else Network(model, part)).eval()
     fuse_for_inference(network)
     for module in list(network.modules()):
         if isinstance(module, Block):
@@ -119,6 +145,8 @@ def prepare_network(model: nn.Module, part: str, format: str) -> Network:
                 setattr(module, name, AdaptiveMean(child.output_size))
             if format == 'torch_export' and isinstance(child, nn.MaxPool2d) and child.kernel_size == 2:
                 setattr(module, name, HalvingMaxPool())
+    if precision == 'fp16':
+        network.model.half()
     return network
 
 
@@ -130,10 +158,14 @@ def export(
     part: str = 'whole',
     size: tuple[int, int] = (224, 224),
     meta: dict | None = None,
-) -> list[tuple[tuple[int, ...], float, float]]:
-    """Write ``model`` to ``out``, for batches and images of any size (torch.export: from 64 pixels on).
+    precision: str = 'fp32',
+    images: Sequence[Tensor] = (),
+) -> list[Difference | Agreement]:
+    """Write ``model`` to ``out``, for images of any size (torch.export: from 64 pixels on).
 
-    The file is kept if it gives what eager gives, on random images of three sizes.
+    Batches may have any size, too, but a detector as a whole takes one image. The file is kept if it gives
+    what eager gives, on random images of three sizes and on three of ``images``; in a lower precision
+    differences are reported only, as long as they are finite.
 
     Args:
         model: in evaluation mode, on the CPU, float32.
@@ -141,25 +173,30 @@ def export(
         part: ``'whole'`` or ``'backbone'``.
         size: height and width of the images that it is traced with.
         meta: what belongs to the file (classes, mean, ...), written into it as JSON.
+        precision: ``'fp32'``; of ONNX ``'fp16'``, weights and networks in float16, or ``'int8'``, the inputs
+            and weights of convolutions and linear layers in 8 bits.
+        images: real images, (1, 3, H, W), normalised; int8 is calibrated with them.
 
     Returns:
-        For each input shape, the largest difference from eager and the largest number in its output.
+        How each batch compares with eager.
 
     Raises:
-        UserError: the part or the name does not fit, a package is missing, the format cannot express the
-            network, or the outputs differ.
+        UserError: the part, the precision or the name does not fit, a package is missing, the format cannot
+            express the network, or the outputs differ.
     """
     write, read = _FORMATS[check_choice('format', format, _FORMATS)]
     out = Path(out)
     if format == 'torch_export' and out.suffix != '.pt2':
         raise UserError(f'the name of a torch.export program must end in .pt2, got {out}')
-    eager, network = Network(model, part), prepare_network(model, part, format)
-    traced = tuple(max(side, SMALLEST) for side in size)
-    shapes = [(2, *traced), (1, *(traced if format == 'torch_export' else size))]
-    shapes.append((3, traced[0] + 32, traced[1] + 64))
+    _check_precision(precision, format, images)
     channels = getattr(getattr(model, 'backbone', model), 'in_channels', 3)
-    generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(n, channels, *hw, generator=generator) for n, *hw in shapes]
+    if format == 'onnx' and is_whole_detector(model, part):
+        judge = Objects(model, channels)
+    else:
+        judge = Outputs(Network(model, part), channels)
+    network = prepare_network(model, part, format, precision)
+    traced = tuple(max(side, SMALLEST) for side in size)
+    batches = judge.batches(size, traced, format == 'torch_export')
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}') as folder,
@@ -169,6 +206,8 @@ def export(
         draft = Path(folder, out.name)
         try:
             write(network, batches[0], draft, json.dumps(meta or {}))
+            if precision == 'int8':
+                quantise(draft, INPUT, images)
         except UserError:
             raise
         except OSError as error:
@@ -176,39 +215,37 @@ def export(
         except Exception as error:  # the exporters have no error of their own in common
             reason = str(error).strip().splitlines()[0]
             raise UserError(f'{format} cannot express this {type(model).__name__}: {reason}') from error
-        run = read(draft)
-        report = [_compare(eager, run, images, format) for images in batches]
+        load = functools.cache(functools.partial(read, draft))
+        report = [
+            judge.compare(load, batch, format, precision == 'fp32')
+            for batch in [*batches, *images[:COMPARED]]
+        ]
         for file in Path(folder).iterdir():  # ONNX above 2 GiB keeps its weights in a second file
             os.replace(file, out.with_name(file.name))
     return report
 
 
-def _compare(eager: Network, run: Callable, images: Tensor, format: str) -> tuple:
-    expected = eager(images)
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    found = run(images)
-    for a, b in zip(expected, found, strict=True):
-        if a.shape != b.shape:
-            raise UserError(
-                f'not written: {format} gives {tuple(b.shape)} where eager gives {tuple(a.shape)}, on '
-                f'images of {tuple(images.shape)}'
-            )
-    difference = max((a - b).abs().max().item() for a, b in zip(expected, found))
-    largest = max(a.abs().max().item() for a in expected)
-    if not difference <= TOLERANCE * largest:
-        raise UserError(
-            f'not written: {format} differs from eager by {difference:.2g} (largest number {largest:.2g}) on '
-            f'images of {tuple(images.shape)}'
-        )
-    return tuple(images.shape), difference, largest
+def _check_precision(precision: str, format: str, images: Sequence[Tensor]) -> None:
+    """Check that a precision and what it needs are there.
+
+    Raises:
+        UserError: they are not.
+    """
+    check_choice('precision', precision, PRECISIONS)
+    if precision != 'fp32' and format != 'onnx':
+        raise UserError(f'{format} is written in fp32 only, got precision {precision}: take the format onnx')
+    if precision == 'int8' and not images:
+        raise UserError('int8 needs real images to find the ranges of values with, got none: give some')
 
 
-def _dynamic() -> dict:
+def _dynamic(network: nn.Module) -> dict:
     dim = torch.export.Dim
+    if isinstance(network, DetectorNetwork):  # one image; what is padded may be as small as it likes
+        return {INPUT: {2: dim.DYNAMIC, 3: dim.DYNAMIC}}
     return {INPUT: {0: dim('batch'), 2: dim('height', min=SMALLEST), 3: dim('width', min=SMALLEST)}}
 
 
-def _write_onnx(network: Network, images: Tensor, file: Path, meta: str) -> None:
+def _write_onnx(network: nn.Module, images: Tensor, file: Path, meta: str) -> None:
     _need('onnx', 'onnxscript', 'onnxruntime')
     for name in ('onnxscript', 'onnx_ir', 'torch.onnx'):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -220,17 +257,27 @@ def _write_onnx(network: Network, images: Tensor, file: Path, meta: str) -> None
         opset_version=OPSET,
         input_names=[INPUT],
         output_names=network.outputs,
-        dynamic_shapes=_dynamic(),
+        dynamic_shapes=_dynamic(network),
     )
     program.model.metadata_props[METADATA] = meta
     program.save(file)
 
 
-def _read_onnx(file: Path) -> Callable:
+def _read_onnx(file: Path, min_score: float | None = None) -> Callable:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
-    return lambda images: [torch.from_numpy(out) for out in session.run(None, {INPUT: images.numpy()})]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    replaced = {}
+    if min_score is not None:
+        replaced['min_score'] = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(min_score, np.float32))
+        options.add_initializer('min_score', replaced['min_score'])
+    session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
+
+    def run(images: Tensor, replaced=replaced) -> list[Tensor]:  # onnxruntime does not keep what it was given
+        return [torch.from_numpy(out) for out in session.run(None, {INPUT: images.numpy()})]
+
+    return run
 
 
 def _write_torchscript(network: Network, images: Tensor, file: Path, meta: str) -> None:
@@ -243,7 +290,7 @@ def _read_torchscript(file: Path) -> Callable:
 
 
 def _write_torch_export(network: Network, images: Tensor, file: Path, meta: str) -> None:
-    program = torch.export.export(network, (images,), dynamic_shapes=_dynamic())
+    program = torch.export.export(network, (images,), dynamic_shapes=_dynamic(network))
     torch.export.save(program, str(file), extra_files={METADATA: meta})
 
 
