@@ -9,6 +9,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from mmengine.runner import set_random_seed
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from convnext_backbone import plan
@@ -17,7 +18,8 @@ from convnext_backbone.commands import plan as command
 from convnext_backbone.config import dicts, read_config
 from convnext_backbone.errors import UserError
 from convnext_backbone.measure import build_model, building
-from convnext_backbone.plan.steps import _Training, batch_of
+from convnext_backbone.plan import steps
+from convnext_backbone.plan.steps import LiveBytes, _Training, batch_of
 from convnext_backbone.registry import type_name
 
 DEMO = 'configs/demo/classifier_shapes.py'
@@ -235,6 +237,52 @@ def test_search_finds_the_largest_that_fits():
         tried = []
         assert plan.search(lambda n, most=most, tried=tried: tried.append(n) or n <= most) == most
         assert len(tried) <= 2 * most.bit_length() + 1
+
+
+class SmallDevice(LiveBytes):
+    """A device whose allocator refuses what goes beyond its memory, as CUDA's does."""
+
+    most = 0
+
+    def _note(self, tensor, size=None):
+        super()._note(tensor, size)
+        if self.now > self.most:
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+
+
+@pytest.mark.parametrize(('step', 'expected'), [(1, (21, 22)), (4, (20,))])
+def test_the_search_on_a_gpu_finds_the_batch_that_its_memory_holds(sheets, monkeypatch, step, expected):
+    """With a stand-in for the GPU: the answer is that of the line through two measured batches."""
+    cfg = in_float32(DEMO)
+
+    class Training(steps._Training):
+        def __init__(self, cfg, size, batch, counts, device):
+            assert device == 'cuda'
+            super().__init__(cfg, size, batch, counts, 'cpu')
+
+        def update(self, at=lambda what: None):
+            known = [
+                *self.own,
+                *self.state,
+                *(t for t in tree_leaves(self.data) if isinstance(t, torch.Tensor)),
+            ]
+            known += [p.grad for p in self.own if p.grad is not None]
+            device = SmallDevice([])
+            for tensor in known:
+                device._note(tensor)
+            with device:
+                super().update(at)
+
+    shares = []
+    monkeypatch.setattr(steps, '_Training', Training)
+    monkeypatch.setattr(steps, 'building', lambda scope, device: building(scope, 'cpu'))
+    monkeypatch.setattr(torch.cuda, 'set_per_process_memory_fraction', shares.append)
+    line = plan.Line.through(8, sheets[8].peak, 24, sheets[24].peak)
+    monkeypatch.setattr(SmallDevice, 'most', line(22))
+    assert steps._search(cfg, (64, 64), 1, step) in expected
+    assert shares == [1 - plan.MARGIN]
+    monkeypatch.setattr(SmallDevice, 'most', 10_000)
+    assert steps._search(cfg, (64, 64), 1, step) == 0
 
 
 def test_batches_that_are_measured():
