@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import begin, kernels_are_built
 
 from convnext_backbone.ops import native
+from tools.dev.wheel import compile_level
 
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}
 both_dtypes = pytest.mark.parametrize('dtype', ROUNDING, ids=lambda dtype: str(dtype)[6:])
@@ -305,6 +306,50 @@ def test_a_file_that_was_cut_off_is_built_again(tmp_path):
 def test_options_of_the_compiler_and_a_compiler_that_is_not_there(tmp_path):
     assert 'kernels: True' in fresh(tmp_path, CXX='env g++')[0]
     assert 'no C++ compiler found (/no/such)' in fresh(tmp_path, CXX='/no/such')[0]
+
+
+ALONG = """
+import re
+from pathlib import Path
+import torch
+import torch.nn.functional as F
+from convnext_backbone.ops import native
+native.PREBUILT = Path({folder!r})
+torch.set_num_threads(2)
+print('kernels:', native.supports(torch.zeros(1)))
+x, weight = torch.randn(2, 40, 30, 50), torch.randn(40, 1, 7, 7)
+found = native.convolution(x, weight, None)
+expected = F.conv2d(x.double(), weight.double(), padding=3, groups=40)
+print('error:', (found - expected).abs().max().item() < 1e-4)
+loaded = {{line.split()[-1] for line in Path('/proc/self/maps').read_text().splitlines() if '.so' in line}}
+print('openmp:', len([name for name in loaded if re.search('lib(g|i)?omp', name)]))
+print('kernels of:', *(Path(name).name for name in loaded if 'native-' in name))
+"""
+
+
+@needed
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='kernels for x86-64')
+@pytest.mark.parametrize(
+    'level', [pytest.param(level, marks=pytest.mark.slow if 'v4' in level else ()) for level in native.LEVELS]
+)
+def test_without_a_compiler_the_kernels_that_came_along_compute(tmp_path, level, monkeypatch):
+    library = compile_level(level, tmp_path / 'along')
+    monkeypatch.setattr(native, 'PREBUILT', tmp_path / 'along')
+    monkeypatch.setattr(native, '_flags', lambda: native.LEVELS[level] | {'other'})
+    assert native.prebuilt() == library
+    monkeypatch.setattr(native, '_flags', lambda: set(list(native.LEVELS[level])[1:]))
+    assert native.prebuilt() is None
+    monkeypatch.undo()
+    if not native.LEVELS[level] <= native._flags():
+        pytest.skip(f'this processor is below {level}')
+    script = ALONG.format(folder=str(tmp_path / 'along'))
+    (said,) = fresh(tmp_path, script, CXX='/no/such')
+    assert f'kernels for {level}' in said
+    assert 'as they came along: no C++ compiler found' in said
+    assert 'kernels: True\nerror: True\nopenmp: 1\n' in said
+    assert f'kernels of: {library.name}' in said
+    library.rename(library.with_name(f'native-{level}-0123456789abcdef.so'))  # of another source
+    assert 'PyTorch instead: no C++ compiler found' in fresh(tmp_path, SCRIPT, CXX='/no/such')[0]
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from ..config import check_work_dir, read_config
 from ..errors import UserError
 from ..export import COMPARED, METADATA, PRECISIONS, SUFFIXES, export, is_whole_detector
 from ..export.images import describe, read_images
-from ..inference import image_files, trained_model
+from ..inference import trained_model
+from ..inputs import image_files
 
 CALIBRATED = 32  # images of --images, the first in alphabetical order
 

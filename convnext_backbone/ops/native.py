@@ -1,9 +1,10 @@
 """Computes, on a CPU, what a block has beside its matrix products, by the kernels of ``native.cpp``.
 
 They are compiled on first use (seconds, once per machine), by ``$CXX`` or the first C++ compiler on the path,
-into ``~/.cache/convnext_backbone``. Where there is none, with ``CONVNEXT_NATIVE=0`` in the environment, and
-for other data types than float32 and bfloat16 the callers take PyTorch's operators. Another compiler, another
-processor or another version of the source is another file there.
+into ``~/.cache/convnext_backbone``. Another compiler, another processor or another version of the source is
+another file there. Where there is no compiler, those that a wheel for x86-64 brings along are taken
+(``tools/dev/wheel.py``). Where there are none either, with ``CONVNEXT_NATIVE=0`` in the environment, and for
+other data types than float32 and bfloat16 the callers take PyTorch's operators.
 
 Maps are (N, C, H, W) in channels_last memory, rows (rows, C) without gaps; parameters may have any data type.
 """
@@ -13,6 +14,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,6 +32,12 @@ SWITCH = 'CONVNEXT_NATIVE'  # environment variable; 0: off
 SOURCE = Path(__file__).with_suffix('.cpp')
 FOLDER = '~/.cache/convnext_backbone'
 OPTIONS = ['-O3', '-march=native', '-std=c++17', '-fopenmp', '-shared', '-fPIC', '-Wno-psabi']
+PREBUILT = SOURCE.with_name('prebuilt')  # folder of those that a wheel brings along
+LEVELS = {  # of x86-64: what a processor must have, the best first
+    'x86-64-v4-bf16': {'avx512f', 'avx512bw', 'avx512cd', 'avx512dq', 'avx512vl', 'avx512_bf16'},
+    'x86-64-v4': {'avx512f', 'avx512bw', 'avx512cd', 'avx512dq', 'avx512vl'},
+    'x86-64-v3': {'avx2', 'fma', 'bmi1', 'bmi2', 'f16c', 'movbe', 'abm'},
+}
 DTYPES = (torch.float32, torch.bfloat16)
 KERNEL = 7  # of the convolution
 LONGEST_BUILD = 300  # seconds
@@ -233,8 +241,18 @@ def _say(line: str, level: int) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """Return the kernels, compiled if they were not yet."""
-    path = _built()
+    """Return the kernels, compiled if they were not yet, or those that came along.
+
+    Raises:
+        Exception: there is no compiler, or it fails, and none came along for this processor.
+    """
+    try:
+        path = _built()
+    except Exception as error:
+        if (path := prebuilt()) is None:
+            raise
+        _say(f'kernels for {path.stem.partition("-")[2]} as they came along: {error}', logging.INFO)
+        return _with_openmp(path)
     try:
         return ctypes.CDLL(str(path))
     except OSError:  # not the file that was written
@@ -242,13 +260,45 @@ def _library() -> ctypes.CDLL:
         return ctypes.CDLL(str(_built()))
 
 
+def prebuilt() -> Path | None:
+    """Return the best library that came along for this source and processor, ``None`` if there is none."""
+    for level, needed in LEVELS.items():
+        path = PREBUILT / f'native-{level}-{source_key()}.so'
+        if path.is_file() and needed <= _flags():
+            return path
+    return None
+
+
+def _with_openmp(path: Path) -> ctypes.CDLL:
+    """Load a library that takes the threads of PyTorch: it names no OpenMP library, one is there."""
+    loaded = {line.split()[-1] for line in Path('/proc/self/maps').read_text().splitlines() if '/' in line}
+    names = [name for name in sorted(loaded) if re.search(r'lib(g|i)?omp\d*\b[^/]*\.so', name)]
+    for name in names[:1]:
+        ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(path))
+
+
+def _flags() -> set[str]:
+    """Return what the processor can do, in Linux's words."""
+    found = re.search(r'^flags\s*:(.*)$', _processor(), re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
+def source_key() -> str:
+    """Return what names this version of the source in the name of a library that comes along."""
+    return _key(SOURCE.read_text())
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _built() -> Path:
     """Return the compiled library for this source, compiler and processor."""
     compiler = _compiler()
     version = _output([*compiler, '--version'])
     what = [SOURCE.read_text(), *OPTIONS, *compiler, version, platform.machine(), _processor()]
-    key = hashlib.sha256('\n'.join(what).encode()).hexdigest()[:16]
-    path = Path(FOLDER).expanduser() / f'native-{key}.so'
+    path = Path(FOLDER).expanduser() / f'native-{_key(chr(10).join(what))}.so'
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
