@@ -253,10 +253,10 @@ def test_a_classifier_names_the_five_best_classes(shapes, tmp_path):
     assert 'is a classifier: leave it out' in refused(config, weights, images, '--out', 'x', '--tile', 99)
 
 
-def film(file: Path, frames: int, rate: float = 10.0) -> list[np.ndarray]:
+def film(file: Path, frames: int, rate: float = 10.0, width: int = 80) -> list[np.ndarray]:
     """A video of gray frames, one lighter than the other."""
-    stream = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*'mp4v'), rate, (80, 64))
-    images = [np.full((64, 80, 3), 40 + 30 * k, np.uint8) for k in range(frames)]
+    stream = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*'mp4v'), rate, (width, 64))
+    images = [np.full((64, width, 3), 40 + 30 * k, np.uint8) for k in range(frames)]
     for image in images:
         stream.write(image)
     stream.release()
@@ -265,7 +265,7 @@ def film(file: Path, frames: int, rate: float = 10.0) -> list[np.ndarray]:
 
 def test_a_video_becomes_a_video_and_a_list_of_its_frames(segmenter, tmp_path, capsys):
     film(tmp_path / 'a.mp4', 5)
-    film(tmp_path / 'b.avi', 2, rate=4.0)
+    film(tmp_path / 'b.avi', 2, rate=4.0, width=96)  # the last frame of a.mp4 does not wait behind these
     (tmp_path / 'c.mov').write_bytes(b'none')
     given = [tmp_path / name for name in ('a.mp4', 'b.avi', 'c.mov')]
     with pytest.raises(UserError, match='1 of 8 images could not be predicted'):

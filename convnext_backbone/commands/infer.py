@@ -214,14 +214,17 @@ class Run:
                 found = self.attempt(image, lambda image=image: self._by_tiles(image))
                 yield found or (image, None)
             return
-        groups = {}  # of images that make equal inputs
+        groups = {}  # of images, or frames of a video, that make equal inputs
         with ThreadPoolExecutor(1, 'read') as pool:
             for image, future in ahead(pool, self._read, images, 2 * self.batch):
                 if (read := self.attempt(image, future.result)) is None:
                     yield image, None
                     continue
                 pixels, data = read
-                key = getattr(data.get('inputs'), 'shape', None)
+                video = None if image.time is None else image.file
+                key = video, getattr(data.get('inputs'), 'shape', None)
+                for other in [each for each in groups if video and each[0] and each != key]:
+                    yield from self._predict(groups.pop(other))  # frames stay in their order
                 groups.setdefault(key, []).append((replace(image, pixels=pixels), data))
                 if len(groups[key]) == self.batch or sum(map(len, groups.values())) > 4 * self.batch:
                     yield from self._predict(groups.pop(max(groups, key=lambda each: len(groups[each]))))
