@@ -35,14 +35,14 @@ def named_files(paths: Sequence[str], recursive: bool = False, out: str | Path =
         else:
             files += image_files(path, recursive)
             folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        folders.append(folder.absolute())
-    out = Path(out).absolute()
+        folders.append(Path(os.path.abspath(folder)))  # without .., which names of results must not have
+    out = Path(os.path.abspath(out))
     if out not in folders:
-        files = [file for file in files if out not in file.absolute().parents]
+        files = [file for file in files if out not in Path(os.path.abspath(file)).parents]
     if not files:
         raise UserError(f'all images are in {out}, the folder of the results: give another --out')
     folder = os.path.commonpath(folders)
-    return {Path(os.path.relpath(file.absolute(), folder)).as_posix(): file for file in files}
+    return {Path(os.path.relpath(file, folder)).as_posix(): file for file in files}
 
 
 def _matching(pattern: str) -> list[Path]:

@@ -60,6 +60,10 @@ class Writer:
     def start(self, stack: contextlib.ExitStack) -> None:
         """Begin; files opened in ``stack`` appear under their names when it ends without an error."""
 
+    def pictures(self, name: str, video: bool) -> list[Path]:
+        """Return the images and videos that are written for an image or a video of a name."""
+        return []
+
     def encode(self, image: Image, sample) -> dict[Path, bytes]:
         """Return the content of each file for an image."""
         raise NotImplementedError
@@ -97,6 +101,13 @@ class PictureAndJson(Writer):
         """Let the files of a video that is not at its end when there is an error go away."""
         self._outer = stack
 
+    def pictures(self, name: str, video: bool) -> list[Path]:
+        """Return the PNG, or the MP4: ``a.mp4`` of ``a.mp4``, ``a.avi.mp4`` of ``a.avi``."""
+        if not video:
+            return [self.out / f'{name}.png']
+        film = self.out / name
+        return [film.with_suffix('.mp4' if film.suffix.lower() == '.mp4' else f'{film.suffix}.mp4')]
+
     def encode(self, image: Image, sample) -> dict[Path, bytes] | tuple[Image, dict, np.ndarray]:
         """Return the PNG with what was found drawn into it, and the JSON; of a frame both as they are."""
         result = self.predictor.to_json(sample, self.min_score)
@@ -109,7 +120,7 @@ class PictureAndJson(Writer):
             self.out / f'{image.name}.json': json.dumps(
                 dict(image=str(image.file), **result), indent=1
             ).encode(),
-            self.out / f'{image.name}.png': png(picture),
+            self.pictures(image.name, False)[0]: png(picture),
         }
 
     def write(self, encoded: dict[Path, bytes] | tuple[Image, dict, np.ndarray]) -> None:
@@ -124,9 +135,7 @@ class PictureAndJson(Writer):
             self._video = name
             self._outer.enter_context(self._writing)
             self._add = self._writing.enter_context(json_list(self.out / f'{name}.json'))
-            film = Path(self.out, name).with_suffix(
-                '.mp4' if name.lower().endswith('.mp4') else f'{Path(name).suffix}.mp4'
-            )
+            (film,) = self.pictures(name, True)
             self._show = self._writing.enter_context(film_of(film, picture.shape[:2], image.rate))
         self._add(result)
         self._show(picture)
@@ -210,6 +219,10 @@ class LabelMaps(Writer):
             facts['palette'] = self.palette.tolist()
         write_whole(self.folder / 'classes.json', json.dumps(facts, indent=1).encode())
 
+    def pictures(self, name: str, video: bool) -> list[Path]:
+        """Return the PNG of an image; those of frames are in a folder that has the video's name."""
+        return [] if video else [self.folder / f'{name}.png']
+
     def encode(self, image: Image, sample) -> dict[Path, bytes]:
         """Return the PNG of class numbers, 8 bits up to 256 classes, else 16."""
         if isinstance(sample, MapFile):
@@ -224,7 +237,7 @@ class LabelMaps(Writer):
             stream = io.BytesIO()
             picture.save(stream, 'png')
             content = stream.getvalue()
-        return {self.folder / f'{image.name}.png': content}
+        return dict.fromkeys(self.pictures(image.name, False), content)
 
     def write(self, encoded: dict[Path, bytes | MapFile]) -> None:
         """Write the file of an image."""

@@ -324,6 +324,8 @@ def test_images_are_named_by_folders_files_and_patterns(tmp_path):
     assert names('**/*') == ['a/deep/y.JPG', 'a/x.png', 'b/clip.MP4', 'b/x.png']
     assert names('a/*.png') == ['x.png']
     assert names('*/*.png', out=tmp_path / 'b') == ['a/x.png']
+    assert names('a/deep/../../b/x.png', 'b', 'a') == ['b/x.png', 'a/x.png']  # below all of them, not above
+    assert names('*/*.png', out=tmp_path / 'a/../b') == ['a/x.png']
     with pytest.raises(UserError, match=r'no image and no video matches .*\*.gif'):
         names('*/*.gif')
     (tmp_path / 'b/x.png').unlink()
@@ -598,6 +600,38 @@ def test_numbers_of_categories_come_from_their_names(tmp_path):
         (tmp_path / 'a.json').write_text(text)
         with pytest.raises(UserError, match=f'^--ann-file .*a.json.*{words}'):
             AnnotationFile(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize(
+    ('given', 'out', 'result', 'taken'),
+    [
+        (['a.mp4'], '.', 'a.mp4', 'an input itself'),
+        (['b.png', 'b.png.png'], '.', 'b.png.png', 'an input itself'),
+        (['b.png'], 'link', 'b.png.png', None),
+        (['b.png', 'b.png.png'], 'link', 'b.png.png', 'an input itself'),
+        (['a.mov', 'a.mov.mp4'], 'out', 'a.mov.mp4', 'a result of a.mov'),
+    ],
+)
+def test_no_result_replaces_an_input_or_another_result(
+    stub, tmp_path, monkeypatch, given, out, result, taken
+):
+    monkeypatch.chdir(tmp_path)
+    film(Path('a.mp4'), 2)
+    for name in ('a.mov', 'a.mov.mp4'):
+        Path(name).write_bytes(Path('a.mp4').read_bytes())
+    for name in ('b.png', 'b.png.png'):
+        PIL.Image.new('RGB', (7, 5)).save(name)
+    Path('link').symlink_to('.')
+    before = {name: Path(name).read_bytes() for name in given}
+    arguments = ['c.py', 'c.pth', *given, '--out', out]
+    if taken:
+        said = refused(*arguments)
+        assert f'{result} would be a result of ' in said
+        assert f', and is {taken}: choose another --out' in said
+        assert Stub.seen == []
+    else:
+        run(*arguments)
+    assert {name: Path(name).read_bytes() for name in given} == before
 
 
 def test_images_of_another_size_than_the_annotations_say_are_a_warning(stub, tmp_path, capsys):

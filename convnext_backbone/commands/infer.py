@@ -8,6 +8,7 @@ convnext infer CONFIG CHECKPOINT val2017/ --out predictions --format coco --ann-
 
 import contextlib
 import itertools
+import os
 import re
 import resource
 import sys
@@ -114,6 +115,7 @@ def main(argv=None) -> None:
     done = failed = 0
     with contextlib.ExitStack() as stack:
         writers = make_writers(args, predictor, annotations)
+        check_results(files, writers)
         for writer in writers:
             writer.start(stack)
         run = Run(predictor, tiling, args.batch, min(writer.min_score for writer in writers), args.debug)
@@ -172,6 +174,19 @@ def length_of(files: dict[str, Path]) -> int:
         with contextlib.suppress(UserError):
             total += Video(file).length if is_video(file) else 1
     return total
+
+
+def check_results(files: dict[str, Path], writers: list) -> None:
+    """Raise :class:`UserError` where a picture or video of the results would replace an input or another."""
+    taken = {os.path.realpath(file): 'an input itself' for file in files.values()}
+    for name, file in files.items():
+        for result in (each for writer in writers for each in writer.pictures(name, is_video(file))):
+            what = f'a result of {file}'
+            if (other := taken.setdefault(os.path.realpath(result), what)) is not what:
+                raise UserError(
+                    f'{result} would be {what}, and is {other}: choose another --out, or predict on them in '
+                    'two runs'
+                )
 
 
 def make_writers(args, predictor: Predictor | ClassPredictor, annotations: AnnotationFile | None) -> list:
