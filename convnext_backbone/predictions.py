@@ -507,22 +507,30 @@ def film_of(file: Path, size: tuple[int, int], rate: float) -> Iterator[Callable
         UserError: it cannot be written.
     """
     with part_of(file) as part:
-        codec = cv2.VideoWriter_fourcc(*'mp4v')
-        stream = cv2.VideoWriter(str(part.with_suffix('.mp4')), cv2.CAP_FFMPEG, codec, rate, size[::-1])
+        codec, draft, written = cv2.VideoWriter_fourcc(*'mp4v'), part.with_suffix('.mp4'), 0
+        stream = cv2.VideoWriter(str(draft), cv2.CAP_FFMPEG, codec, rate, size[::-1])
+
+        def add(frame: np.ndarray) -> None:
+            nonlocal written
+            stream.write(frame)
+            written += 1
+
         try:
             if not stream.isOpened():
                 raise UserError(
                     f'{file} cannot be written as a video of {size[1]} x {size[0]} pixels: make room, or '
                     'choose another --out'
                 )
-            yield stream.write
+            yield add
             stream.release()
+            if cv2.VideoCapture(str(draft)).get(cv2.CAP_PROP_FRAME_COUNT) != written:  # OpenCV names no error
+                raise UserError(f'{file} cannot be written as a whole: make room, or choose another --out')
             with _one_line(file):
-                os.replace(part.with_suffix('.mp4'), part)
+                os.replace(draft, part)
         finally:
             stream.release()
             with contextlib.suppress(OSError):
-                part.with_suffix('.mp4').unlink(missing_ok=True)
+                draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from convnext_backbone.config import drop_pretrained, read_config, use_plain_bat
 from convnext_backbone.errors import UnreadableImage, UserError, message
 from convnext_backbone.inference import Predictor, _shown
 from convnext_backbone.inputs import image_files, named_files
-from convnext_backbone.predictions import AnnotationFile, Image, LabelMaps, write_whole
+from convnext_backbone.predictions import AnnotationFile, Image, LabelMaps, film_of, write_whole
 
 DETECTOR = 'configs/demo/mask_rcnn_shapes.py'
 SEGMENTER = 'configs/demo/upernet_shapes.py'
@@ -489,21 +489,45 @@ def test_a_result_that_cannot_be_written_ends_it_at_once(stub, tmp_path):
     assert left(tmp_path) == ['a.png.json', 'a.png.png', 'b.png.json']
 
 
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """As on a full disk, writing more bytes to a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_full_disk_leaves_the_older_file_and_nothing_else(tmp_path):
     """A limit on the size of files: the first bytes are written, then there is an OSError."""
     write_whole(tmp_path / 'f', b'older')
     with (tmp_path / 'f').open('rb') as reader:
         write_whole(tmp_path / 'f', b'old')
         assert reader.read() == b'older'  # replaced as a whole, not written over
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        with pytest.raises(UserError, match=r'/f cannot be written \(File too large\)') as error:
-            write_whole(tmp_path / 'f', bytes(100_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        files_of_at_most(4096),
+        pytest.raises(UserError, match=r'/f cannot be written \(File too large\)') as error,
+    ):
+        write_whole(tmp_path / 'f', bytes(100_000))
     assert error.value.__cause__.errno == errno.EFBIG
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [('f', b'old')]
+
+
+def test_a_full_disk_leaves_no_video_that_players_cannot_read(tmp_path):
+    """OpenCV writes what there is room for, and names no error."""
+    frames = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    with (
+        pytest.raises(UserError, match=r'/f.mp4 cannot be written as a whole: make room'),
+        files_of_at_most(4096),
+        film_of(tmp_path / 'f.mp4', (64, 64), 10.0) as add,
+    ):
+        [add(frame) for frame in frames]
+    assert [*tmp_path.iterdir()] == []
+    with film_of(tmp_path / 'f.mp4', (64, 64), 10.0) as add:
+        [add(frame) for frame in frames]
+    assert [file.name for file in tmp_path.iterdir()] == ['f.mp4']
 
 
 def test_an_allocation_beyond_the_memory_fails_in_place_of_the_process(stub, monkeypatch, capsys):
