@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import json
+import os
 import re
 import resource
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -465,8 +467,9 @@ def test_an_image_on_which_the_network_fails_is_named_and_the_others_are_predict
     assert listed[1] == dict(id=3, file_name='c.png', width=20, height=10)
 
 
-def test_an_interrupt_ends_it_and_leaves_no_part_of_a_file(stub, tmp_path):
-    Stub.errors['c.png'] = KeyboardInterrupt()
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_a_signal_ends_it_and_leaves_no_part_of_a_file(stub, tmp_path, name):
+    Stub.errors['c.png'] = lambda: os.kill(os.getpid(), signal.Signals[name])
     with pytest.raises(KeyboardInterrupt):
         run(*stub, '--format', 'json', 'coco')
     assert Stub.seen == ['a.png', 'b.png', 'c.png']

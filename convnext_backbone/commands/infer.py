@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import resource
+import signal
 import sys
 import traceback
 import warnings
@@ -112,6 +113,7 @@ def main(argv=None) -> None:
         raise UserError(
             f'--tile is for detectors and segmenters, {args.config} is a classifier: leave it out'
         )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else parts of files would stay
     done = failed = 0
     with contextlib.ExitStack() as stack:
         writers = make_writers(args, predictor, annotations)
