@@ -304,6 +304,16 @@ def test_a_video_becomes_a_video_and_a_list_of_its_frames(segmenter, tmp_path, c
         assert (np.asarray(found) != expected.pred_sem_seg.data[0].numpy()).mean() < 0.001
 
 
+def test_a_video_that_is_cut_off_is_a_warning(stub, tmp_path, capsys):
+    film(tmp_path / 'a.avi', 20)
+    whole = (tmp_path / 'a.avi').read_bytes()
+    (tmp_path / 'cut.avi').write_bytes(whole[: len(whole) // 2])
+    for name in ('a.avi', 'cut.avi'):
+        run('c.py', 'c.pth', tmp_path / name, '--out', tmp_path / 'out', '--format', 'coco')
+        said = re.search(r'warning: (\d+) of the 20 frames that \S*/cut.avi says', capsys.readouterr().err)
+        assert said is None if name == 'a.avi' else 0 < int(said[1]) < 18
+
+
 def test_a_video_that_ends_by_an_error_leaves_no_file(stub, tmp_path):
     film(tmp_path / 'a.mp4', 3)
     Stub.errors['a.mp4'] = KeyboardInterrupt()

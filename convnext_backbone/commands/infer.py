@@ -42,6 +42,7 @@ FORMATS = {  # what may be asked for: for which models
     'cvat': ('detection',),
     'label-studio': ('detection',),
 }
+CUT_OFF = 0.9  # of the frames that a video says it has; with frames of differing length it says too many
 NAMES = {'detection': 'a detector', 'segmentation': 'a segmenter', 'classification': 'a classifier'}
 
 
@@ -165,6 +166,9 @@ def images_of(files: dict[str, Path], numbers: Iterator[int]) -> Iterator[Image]
             for index, pixels in enumerate(video):
                 frame = f'{name}/{index + 1:06d}'
                 yield Image(file, frame, next(numbers), pixels, index / video.rate, video.rate)
+            if index + 1 < CUT_OFF * video.length:
+                found = f'{index + 1} of the {video.length} frames that {file} says it has can be read'
+                tqdm.write(f'warning: {found}: it may be cut off', file=sys.stderr)
         except UserError as error:
             yield Image(file, name, next(numbers), error)
 
