@@ -21,24 +21,24 @@ def named_files(paths: Sequence[str], recursive: bool = False, out: str | Path =
     Args:
         paths: files, folders (of which the images are taken), and patterns (``*``, ``?``, ``[]``, ``**``).
         recursive: the images in sub-folders, too.
-        out: folder of the results, in which nothing is an image to predict.
+        out: folder of the results; where it is below a folder of ``paths`` nothing in it is an image.
 
     Raises:
         UserError: one of them is not there, or holds no image.
     """
-    files, folders = [], []
+    files, folders, out = [], [], Path(os.path.abspath(out))
     for path in paths:
         if not os.path.exists(path) and glob.has_magic(path):
-            files += _matching(path)
+            found = _matching(path)
             parts = Path(path).parts
             folder = Path(*parts[: next(k for k, part in enumerate(parts) if glob.has_magic(part))])
         else:
-            files += image_files(path, recursive)
+            found = image_files(path, recursive)
             folder = Path(path) if Path(path).is_dir() else Path(path).parent
         folders.append(Path(os.path.abspath(folder)))  # without .., which names of results must not have
-    out = Path(os.path.abspath(out))
-    if out not in folders:
-        files = [file for file in files if out not in Path(os.path.abspath(file)).parents]
+        if folders[-1] in out.parents:
+            found = [file for file in found if out not in Path(os.path.abspath(file)).parents]
+        files += found
     if not files:
         raise UserError(f'all images are in {out}, the folder of the results: give another --out')
     folder = os.path.commonpath(folders)
