@@ -43,7 +43,7 @@ class ClassPredictor:
     def __init__(self, config: str, checkpoint: str, device: str | None = None, prefix: str | None = None):
         self.device = choose_device(device)
         cfg = read_config(config)
-        transform = _transform_of(cfg)
+        transform = transform_of(cfg)
         if task_of(cfg.model) != self.task or transform is None:
             raise UserError(
                 f'{config} is no classifier, or neither test_dataloader nor val_dataloader has a dataset '
@@ -152,7 +152,7 @@ def make_predictor(
     return kind(config, checkpoint, device, prefix)
 
 
-def _transform_of(cfg: Config) -> dict | None:
+def transform_of(cfg: Config) -> dict | None:
     """Return the transform of the test data, else of the validation data."""
     found = (data.get('transform') for _, data in datasets(cfg, ('test_dataloader', 'val_dataloader')))
     return next(filter(None, found), None)

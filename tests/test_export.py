@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tool
 from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
 
 from convnext_backbone import export as exporting
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, Roadmap
@@ -15,6 +16,7 @@ from convnext_backbone.classification import Classifier
 from convnext_backbone.config import read_config, use_plain_batch_norm
 from convnext_backbone.errors import UserError
 from convnext_backbone.export import METADATA, AdaptiveMean, Network, export
+from convnext_backbone.export.images import describe, read_images
 
 pytest.importorskip('onnxruntime')
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -174,6 +176,20 @@ def test_an_operation_that_a_format_does_not_have_is_one_line(tmp_path):
         export(detector, tmp_path / 'a.pt2', 'torch_export', part='backbone')
     assert '\n' not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_without_test_data_is_exported_as_its_validation_reads_images(tmp_path):
+    cfg = read_config('configs/demo/classifier_shapes.py')
+    assert 'test_dataloader' not in cfg
+    assert read_images(cfg, []) == []
+    Image.new('RGB', (70, 90), (255, 0, 0)).save(tmp_path / 'a.png')
+    (image,) = read_images(cfg, [tmp_path / 'a.png'])
+    assert image.shape == (1, 3, 64, 64)
+    assert image[0, :, 32, 32].tolist() == pytest.approx(  # red, by the mean and std of the config
+        [(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]
+    )
+    steps = describe(cfg, None)['steps']
+    assert steps == [dict(resize_shorter=64, interpolation='bilinear'), dict(crop=[64, 64])]
 
 
 def test_the_tool_exports_a_classifier_with_its_classes_and_normalisation(tmp_path):

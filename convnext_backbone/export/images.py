@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..classification.data import image_transform
+from ..classify import transform_of
 from ..config import image_format, task_of, use_stand_ins
 from ..errors import UnreadableImage, UserError
 from ..registry import SCOPE, type_name
@@ -50,7 +51,7 @@ def _steps(cfg: Config) -> list[dict] | None:
     """Return the steps of the test data's pipeline."""
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     if task_of(cfg.model) == 'classification':
-        return _of_timm(dataset.get('transform'))
+        return _of_timm(transform_of(cfg))
     steps = []
     for step in dataset.get('pipeline') or [{}]:
         kind = type_name(step)
@@ -96,12 +97,14 @@ def read_images(cfg: Config, files: Sequence[Path]) -> list[Tensor]:
 
     Raises:
         UnreadableImage: a file is no image.
-        UserError: the config has no test data, so that it is not known how they are read.
+        UserError: the config has no test data, so that it is not known how the files are read.
     """
+    if not files:
+        return []
     cfg = cfg.copy()
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    if task_of(cfg.model) == 'classification' and dataset.get('transform'):
-        transform = image_transform(**dataset.transform)
+    if task_of(cfg.model) == 'classification' and (given := transform_of(cfg)):
+        transform = image_transform(**given)
         return [transform(_opened(file))[None] for file in files]
     if not dataset.get('pipeline'):
         raise UserError('the config has no test_dataloader: it does not say how images are read')
@@ -115,7 +118,7 @@ def read_images(cfg: Config, files: Sequence[Path]) -> list[Tensor]:
 def _opened(file: Path) -> Image.Image:
     try:
         return Image.open(file).convert('RGB')
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f'{file} cannot be read as an image ({error}): replace or remove it') from error
 
 
