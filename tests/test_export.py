@@ -159,6 +159,8 @@ def test_what_cannot_be_exported_is_said():
         Network(classifier('tiny'), 'backbone')
     with pytest.raises(UserError, match="format must be one of .*'ONNX'"):
         export(classifier('tiny'), 'a.onnx', 'ONNX')
+    with pytest.raises(UserError, match='--size is height and width in pixels, at least 1, got -3 0'):
+        tool('export').main(['convnext_t_in1k', 'x.pth', '--format', 'onnx', '--size', '-3', '0'])
     with pytest.raises(UserError, match='must end in .pt2'):
         export(classifier('tiny'), 'a.pt', 'torch_export')
 
@@ -172,9 +174,17 @@ def test_an_operation_that_a_format_does_not_have_is_one_line(tmp_path):
 
     detector = torch.nn.Module()
     detector.backbone = Odd()
+    long = f'{250 * "a"}.pt2'  # as long a name as file systems allow
     with pytest.raises(UserError, match='torch_export cannot express this Module: .+') as error:
-        export(detector, tmp_path / 'a.pt2', 'torch_export', part='backbone')
+        export(detector, tmp_path / long, 'torch_export', part='backbone')
     assert '\n' not in str(error.value)
+
+    def silent(x):
+        raise NotImplementedError
+
+    detector.backbone.forward = silent
+    with pytest.raises(UserError, match='torchscript cannot express this Module: NotImplementedError$'):
+        export(detector, tmp_path / 'a.pt', 'torchscript', part='backbone')
     assert not list(tmp_path.iterdir())
 
 

@@ -12,6 +12,7 @@ Output: logits (N, classes); logits (N, classes, H, W); boxes (n, 4), scores (n,
 The file is compared with eager, on random images of three sizes and on some of --images, before it is kept.
 """
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,10 @@ def main(argv=None) -> Path:
     ends = ('_backbone' if args.part == 'backbone' else '') + (
         f'_{args.precision}' * (args.precision != 'fp32')
     )
+    if args.size and min(args.size) < 1:
+        raise UserError(
+            f'--size is height and width in pixels, at least 1, got {args.size[0]} {args.size[1]}'
+        )
     out = Path(args.out or Path(args.config).stem + ends + SUFFIXES[args.format])
     if out.exists():
         raise UserError(f'{out} exists: remove it, or give another name with --out')
@@ -109,5 +114,5 @@ def _for_tensorrt(out: Path, size: tuple[int, int], batch: int) -> str:
         f'--{name}Shapes=images:{n}x3x{h}x{w}' for name, (n, h, w) in zip(('min', 'opt', 'max'), shapes)
     )
     why = 'not run here' if shutil.which('trtexec') else 'not run here: trtexec is not installed'
-    files = f'--onnx={out} --saveEngine={out.with_suffix(".plan")}'
+    files = shlex.join([f'--onnx={out}', f'--saveEngine={out.with_suffix(".plan")}'])
     return f'for TensorRT ({why}): trtexec {files} --fp16 {options}'

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..backbones import fuse_for_inference
 from ..backbones.block import Block
 from ..config import task_of
-from ..errors import UserError, check_choice
+from ..errors import UserError, check_choice, message
 from .compare import Agreement, Difference, Objects, Outputs
 from .detectors import DetectorNetwork
 from .int8 import quantise
@@ -199,7 +199,7 @@ def export(
     batches = judge.batches(size, traced, format == 'torch_export')
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}') as folder,
+        tempfile.TemporaryDirectory(dir=out.parent, prefix='.export-') as folder,
         warnings.catch_warnings(action='ignore'),  # of the exporters, about themselves
         torch.no_grad(),
     ):
@@ -213,7 +213,7 @@ def export(
         except OSError as error:
             raise UserError(f'cannot write {out}: {error}') from error
         except Exception as error:  # the exporters have no error of their own in common
-            reason = str(error).strip().splitlines()[0]
+            reason = message(error).splitlines()[0]
             raise UserError(f'{format} cannot express this {type(model).__name__}: {reason}') from error
         load = functools.cache(functools.partial(read, draft))
         report = [
