@@ -264,16 +264,24 @@ def test_predict_needs_nothing_of_ours_and_finds_what_the_predictor_finds(export
 def test_predict_says_what_is_wrong_in_one_line(exported, photo, tmp_path):
     (tmp_path / 'text.onnx').write_text('no model')
     (tmp_path / 'text.jpg').write_text('no image')
+    (tmp_path / photo.name).write_bytes(photo.read_bytes())
+    (tmp_path / 'deep/folder.png').mkdir(parents=True)  # is none of the images
+    Image.fromarray(np.full((70, 90), 300, np.uint16)).save(tmp_path / 'deep/a.png')
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / 'deep/b.png')  # is predicted nevertheless
     for words, said in (
         ((tmp_path / 'nowhere.onnx', photo), 'no file'),
         ((tmp_path / 'text.onnx', photo), 'cannot be read as ONNX'),
         ((exported / 'm.onnx', tmp_path / 'nowhere.jpg'), 'no image at'),
         ((exported / 'm.onnx', tmp_path / 'text.jpg'), 'cannot be read as an image'),
+        ((exported / 'm.onnx', photo, '--min-score', 7), '--min-score is a number from 0 to 1, got 7'),
+        ((exported / 'm.onnx', photo, tmp_path / photo.name), 'have one name'),
+        ((exported / 'm.onnx', tmp_path / 'deep'), 'has more than 8 bits (I;16)'),
     ):
         result = run_predict(*words, '--out', tmp_path / 'p')
         assert result.returncode == 1
         assert result.stderr.startswith('error: ') and said in result.stderr
         assert result.stderr.count('\n') == 1
+    assert sorted(file.name for file in (tmp_path / 'p').iterdir()) == ['b.png.json']
 
 
 @pytest.mark.parametrize('size', [(37, 91), (200, 300), (480, 640), (100, 640)])

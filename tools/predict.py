@@ -86,8 +86,11 @@ def read(file: Path) -> Image.Image:
         InputError: it is no image.
     """
     try:
-        return ImageOps.exif_transpose(Image.open(file)).convert('RGB')
-    except (OSError, SyntaxError, ValueError) as error:
+        image = ImageOps.exif_transpose(Image.open(file))
+        if image.mode.startswith(('I', 'F')):  # which Pillow would cut off at 255
+            raise InputError(f'{file} has more than 8 bits ({image.mode}): save it with 8')
+        return image.convert('RGB')
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f'{file} cannot be read as an image: {error}') from error
 
 
@@ -241,11 +244,11 @@ def draw(model: Model, image: Image.Image, result: dict, found) -> Image.Image:
     if 'share_of_pixels' in result:
         return Image.fromarray((picture // 2 + colours[found % len(colours)] // 2).astype(np.uint8))
     for i, mask in enumerate(found or ()):
-        picture[mask] = picture[mask] // 2 + COLOURS[i] // 2
+        picture[mask] = picture[mask] // 2 + COLOURS[i % len(COLOURS)] // 2
     image = Image.fromarray(picture)
     pen = ImageDraw.Draw(image)
     for i, entry in enumerate(result.get('objects', ())):
-        colour = tuple(int(value) for value in COLOURS[i])
+        colour = tuple(int(value) for value in COLOURS[i % len(COLOURS)])
         pen.rectangle(entry['bbox'], outline=colour, width=2)
         pen.text(
             (entry['bbox'][0] + 3, entry['bbox'][1] + 2),
@@ -258,32 +261,45 @@ def draw(model: Model, image: Image.Image, result: dict, found) -> Image.Image:
 
 
 def write(file: Path, save) -> None:
-    """Write a file by ``save(path)`` under another name first, so that it is whole or not there."""
+    """Write a file by ``save(path)`` under another name first, so that it is whole or not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     draft = file.with_name(f'.{file.name}')
-    save(draft)
-    os.replace(draft, file)
+    try:
+        save(draft)
+        os.replace(draft, file)
+    except OSError as error:
+        raise OSError(f'{file} cannot be written: {error.strerror or error}') from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def images_of(paths: list[str]) -> list[Path]:
     """Return the images that are named, and those in the folders that are named.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or two have one name, by which results are named.
     """
-    files = []
+    files = {}
     for path in map(Path, paths):
-        found = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not found or not found[0].exists():
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
+        found = [f for f in found if f.is_file() and (f is path or f.suffix.lower() in SUFFIXES)]
+        if not found:
             raise InputError(f'no image at {path}')
-        files += found
-    return files
+        for file in found:
+            other = files.setdefault(file.name, file)
+            if not other.samefile(file):
+                raise InputError(f'{other} and {file} have one name: predict them with two --out')
+    return list(files.values())
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Predict on all images and write the results.
+def main(argv: list[str] | None = None) -> int:
+    """Predict on all images and write the results; return how many images cannot be read.
 
     Raises:
-        InputError: the file, an image or an option is wrong.
+        InputError: the file or an option is wrong.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -294,10 +310,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--min-score', type=float, default=0.3, help='least score of an object, default 0.3')
     parser.add_argument('--draw', action='store_true', help='write OUT/NAME.png, too')
     args = parser.parse_args(argv)
-    model, files = Model(args.model), images_of(args.images)
+    if not 0 <= args.min_score <= 1:
+        raise InputError(f'--min-score is a number from 0 to 1, got {args.min_score:g}')
+    model, files, unread = Model(args.model), images_of(args.images), 0
     args.out.mkdir(parents=True, exist_ok=True)
     for file in files:
-        image = read(file)
+        try:
+            image = read(file)
+        except InputError as error:
+            print(f'error: {error}', file=sys.stderr)
+            unread += 1
+            continue
         result, found = PREDICT[model.facts['task']](model, image, args.min_score)
         result = dict(image=str(file), width=image.width, height=image.height, **result)
         text = json.dumps(result, indent=1)
@@ -308,6 +331,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.draw:
             write(args.out / f'{file.name}.png', draw(model, image, result, found).save)
         print(f'{file}: {summary(result)}')
+    return unread
 
 
 def summary(result: dict) -> str:
@@ -321,6 +345,6 @@ def summary(result: dict) -> str:
 
 if __name__ == '__main__':
     try:
-        main()
+        sys.exit(min(main(), 1))
     except (InputError, OSError) as error:
         sys.exit(f'error: {error}')
