@@ -252,6 +252,7 @@ def written(image: PIL.Image.Image, file: Path, **options) -> Path:
 FILES = {
     'a.png': lambda f: written(PIL.Image.fromarray(picture(200, 150)), f),
     'gray.png': lambda f: written(PIL.Image.fromarray(picture(200, 150)[..., 0]), f),
+    'bits.png': lambda f: written(PIL.Image.fromarray(picture(200, 150)[..., 0]).convert('1'), f),
     'palette.png': lambda f: written(PIL.Image.fromarray(picture(200, 150)).quantize(16), f),
     'alpha.png': lambda f: written(
         PIL.Image.fromarray(np.dstack([picture(200, 150), picture(200, 150, 1)[..., :1]])), f

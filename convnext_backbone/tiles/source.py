@@ -133,6 +133,8 @@ class Rows:
             for value, colour in self.colours.items():
                 table[value] = colour[:3]
             bands = table[bands[0]].transpose(2, 0, 1)
+        elif (bits := int(self._data.tags(1, ns='IMAGE_STRUCTURE').get('NBITS', 8))) < 8:  # 1 is white
+            bands = bands * np.uint8(255 // (2**bits - 1))
         if self.unchanged:
             order = [2, 1, 0, *range(3, len(bands))] if len(bands) in (3, 4) else range(len(bands))
             image = np.stack([bands[i] for i in order], -1)
