@@ -312,11 +312,26 @@ def test_an_image_in_memory_is_reduced_alike(monkeypatch, channels):
     assert np.abs(whole.pixels - expected).max() <= 0.51
 
 
+def test_a_strip_that_is_thinner_than_it_is_reduced_keeps_a_row(tmp_path, monkeypatch):
+    rasterio()
+    monkeypatch.setattr(source, 'LONGEST', 50)
+    image = picture(3, 901)
+    rows = Rows(written(PIL.Image.fromarray(image), tmp_path / 'a.png')).whole()
+    pixels = Pixels(image[..., ::-1]).whole()
+    assert rows.factor == pixels.factor == 3
+    assert rows.pixels.shape == (1, 300, 3)
+    assert np.array_equal(rows.pixels, pixels.pixels)
+
+
 def test_a_file_that_is_none_or_turned_is_named(tmp_path):
     rasterio()
     (tmp_path / 'a.png').write_bytes(b'text')
     with pytest.raises(UnreadableImage, match='a.png cannot be read by rows'):
         Rows(tmp_path / 'a.png')
+    whole = written(PIL.Image.fromarray(picture(200, 150)), tmp_path / 'b.png').read_bytes()
+    (tmp_path / 'cut.png').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnreadableImage, match=r'cut.png cannot be read by rows: cut.png, band 1: IReadBlock'):
+        Rows(tmp_path / 'cut.png').rows(0, 200)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     with pytest.raises(UserError, match=r'EXIF orientation 6.*save it upright'):

@@ -1,6 +1,7 @@
 """Reads images from the top to the bottom: from memory, or, very large ones, from the file by rows."""
 
 import contextlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ class Rows:
                 "pip install 'convnext_backbone[large]'"
             ) from error
         self.file, self.gray, self.unchanged = file, 'gray' in color_type, color_type == 'unchanged'
-        with self._readable():
+        with self._readable(), warnings.catch_warnings(action='ignore'):  # of images without a place
             self._data = rasterio.open(file)
             self.colours = None
             with contextlib.suppress(ValueError):  # none
@@ -126,6 +127,8 @@ class Rows:
         """Return rows as OpenCV would read them."""
         from rasterio.windows import Window
 
+        if bottom - top == self.shape[0] > 1:  # of all rows at once GDAL does not say that a PNG is cut off
+            return np.concatenate([self._read(top, bottom // 2), self._read(bottom // 2, bottom)])
         with self._readable():
             bands = self._data.read(window=Window(0, top, self.shape[1], bottom - top))
         if self.colours and not self.unchanged:
@@ -160,12 +163,13 @@ class Rows:
             with rasterio.Env(GDAL_CACHEMAX=CACHE):  # else a twentieth of the machine's memory
                 yield
         except RasterioError as error:
-            raise UnreadableImage(f'{self.file} cannot be read by rows: {error}') from error
+            reason = error.__cause__ or error  # rasterio's own is "Read failed. See previous exception"
+            raise UnreadableImage(f'{self.file} cannot be read by rows: {reason}') from error
 
 
 def factor_of(shape: tuple[int, int]) -> int:
-    """Return how many times an image is reduced to have at most 4096 pixels on a side."""
-    return max(1, -(-max(shape) // LONGEST))
+    """Return how many times an image is reduced to have at most 4096 pixels on a side, and at least one."""
+    return max(1, min(-(-max(shape) // LONGEST), *shape))
 
 
 def _reduced(image: np.ndarray, factor: int) -> np.ndarray:
