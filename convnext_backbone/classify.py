@@ -177,7 +177,10 @@ def _read(image: str | Path | np.ndarray) -> Image.Image:
     if not Path(image).is_file():
         raise UserError(f'no image at {image}')
     try:
-        return Image.open(image).convert('RGB')
+        picture = Image.open(image)
+        if picture.mode.startswith(('I', 'F')):  # which Pillow would cut off at 255
+            raise UnreadableImage(f'{image} has more than 8 bits ({picture.mode}): save it with 8')
+        return picture.convert('RGB')
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImage(
             f'{image} cannot be read as an image ({error}): replace or remove it'

@@ -218,6 +218,9 @@ def test_a_classifier_predicts_pixels_as_files_and_writes_into_the_picture(predi
         predictor.predict(__file__)
     with pytest.raises(UserError, match='no image at'):
         predictor.predict(tmp_path / 'none.png')
+    cv2.imwrite(str(tmp_path / 'deep.png'), np.full((9, 9), 300, np.uint16))
+    with pytest.raises(UnreadableImage, match=r'deep.png has more than 8 bits \(I;16\): save it with 8'):
+        predictor.predict(tmp_path / 'deep.png')
 
 
 def test_names_of_a_classifier_come_from_the_checkpoint_or_are_numbers(tmp_path):
