@@ -15,7 +15,7 @@ LEAST = 3  # corners of a polygon
 
 
 class CvatXml(Writer):
-    """Writes ``annotations.xml``, CVAT for images 1.1: boxes, or masks where the model predicts some.
+    """Writes ``annotations.xml``, CVAT for images 1.1: masks, or boxes of objects without.
 
     Args:
         classes: names of the model's classes.
@@ -45,9 +45,11 @@ class CvatXml(Writer):
         for i, (x1, y1, x2, y2) in enumerate(found.bboxes.tolist()):
             name = quoteattr(self.classes[int(found.labels[i])])
             kind = f'label={name} source="auto" occluded="0" z_order="0"'
+            window = None  # of a mask without pixels, too
             if 'masks' in found:
-                if (window := _window(found.masks[i])) is not None:
-                    lines.append(f'  <mask {kind} {window}/>')
+                window = _window(found.masks[i])
+            if window is not None:
+                lines.append(f'  <mask {kind} {window}/>')
             else:
                 corners = f'xtl="{x1:.2f}" ytl="{y1:.2f}" xbr="{x2:.2f}" ybr="{y2:.2f}"'
                 lines.append(f'  <box {kind} {corners}/>')
@@ -75,8 +77,8 @@ def _window(mask) -> str | None:
 class LabelStudio(Writer):
     """Writes ``tasks.json`` with predictions, and ``labeling_config.xml``, as Label Studio imports them.
 
-    Masks become polygons, one for each outline: holes are lost. Images are named as files of Label Studio's
-    local storage (``/data/local-files/?d=NAME``).
+    Masks become polygons, one for each outline: holes are lost; where there is none the box is written.
+    Images are named as files of Label Studio's local storage (``/data/local-files/?d=NAME``).
 
     Args:
         classes, out, min_score: see :class:`CvatXml`.
@@ -106,11 +108,11 @@ class LabelStudio(Writer):
         results = []
         for i, (x1, y1, x2, y2) in enumerate(found.bboxes.tolist()):
             name, score = self.classes[int(found.labels[i])], round(float(found.scores[i]), 4)
-            if 'masks' in found:
-                for points in _outlines(found.masks[i], width, height):
-                    value = dict(points=points, polygonlabels=[name], closed=True)
-                    results.append(_result(len(results), 'polygon', value, score, width, height))
-            else:
+            outlines = _outlines(found.masks[i], width, height) if 'masks' in found else []
+            for points in outlines:
+                value = dict(points=points, polygonlabels=[name], closed=True)
+                results.append(_result(len(results), 'polygon', value, score, width, height))
+            if not outlines:  # of a mask that is only a line, too
                 place = dict(x=x1 / width, y=y1 / height, width=(x2 - x1) / width, height=(y2 - y1) / height)
                 value = {key: round(100 * share, 4) for key, share in place.items()}
                 value.update(rotation=0, rectanglelabels=[name])

@@ -120,6 +120,21 @@ def test_tasks_for_label_studio(masks, tmp_path):
                 assert (x, y, x + w, y + h) == pytest.approx(box, abs=1e-3)
 
 
+def test_an_object_whose_mask_cannot_be_written_keeps_its_box(tmp_path):
+    """A mask without pixels, and one that is a line, which has no polygon."""
+    sample = samples(True)[0]
+    own = sample.pred_instances
+    own.masks[:2] = False
+    own.masks[1, 20:40, 30] = True
+    image = Image(tmp_path / 'a.jpg', 'a.jpg', 1)
+    element = ElementTree.fromstring(CvatXml(CLASSES, tmp_path, 0.3).encode(image, sample))
+    kinds = [each.tag for each in element]
+    assert kinds == ['box', 'mask', 'mask']
+    (prediction,) = LabelStudio(CLASSES, tmp_path, 0.3, 'model').encode(image, sample)['predictions']
+    assert [result['from_name'] for result in prediction['result']] == ['box', 'box', 'polygon']
+    assert [result['score'] for result in prediction['result']] == [0.9, 0.8, 0.31]
+
+
 def test_a_run_that_fails_leaves_no_half_file(tmp_path):
     writer = CvatXml(CLASSES, tmp_path, 0.3)
     with pytest.raises(ZeroDivisionError), contextlib.ExitStack() as stack:
