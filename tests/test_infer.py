@@ -457,6 +457,10 @@ def left(tmp_path) -> list[str]:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), 'the memory is too small for it'),
         (UnreadableImage('IMAGE is no image'), 'could not be predicted: IMAGE is no image'),
         (AssertionError('no'), 'AssertionError: no'),
+        (
+            lambda: 'name\udcff'.encode(),
+            "can't encode character '\\udcff' in position 4: surrogates not allowed; rename it",
+        ),
         (PermissionError(13, 'Permission denied'), 'Permission denied'),
     ],
 )

@@ -381,7 +381,7 @@ def why_failed(file: Path, error: Exception) -> str:
         text = ' '.join(message(error).splitlines())
         return text if str(file) in text else f'{file} could not be predicted: {text}'
     text = ' '.join(f'{type(error).__name__}: {error}'.split()).removesuffix(':')
-    advice = 'scale it, or leave it out'
+    advice = 'rename it' if isinstance(error, UnicodeEncodeError) else 'scale it, or leave it out'
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
         advice = 'the memory is too small for it: scale it, or take a machine with more'
     return f'{file}{size_of(file)} could not be predicted: {shorten(text)}; {advice}'

@@ -31,8 +31,9 @@ def compile_level(level: str, folder: Path, compiler: str = 'g++') -> Path:
     Raises:
         UserError: there is no compiler, it fails, or the library needs a newer glibc.
     """
-    if shutil.which(compiler) is None:
-        raise UserError(f'no {compiler} here: install it, the wheel is built with it')
+    for tool in (compiler, 'objdump'):
+        if shutil.which(tool) is None:
+            raise UserError(f'no {tool} here: install it, the wheel is built with it')
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f'native-{level}-{native.source_key()}.so'
     kernels = library.with_suffix('.o')
@@ -72,10 +73,12 @@ def main(argv=None) -> Path:
             compile_level(level, source / native.PREBUILT.relative_to(ROOT))
         build = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation']
         option = f'--config-settings=--build-option=--plat-name={PLATFORM}'
-        output([*build, option, '--wheel-dir', str(Path(args.out).absolute()), str(source)])
-    (wheel,) = Path(args.out).glob(f'*{PLATFORM}.whl')
-    print(f'written: {wheel}')
-    return wheel
+        output([*build, option, '--wheel-dir', folder, str(source)])
+        (wheel,) = Path(folder).glob(f'*{PLATFORM}.whl')
+        Path(args.out).mkdir(parents=True, exist_ok=True)  # where wheels of other versions may be
+        written = shutil.copy(wheel, args.out)
+    print(f'written: {written}')
+    return Path(written)
 
 
 if __name__ == '__main__':
