@@ -183,8 +183,10 @@ def local_file(path: str | os.PathLike) -> Path:
             raise UnreadableCheckpoint(f'no file of weights at {file}{zoo.nearest(url)}')
         return file
     folder = Path(os.environ.get(WEIGHTS_FOLDER, '~/.cache/convnext_backbone')).expanduser()
+    name = zoo.file_name(url)
+    kept = f' as {name}' if name else ''
     try:
-        if not (name := zoo.file_name(url)):
+        if not name:
             raise ValueError('it names no file')
         file = folder / name
         source = file.with_name(f'{name}.url')  # where a downloaded file came from
@@ -202,8 +204,8 @@ def local_file(path: str | os.PathLike) -> Path:
             raise UnreadableCheckpoint(_refused(url, site, error.code, file)) from error
         reason = getattr(error, 'reason', error)
         raise UnreadableCheckpoint(
-            f'cannot download {url} ({reason}); fetch it on another machine and put it into {folder} '
-            f'(or the folder that ${WEIGHTS_FOLDER} names), or train from scratch with --pretrained none'
+            f'cannot download {url} ({reason}); fetch it on another machine and put it into {folder} (or the '
+            f'folder that ${WEIGHTS_FOLDER} names){kept}, or train from scratch with --pretrained none'
         ) from error
     if known != url:
         raise UnreadableCheckpoint(

@@ -87,7 +87,10 @@ def file_name(url: str) -> str:
     Where a library calls the file of every network the same (``model.safetensors``), the repository's name
     stands in front.
     """
-    file = PurePosixPath(urlparse(url).path)
+    try:
+        file = PurePosixPath(urlparse(url).path)
+    except ValueError:  # no URL
+        return ''
     if (site := page(url)) and file.stem in LIBRARY_NAMES:
         return f'{site.rpartition("/")[2]}-{file.name}'
     return file.name
