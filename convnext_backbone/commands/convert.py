@@ -52,7 +52,7 @@ def main(argv=None) -> Path | None:
     args = parse_args(argv)
     if args.list:
         for name, released in RELEASED.items():
-            print(f'{name:34s} {mebibytes(released):6.0f} MiB  {released}')
+            print(f'{name:40s} {mebibytes(released):6.0f} MiB  {released}')
         return None
     file = local_file(args.file)
     named = tensors_of(read_checkpoint(file), str(file), args.weights, args.prefix)

@@ -144,9 +144,9 @@ def evaluate(extractor: FeatureExtractor, folder: str | Path, batch: int = 32) -
     sets['val'].labels = [numbers[label] for label in sets['val'].labels]
     train, val = (compute(extractor, sets[split], batch) for split in ('train', 'val'))
     arrays = (train.array, torch.tensor(train.labels), val.array, torch.tensor(val.labels))
-    known_ones, labels, queries, wanted = (array.to(extractor.device) for array in arrays)
-    probe, decay = linear_probe(known_ones, labels)
-    found = (knn(known_ones, labels, queries), probe.logits(queries).argmax(1))
+    examples, labels, queries, wanted = (array.to(extractor.device) for array in arrays)
+    probe, decay = linear_probe(examples, labels)
+    found = (knn(examples, labels, queries), probe.logits(queries).argmax(1))
     shares = [100 * (classes == wanted).float().mean().item() for classes in found]
     images = (len(train.names), len(val.names))
     return Scores(*shares, decay, images, len(known), train.errors + val.errors)
