@@ -22,6 +22,7 @@ COMMANDS = {  # each a module of convnext_backbone.commands
     'swap': 'put a ConvNeXt in the place of the backbone of any config of mmdet or mmseg',
     'infer': 'predict on images and videos: pictures and JSON, tables, COCO results, label maps',
     'serve': 'show a page to try a model on images; JSON for programs',
+    'features': 'compute features of images, pooled or maps; k-NN and linear accuracy',
     'configs': 'list the configs that come along, with size, FLOPs and published figure',
     'export': 'write a model as ONNX, TorchScript or torch.export',
     'convert': 'convert weights between libraries; list the released ones',

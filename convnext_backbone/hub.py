@@ -95,7 +95,7 @@ def create_model(
 
     Returns:
         A model in training mode that takes images (N, in_chans, H, W), RGB in 0 to 1, normalised with
-        ``convnext_backbone.checkpoint.zoo.MEAN`` and ``STD``.
+        ``convnext_backbone.checkpoint.zoo.MEAN`` and ``STD``, or with ``CLIP_MEAN`` and ``CLIP_STD``.
 
     Raises:
         UserError: an unknown name (the nearest is in the message), or weights that do not fit.
@@ -135,6 +135,6 @@ def create_model(
     classes = next(number for number in (num_classes, known, 1000) if number is not None)
     model = Classifier(backbone, classes)
     if weights:
-        fresh = ('head.*',) if known != classes else ()
+        fresh = ('head.*',) if known != classes or not known else ()  # CLIP's head projects to its texts
         load_checkpoint(model, weights, skip=fresh, fresh=(*fresh, *('norm.*',) * (known == 0)), weights=None)
     return model

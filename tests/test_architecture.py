@@ -12,7 +12,7 @@ LEVELS = {  # of the parts of the package; a part may import only from lower lev
     'pretraining': 4, 'inputs': 6, 'tiles': 6,
     'checks': 7, 'predictions': 7, 'preannotations': 8, 'labels': 6, 'report': 7,
     'swap': 8, 'page': 8, 'new': 9, 'engine': 8, 'inference': 8, 'complexity': 8, 'hub': 8, 'shapes': 8,
-    'plan': 8, 'export': 9, 'classify': 9, 'contest': 9, 'gpu': 10, 'serve': 8, 'cli': 10,
+    'plan': 8, 'export': 9, 'classify': 9, 'features': 9, 'contest': 9, 'gpu': 10, 'serve': 8, 'cli': 10,
     'commands': 11, '__main__': 12,
 }  # fmt: skip
 

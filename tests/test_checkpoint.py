@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import DATA, Bomb
 from mmengine.logging import HistoryBuffer
@@ -392,12 +393,86 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(server, tmp_path):
     assert os.listdir(tmp_path / 'weights') == ['.lock']
 
 
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """A site that hands a file out to a token, by way of itself and of another host, as Hugging Face does."""
+
+    content, seen = b'', []
+
+    def do_GET(self):
+        host, token = self.headers['Host'], self.headers['Authorization']
+        self.seen.append((host.split(':')[0], self.path, token))
+        if host.startswith('localhost'):
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(self.content)))
+            self.end_headers()
+            self.wfile.write(self.content)
+        elif token == 'Bearer good':
+            first = self.path.startswith('/lab/')
+            self.send_response(307 if first else 302)
+            self.send_header('Location', '/again' if first else f'http://localhost:{host.split(":")[1]}/file')
+            self.end_headers()
+        else:
+            self.send_error(403 if token else 401)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    _Hub.content, _Hub.seen = safetensors.torch.save({'w': torch.ones(3)}), []
+    instance = http.server.HTTPServer(('127.0.0.1', 0), _Hub)
+    threading.Thread(target=instance.serve_forever, daemon=True).start()
+    monkeypatch.setattr(zoo, 'HUGGING_FACE', f'http://127.0.0.1:{instance.server_port}')
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+    yield f'{zoo.HUGGING_FACE}/lab/net/resolve/main/model.safetensors'
+    instance.shutdown()
+
+
+def test_a_gated_file_is_handed_out_to_the_token_which_no_other_host_sees(hub, server, tmp_path, monkeypatch):
+    monkeypatch.setenv('HF_TOKEN', ' good\n')
+    assert torch.equal(read_checkpoint(hub)['w'], torch.ones(3))
+    path = '/lab/net/resolve/main/model.safetensors'
+    tokens = [('127.0.0.1', path, 'Bearer good'), ('127.0.0.1', '/again', 'Bearer good')]
+    assert _Hub.seen == [*tokens, ('localhost', '/file', None)]
+    assert (tmp_path / 'weights' / 'net-model.safetensors').is_file()
+    _Hub.seen.clear()
+    read_checkpoint(hub.replace('127.0.0.1', 'localhost').replace('/model.', '/other.'))
+    assert [token for *_, token in _Hub.seen] == [None]
+
+
+@pytest.mark.parametrize(('token', 'code'), [('', 401), ('secret', 403)])
+def test_a_gated_file_that_is_refused_says_where_the_licence_is_and_how_to_give_a_token(
+    hub, tmp_path, monkeypatch, token, code
+):
+    monkeypatch.setenv('HF_TOKEN', token)
+    with pytest.raises(UnreadableCheckpoint) as error:
+        read_checkpoint(hub)
+    said = str(error.value)
+    assert f'({code}, {"shown the" if token else "without a"} token in $HF_TOKEN)' in said
+    assert f'accept the licence there, set HF_TOKEN to a token of that account ({zoo.HUGGING_FACE}/' in said
+    assert f'log in at {zoo.HUGGING_FACE}/lab/net and' in said
+    assert f'put it into {tmp_path}/weights as net-model.safetensors' in said
+    assert '\n' not in said
+    assert 'secret' not in said
+    assert os.listdir(tmp_path / 'weights') == ['.lock']
+
+
+def test_a_token_that_is_none_is_not_printed(hub, monkeypatch):
+    monkeypatch.setenv('HF_TOKEN', 'secret\nX-Header: 1')
+    with pytest.raises(UnreadableCheckpoint, match=r'\$HF_TOKEN holds characters that no token has') as error:
+        read_checkpoint(hub)
+    assert 'secret' not in str(error.value)
+    assert _Hub.seen == []
+
+
 def test_an_unreachable_url_is_told_with_the_folder_to_put_the_file_in(tmp_path, monkeypatch):
     monkeypatch.setenv('CONVNEXT_WEIGHTS', str(tmp_path))
     with pytest.raises(UnreadableCheckpoint) as error:
         read_checkpoint('http://127.0.0.1:1/convnext_tiny_1k_224.pth')
     assert 'http://127.0.0.1:1/convnext_tiny_1k_224.pth' in str(error.value)
-    assert str(tmp_path) in str(error.value)
+    assert f'put it into {tmp_path} (or' in str(error.value)
+    assert ' as convnext_tiny_1k_224.pth, or' in str(error.value)
     assert '\n' not in str(error.value)
 
 
@@ -490,6 +565,57 @@ def test_released_weights_are_described_as_timm_and_torchvision_describe_them():
         assert abs(official.meta['_file_size'] / mebibytes(weights) - 1) < 1e-3
         preset = official.transforms()
         assert (preset.crop_size, preset.resize_size) == ([weights.input_size], [weights.resize])
+
+
+def test_weights_that_timm_hands_out_are_described_as_timm_describes_them():
+    from timm.models import get_pretrained_cfg
+    from timm.models._hub import HF_SAFE_WEIGHTS_NAME
+
+    licences = {'dinov3-license': zoo.DINOV3, 'apache-2.0': zoo.APACHE}
+    ours = {name: w for name, w in zoo.RELEASED.items() if '/timm/' in w.url}
+    assert len(ours) == 12
+    for name, weights in ours.items():
+        theirs = re.fullmatch(r'https://huggingface.co/timm/(.*)/resolve/main/(.*)', weights.url)
+        cfg = get_pretrained_cfg(theirs[1])
+        assert cfg.hf_hub_id == f'timm/{theirs[1]}', name
+        assert theirs[2] == HF_SAFE_WEIGHTS_NAME
+        assert cfg.input_size == (3, weights.input_size, weights.input_size), name
+        assert round(weights.input_size / cfg.crop_pct) == weights.resize
+        assert (cfg.mean, cfg.std) == (weights.mean, weights.std), name
+        assert licences[cfg.license] == weights.licence, name
+        assert cfg.architecture.removesuffix('_mlp') == f'convnext_{weights.arch}', name
+
+
+def test_weights_of_dinov3_and_eupe_are_those_that_their_authors_list():
+    """Names as in the READMEs of facebookresearch/dinov3 and facebookresearch/EUPE."""
+    dinov3 = {name: w for name, w in zoo.RELEASED.items() if name.startswith('dinov3_')}
+    eupe = {name: w for name, w in zoo.RELEASED.items() if name.startswith('eupe_')}
+    for names, page in ((dinov3, 'dinov3-convnext-{}-pretrain-lvd1689m'), (eupe, 'EUPE-ConvNeXt-{}')):
+        for name, weights in names.items():
+            size = weights.arch if names is dinov3 else weights.arch[0].upper()
+            assert weights.source == f'https://huggingface.co/facebook/{page.format(size)}', name
+            assert weights.gated == (names is dinov3)
+            assert (weights.mean, weights.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert [w.arch for w in dinov3.values()] == ['tiny', 'small', 'base', 'large']
+    assert [w.arch for w in eupe.values()] == ['tiny', 'small', 'base']
+    assert 'gated: accept the licence at https://hugg' in str(dinov3['dinov3_convnext_tiny'])
+
+
+def test_no_two_released_files_are_kept_under_one_name():
+    names = [zoo.file_name(weights.url) for weights in zoo.RELEASED.values()]
+    assert len(set(names)) == len(names)
+    for name, weights in zoo.RELEASED.items():
+        assert zoo.released_as(weights.url) == zoo.released_as(f'here/{zoo.file_name(weights.url)}') == name
+    assert zoo.released_as('https://huggingface.co/me/mine/resolve/main/model.safetensors') == ''
+    assert zoo.released_as('here/model.safetensors') == zoo.released_as(None) == ''
+
+
+def test_pixels_are_normalised_as_the_weights_saw_them():
+    """By 255 times the numbers of OpenAI's CLIP and of ImageNet."""
+    mean, std = zoo.normalisation('clip_convnext_base_laion2b')
+    assert (mean, std) == ([122.771, 116.746, 104.094], [68.501, 66.632, 70.323])
+    for other in ('dinov3_convnext_tiny', 'my.pth', None):
+        assert zoo.normalisation(other) == ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
 
 def test_released_accuracies_are_those_the_paper_prints():

@@ -139,7 +139,8 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
     assert ('ImageNet-22K' in doc) == ('22k' in (source or '')) or folder == 'classification'
     ema = '_ema' * (stem == 'convnext_l_in1k_384')  # of large, only the average is published
     family = f'convnextv2_{SIZES.get(size, size)}' if version else f'convnext_{backbone.arch}'
-    assert weights == ([f'{family}_{source}{ema}'] if source else [])
+    loaded = f'timm_dinov3_{family}' if '_dinov3' in stem else f'{family}_{source}{ema}'
+    assert weights == ([loaded] if source else [])
     assert all(name in zoo.RELEASED for name in weights)
     if folder == 'detection':
         kind, lasts, words = DETECTORS[head]
@@ -147,6 +148,22 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
         lasts, words = (12, '1x schedule') if stem.endswith('_1x') else (lasts, words)
         assert cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')) == lasts
         assert words in doc.splitlines()[0]
+
+
+def test_a_frozen_backbone_learns_its_output_norms_alone_and_stays_in_evaluation_mode():
+    """That of DINOv3; fine-tuned, all of it learns, the first layers slowest (0.95 for each of 7 groups)."""
+    frozen, tuned = (read(f'detection/mask_rcnn_convnext_t_dinov3{end}') for end in ('_frozen', ''))
+    backbone = build(frozen).train().backbone
+    learning = {name.split('.')[0] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert learning == {'norm0', 'norm1', 'norm2', 'norm3'}
+    parts = [*backbone.downsample_layers.modules(), *backbone.stages.modules()][1:]
+    assert not any(part.training for part in parts if not isinstance(part, torch.nn.ModuleList))
+    assert not any(part.rate for part in parts if isinstance(part, DropPath))
+    model = build(tuned).train()
+    assert all(parameter.requires_grad for parameter in model.backbone.parameters())
+    wrapper = dict(tuned.optim_wrapper, type='OptimWrapper')
+    rates = [group['lr'] for group in build_optim_wrapper(model, wrapper).optimizer.param_groups]
+    assert (min(rates), max(rates)) == (pytest.approx(1e-4 * 0.95**7), 1e-4)
 
 
 @pytest.mark.parametrize(

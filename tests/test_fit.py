@@ -517,6 +517,24 @@ def test_images_that_are_not_those_of_the_released_weights(changes, where):
     assert 'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True' in text
 
 
+@pytest.mark.parametrize(
+    ('changes', 'where'),
+    [
+        ({}, 'mean'),
+        (dict(mean=[122.771, 116.746, 104.094]), 'std'),
+        (dict(mean=[122.771, 116.746, 104.094], std=[68.5, 66.63, 70.32]), None),
+    ],
+)
+def test_weights_of_clip_are_not_for_images_of_imagenet(changes, where):
+    """OpenAI's mean and std: 0.48145466 ... and 0.26862954 ..., times 255."""
+    cfg = swapped(data_preprocessor=changes)
+    cfg.model.backbone.init_cfg.checkpoint = 'clip_convnext_base_laion2b'
+    found = warnings(cfg)
+    assert set(found) == ({f'model.data_preprocessor.{where}'} if where else set())
+    right = 'mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323], bgr_to_rgb=True'
+    assert all(right in text for text in found.values())
+
+
 @pytest.mark.parametrize(('divisor', 'warns'), [(1, True), (16, True), (32, False), (64, False)])
 def test_the_border_must_reach_the_last_map(divisor, warns):
     where = 'model.data_preprocessor.pad_size_divisor'

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from conftest import tool
+from mmengine.registry import MODELS, init_default_scope
 from torchvision.models.convnext import CNBlockConfig
 
 from convnext_backbone.backbones import ConvNeXt
@@ -15,8 +16,21 @@ from convnext_backbone.checkpoint import CheckpointMismatch, load_checkpoint, lo
 from convnext_backbone.checkpoint.formats import FAMILIES, from_released, to_released
 from convnext_backbone.checkpoint.networks import tensors_of
 from convnext_backbone.classification import Classifier
+from convnext_backbone.config import read_config
 from convnext_backbone.errors import UserError
 
+# As dinov3/models/convnext.py calls the tensors of a stage's block, with shapes for C channels.
+DINOV3_BLOCK = {
+    'dwconv.weight': ('C', 1, 7, 7),
+    'dwconv.bias': ('C',),
+    'norm.weight': ('C',),
+    'norm.bias': ('C',),
+    'pwconv1.weight': ('4C', 'C'),
+    'pwconv1.bias': ('4C',),
+    'pwconv2.weight': ('C', '4C'),
+    'pwconv2.bias': ('C',),
+    'gamma': ('C',),
+}
 DEPTHS, DIMS = (1, 2, 3, 1), (8, 16, 24, 32)
 
 
@@ -33,6 +47,53 @@ def timm_v1(**kwargs):
     import timm
 
     return timm.create_model('convnext_tiny', depths=DEPTHS, dims=DIMS, num_classes=5, **kwargs)
+
+
+def open_clip(head: str):
+    """A CLIP of open_clip with an image tower of timm, and its text tower; ``head`` as in its configs."""
+    library = pytest.importorskip('open_clip', reason='pip install open_clip_torch')
+    model = library.CLIP(
+        embed_dim=6,
+        vision_cfg=dict(timm_model_name='convnext_atto', timm_pool='', timm_proj=head, image_size=64),
+        text_cfg=dict(context_length=4, vocab_size=8, width=6, heads=2, layers=1),
+    )
+    trunk = timm_v1()
+    trunk.reset_classifier(0, '')
+    model.visual.trunk = trunk
+    return model
+
+
+def authors_file(eupe: bool) -> dict[str, torch.Tensor]:
+    """Random tensors as the files of facebookresearch/dinov3 and facebookresearch/EUPE name them."""
+    torch.manual_seed(0)
+    shapes = {'norm.weight': (DIMS[3],), 'norm.bias': (DIMS[3],)}
+    for i, (depth, dim) in enumerate(zip(DEPTHS, DIMS)):
+        conv, norm, before = (0, 1, 3) if i == 0 else (1, 0, DIMS[i - 1])
+        side, normed = (4, dim) if i == 0 else (2, before)
+        shapes[f'downsample_layers.{i}.{conv}.weight'] = (dim, before, side, side)
+        shapes[f'downsample_layers.{i}.{conv}.bias'] = (dim,)
+        shapes |= {f'downsample_layers.{i}.{norm}.{p}': (normed,) for p in ('weight', 'bias')}
+        sizes = {'C': dim, '4C': 4 * dim}
+        for j, (name, shape) in itertools.product(range(depth), DINOV3_BLOCK.items()):
+            shapes[f'stages.{i}.{j}.{name}'] = tuple(sizes.get(size, size) for size in shape)
+    tensors = {
+        name: torch.randn(shape, dtype=torch.float64) * 0.3 + (len(shape) == 1)
+        for name, shape in shapes.items()
+    }
+    # self.norms.append(self.norm)
+    tensors |= {f'norms.3.{p}': tensors[f'norm.{p}'] for p in ('weight', 'bias')}
+    return tensors | ({'projectors.0.0.weight': torch.ones(4, DIMS[3])} if eupe else {})
+
+
+def authors_model(eupe: bool):
+    """timm's network, filled by timm from a file of the authors; its ``file`` is what is to be loaded."""
+    from timm.models.convnext import checkpoint_filter_fn
+
+    file, model = authors_file(eupe), timm_v1().double()
+    model.reset_classifier(0)
+    model.load_state_dict(checkpoint_filter_fn(dict(file), model))
+    model.file = file
+    return model
 
 
 def timm_v2():
@@ -131,19 +192,80 @@ MAPS = {
         lambda model, x: hugging_face_maps(model.convnextv2, x),
     ),
     'DINOv3': (lambda: hugging_face('DINOv3ConvNext'), False, hugging_face_maps),
+    'DINOv3 of its authors': (lambda: authors_model(eupe=False), False, timm_maps),
+    'EUPE of its authors': (lambda: authors_model(eupe=True), False, timm_maps),
+    'open_clip': (lambda: open_clip('linear'), False, lambda m, x: timm_maps(m.visual.trunk, x)),
+    'open_clip with a head of two layers': (
+        lambda: open_clip('mlp'),
+        False,
+        lambda m, x: timm_maps(m.visual.trunk, x),
+    ),
 }
+
+
+def saved(theirs: torch.nn.Module, folder: Path) -> Path:
+    """A file of a model's weights; of one that was filled from a file, that."""
+    torch.save(getattr(theirs, 'file', None) or theirs.state_dict(), folder / 'theirs.pth')
+    return folder / 'theirs.pth'
 
 
 @pytest.mark.parametrize(('build', 'v2', 'maps_of'), MAPS.values(), ids=MAPS)
 def test_stage_maps_are_those_of_the_library(build, v2, maps_of, tmp_path):
-    theirs = randomise(build())
-    torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
+    theirs = build()
+    theirs = theirs.eval() if hasattr(theirs, 'file') else randomise(theirs)
     model = ConvNeXt(**{k: v for k, v in ours(v2).items() if k != 'type'}, output_norm=False).double().eval()
-    load_checkpoint(model, tmp_path / 'theirs.pth')
+    load_checkpoint(model, saved(theirs, tmp_path))
     x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         for found, expected in zip(model(x), maps_of(theirs, x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('source', ['DINOv3', 'DINOv3 of its authors', 'EUPE of its authors', 'open_clip'])
+def test_the_weights_of_today_load_into_a_detector_strictly(source, tmp_path):
+    """In float32, and beside them in the file whatever is not the image's network: named as left out."""
+    build, _, maps_of = MAPS[source]
+    theirs = build()
+    theirs = (theirs if hasattr(theirs, 'file') else randomise(theirs)).float().eval()
+    cfg = read_config('detection/mask_rcnn_convnext_t.py')
+    init = dict(type='convnext_backbone.Pretrained', checkpoint=str(saved(theirs, tmp_path)))
+    cfg.model.backbone.update(depths=DEPTHS, dims=DIMS, drop_path_rate=0.0, output_norm=False, init_cfg=init)
+    cfg.model.neck.update(in_channels=list(DIMS), out_channels=16)
+    cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
+    init_default_scope(cfg.default_scope)
+    backbone = MODELS.build(cfg.model).backbone.eval()
+    backbone.init_weights()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for found, expected in zip(backbone(x), maps_of(theirs, x), strict=True):
+            assert (found - expected).norm() / expected.norm() < 1e-4
+    report = load_checkpoint(backbone, tmp_path / 'theirs.pth')
+    left_out = {'DINOv3': 2, 'DINOv3 of its authors': 4, 'EUPE of its authors': 5, 'open_clip': 21}[source]
+    assert len(report.skipped) == left_out
+    assert ('outside visual.trunk.' in report.skip) == (source == 'open_clip')
+    torch.save(dict(torch.load(tmp_path / 'theirs.pth'), odd=torch.ones(1)), tmp_path / 'more.pth')
+    if source.endswith('authors'):  # in the others it lies outside the network
+        with pytest.raises(CheckpointMismatch, match='unexpected    1   odd'):
+            load_checkpoint(backbone, tmp_path / 'more.pth')
+
+
+def test_pooled_features_of_the_authors_files_are_timms(tmp_path):
+    theirs = authors_model(eupe=True).float().eval()
+    model = Classifier(ours(False), 0).eval()
+    assert ', official DINOv3)' in load_checkpoint(model, saved(theirs, tmp_path)).file
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_only_the_pretraining_has_is_named_and_left_out_of_a_converted_file(tmp_path, capsys):
+    theirs = authors_model(eupe=True)
+    out = tmp_path / 'timm.safetensors'
+    tool('convert').main([str(saved(theirs, tmp_path)), '--to', 'timm', '--out', str(out)])
+    said = capsys.readouterr().out
+    assert 'left out, of the pretraining alone: 3 tensors (norms.3.weight, norms.3.bias, projectors' in said
+    assert 'official DINOv3' in said
+    theirs.load_state_dict(read_checkpoint(out))  # strictly
 
 
 @pytest.mark.parametrize('family', ['timm', 'torchvision', 'hf', 'official', 'mmpretrain'])

@@ -231,6 +231,20 @@ def test_pixels_of_instruments_are_measured(kind, tmp_path):
     assert try_training(cfg).finite
 
 
+def test_images_are_normalised_as_those_of_the_weights(tmp_path):
+    """CLIP's, by OpenAI: 0.481, 0.458, 0.408 and 0.269, 0.261, 0.276 of RGB in 0 to 1."""
+    options = ('--arch', 'base', '--weights', 'clip_convnext_base_laion2b')
+    mean, std = [0.48145, 0.45783, 0.40821], [0.26863, 0.2613, 0.27578]
+    detector = read_config(make(as_yolo(tmp_path / 'boxes'), *options)).model
+    assert detector.backbone.init_cfg.checkpoint == 'clip_convnext_base_laion2b'
+    assert [value / 255 for value in detector.data_preprocessor.mean] == pytest.approx(mean, abs=1e-5)
+    assert [value / 255 for value in detector.data_preprocessor.std] == pytest.approx(std, abs=1e-5)
+    cfg = read_config(make(as_folders(tmp_path / 'classes'), *options))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        assert [list(loader.dataset.transform[key]) for key in ('mean', 'std')] == [mean, std]
+    assert 'data_preprocessor' not in cfg.model
+
+
 def test_anchors_are_those_of_the_boxes(tmp_path, capsys):
     """Boxes that are long and flat: the coverage of the config's anchors is what was printed, and larger."""
     truth = {}

@@ -102,6 +102,14 @@ def test_maps_are_chosen_by_stride_for_every_kind(tmp_path):
     assert statistics.median(numbers) < 40
 
 
+def test_images_are_normalised_as_those_of_the_weights():
+    """CLIP's, by OpenAI: 0.48145466 ... and 0.26862954 ... of RGB in 0 to 1, times 255."""
+    images = plan_swap(read_source(MASK), 'base', 'clip_convnext_base_laion2b').cfg.model.data_preprocessor
+    assert [list(images.mean), list(images.std)] == [[122.771, 116.746, 104.094], [68.501, 66.632, 70.323]]
+    with pytest.raises(UserError, match='of another network than --arch tiny: choose .*dinov3_convnext_tiny'):
+        plan_swap(read_source(MASK), 'tiny', 'clip_convnext_base_laion2b')
+
+
 @pytest.mark.parametrize(
     ('name', 'expected'),
     [

@@ -1,9 +1,9 @@
 """Converts the content of a checkpoint to tensors under the names of the released ConvNeXt, and back.
 
 Recognised by the keys alone: the official files of V1 (classifiers, isotropic networks) and V2, the latter's
-FCMAE pretraining, timm (also its CLIP and DINOv3 networks), torchvision, Hugging Face transformers
-(ConvNeXt, ConvNeXt V2, DINOv3), mmpretrain, and what a training of ours or of mmengine writes, with the
-network below ``backbone.``.
+FCMAE pretraining, those of DINOv3 and EUPE, timm (also its CLIP, DINOv3 and EUPE networks), open_clip (the
+image tower), torchvision, Hugging Face transformers (ConvNeXt, ConvNeXt V2, DINOv3), mmpretrain, and what a
+training of ours or of mmengine writes, with the network below ``backbone.``.
 """
 
 import math
@@ -141,6 +141,12 @@ FAMILIES = {
         shapes=FLAT_GRN,
     ),
 }
+# Patterns of what only the pretraining has, by family: FCMAE's decoder; of DINOv3 and EUPE the last norm once
+# more, as norms.3 (dinov3/models/convnext.py), and EUPE's heads to its teachers (as timm leaves them out).
+PRETRAINING = {
+    'official FCMAE': ('decoder.*', 'proj.*', 'pred.*', 'mask_token'),
+    'official DINOv3': ('norms.*', 'projectors.*'),
+}
 ISOTROPIC_NAMES = r'stem\.|blocks\.\d+\.(dwconv|norm|pwconv[12])\.|norm\.|head\.|blocks\.\d+\.gamma'
 # In front of the network in a larger one: CLIP's image tower, a detector, a classifier of ours or mmpretrain.
 PREFIXES = ('visual.trunk.', 'backbone.')
@@ -183,6 +189,8 @@ def to_released(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         return sum(name in family.ours for name in stripped)
 
     best = max(FAMILIES, key=lambda name: known(FAMILIES[name]))
+    if best == 'official' and 'norms.3.weight' in stripped:
+        return 'official DINOv3', stripped
     isotropic = sum(re.match(ISOTROPIC_NAMES, name) is not None for name in stripped)
     if isotropic > known(FAMILIES[best]):
         return 'official isotropic', stripped

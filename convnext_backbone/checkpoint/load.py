@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import WEIGHT_INITIALIZERS
-from .formats import PREFIXES, infer_arch, released_names, to_released
+from .formats import PREFIXES, PRETRAINING, infer_arch, released_names, to_released
 from .networks import AVERAGE, Tensors, below, find_tensors, no_average, prefixes
 from .networks import STEMS as FIRST
 from .read import file_hash, local_file, read_checkpoint
@@ -127,13 +127,7 @@ def load_checkpoint(
         outside = [name for name in tensors if not name.startswith((inner, 'norm.', 'head.'))]
         family, released = to_released({name: t for name, t in tensors.items() if name not in outside})
         options = dict(asked)
-        if family == 'official FCMAE':
-            options['skip'] += (
-                'decoder.*',
-                'proj.*',
-                'pred.*',
-                'mask_token',
-            )  # only the pretraining has these
+        options['skip'] += PRETRAINING.get(family, ())
         report, chosen = _compare(module, released, file=f'{file} (sha256 {hashed}, {family})', **options)
         return _Trial(inner, outside, released, report, chosen)
 

@@ -15,7 +15,8 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
-from urllib.parse import urlparse
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from . import kinds, zoo
 
 WEIGHTS_FOLDER = 'CONVNEXT_WEIGHTS'  # environment variable; where weights are looked up and kept
 SUFFIXES = ('.pth', '.safetensors', '.pt', '.bin', '.ckpt', '.tar')  # of files of weights
+TOKEN = 'HF_TOKEN'  # environment variable; shows Hugging Face who asks for a gated file
 TIMEOUT = 30  # seconds without an answer from a server of weights
 
 
@@ -158,14 +160,15 @@ def local_file(path: str | os.PathLike) -> Path:
     The latter two are looked up in the weights folder, then downloaded. The folder is
     ``$CONVNEXT_WEIGHTS``, by default ``~/.cache/convnext_backbone``. A download goes to a temporary name
     and is renamed when it is complete and has the SHA-256 in its name, if there is one. Of several
-    processes one downloads, the others wait.
+    processes one downloads, the others wait. Hugging Face is shown the token in ``$HF_TOKEN``, if there is
+    one; no other host ever is.
 
     Raises:
-        UnreadableCheckpoint: there is no such file, the download fails, or the file of that name came from a
-            different URL or has a different SHA-256.
+        UnreadableCheckpoint: there is no such file, the download fails or is refused, or the file of that
+            name came from a different URL or has a different SHA-256.
     """
     if released := zoo.RELEASED.get(str(path)):
-        level = logging.WARNING if released.licence == zoo.RESTRICTED else logging.INFO
+        level = logging.WARNING if released.licence in zoo.WARNED else logging.INFO
         print_log(f'{path}: {released}', 'current', level)
     url = released.url if released else str(path)
     if not url.startswith(('http://', 'https://')):
@@ -180,8 +183,10 @@ def local_file(path: str | os.PathLike) -> Path:
             raise UnreadableCheckpoint(f'no file of weights at {file}{zoo.nearest(url)}')
         return file
     folder = Path(os.environ.get(WEIGHTS_FOLDER, '~/.cache/convnext_backbone')).expanduser()
+    name = zoo.file_name(url)
+    kept = f' as {name}' if name else ''
     try:
-        if not (name := Path(urlparse(url).path).name):
+        if not name:
             raise ValueError('it names no file')
         file = folder / name
         source = file.with_name(f'{name}.url')  # where a downloaded file came from
@@ -195,10 +200,12 @@ def local_file(path: str | os.PathLike) -> Path:
         expected = zoo.published_hash(url)
         found = sha256(file)[: len(expected)] if expected else ''
     except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError) and error.code in (401, 403) and (site := zoo.page(url)):
+            raise UnreadableCheckpoint(_refused(url, site, error.code, file)) from error
         reason = getattr(error, 'reason', error)
         raise UnreadableCheckpoint(
-            f'cannot download {url} ({reason}); fetch it on another machine and put it into {folder} '
-            f'(or the folder that ${WEIGHTS_FOLDER} names), or train from scratch with --pretrained none'
+            f'cannot download {url} ({reason}); fetch it on another machine and put it into {folder} (or the '
+            f'folder that ${WEIGHTS_FOLDER} names){kept}, or train from scratch with --pretrained none'
         ) from error
     if known != url:
         raise UnreadableCheckpoint(
@@ -212,11 +219,48 @@ def local_file(path: str | os.PathLike) -> Path:
     return file
 
 
+def _refused(url: str, site: str, code: int, file: Path) -> str:
+    """Return the error for a file of Hugging Face that is not handed out to whoever asks."""
+    shown = f'shown the token in ${TOKEN}' if os.environ.get(TOKEN) else f'without a token in ${TOKEN}'
+    return (
+        f'{url} is not handed out ({code}, {shown}): log in at {site} and accept the licence there, set '
+        f'{TOKEN} to a token of that account ({zoo.HUGGING_FACE}/settings/tokens), and start again; or '
+        f'download the file there, and give its path or put it into {file.parent} as {file.name}'
+    )
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Takes the token along within its own host, and never to the one that a redirect leads to."""
+
+    def redirect_request(self, request, *rest):
+        """Return the request that follows a redirect."""
+        following = super().redirect_request(request, *rest)
+        token = request.unredirected_hdrs.get('Authorization')
+        if following is not None and token and _host(following.full_url) == _host(request.full_url):
+            following.add_unredirected_header('Authorization', token)
+        return following
+
+
+def _host(url: str) -> tuple[str, str]:
+    return urlsplit(url)[:2]
+
+
+def _open(url: str):
+    """Open a URL; a file of Hugging Face with the user's token, if there is one."""
+    request = urllib.request.Request(url)
+    token = os.environ.get(TOKEN, '').strip()
+    if token and _host(url) == _host(zoo.HUGGING_FACE):
+        if not re.fullmatch('[!-~]+', token):  # http.client would print it
+            raise ValueError(f'${TOKEN} holds characters that no token has: set it anew')
+        request.add_unredirected_header('Authorization', f'Bearer {token}')
+    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+
+
 def _download(url: str, file: Path) -> None:
     print_log(f'downloading {url} to {file}', 'current')
     part = file.with_name(f'{file.name}.part')  # the caller holds the folder's lock
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open('wb') as stream:
+        with _open(url) as answer, part.open('wb') as stream:
             size = int(answer.headers.get('Content-Length') or 0)
             with tqdm(total=size or None, unit='B', unit_scale=True, desc=file.name, disable=None) as bar:
                 while block := answer.read(1 << 20):

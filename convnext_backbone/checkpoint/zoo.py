@@ -1,7 +1,8 @@
 """Lists released weights by name: where they come from, what they are, and under which licence.
 
 Sources of the accuracies: the READMEs of the official code of V1 and V2, and torchvision's list of weights.
-Only where these print one for a file is there one here.
+Only where these print one for a file is there one here. Sources of DINOv3, EUPE and CLIP: the READMEs and
+``hub/backbones.py`` of facebookresearch/dinov3 and facebookresearch/EUPE, and timm's ``models/convnext.py``.
 """
 
 import re
@@ -11,10 +12,23 @@ from urllib.parse import urlparse
 
 from ..errors import suggest
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of all of them: RGB, 0 to 1
-PIXEL_MEAN, PIXEL_STD = ([round(255 * value, 3) for value in values] for values in (MEAN, STD))  # 0 to 255
-MIT, BSD = 'MIT', 'BSD-3-Clause'
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, of most of them: RGB, 0 to 1
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MIT, BSD, APACHE = 'MIT', 'BSD-3-Clause', 'Apache-2.0'
 RESTRICTED = 'CC-BY-NC 4.0: no commercial use'
+DINOV3 = 'DINOv3 License: terms at https://ai.meta.com/resources/models-and-libraries/dinov3-license'
+FAIR = 'FAIR Noncommercial Research License: no commercial use'
+WARNED = (RESTRICTED, DINOV3, FAIR)  # not free for every use
+HUGGING_FACE = 'https://huggingface.co'
+LIBRARY_NAMES = ('model', 'pytorch_model', 'open_clip_model', 'open_clip_pytorch_model')  # of every such file
+
+
+def in_pixels(values: tuple[float, ...]) -> list[float]:
+    """Return a mean or standard deviation of colours from 0 to 1 for those from 0 to 255."""
+    return [round(255 * value, 3) for value in values]
+
+
+PIXEL_MEAN, PIXEL_STD = in_pixels(MEAN), in_pixels(STD)
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,10 @@ class Weights:
         arch: as written in a config; ``isotropic_…`` is an :class:`IsotropicConvNeXt`.
         num_classes: 0 where there is no classifier (self-supervised pretraining).
         input_size: height and width in pixels, of the training and of the evaluation of ``top1``.
-        resize: short side before the centre crop; the image is squeezed to a square where the two are equal.
+        resize: short side before the centre crop; where the two are equal, V1 and V2 squeeze to a square.
         top1: published accuracy on ImageNet-1K in percent, ``None`` where none is.
+        mean, std: of the images of the training: RGB, 0 to 1.
+        gated: whether the site hands the file out to those who have accepted its licence there.
     """
 
     url: str
@@ -36,6 +52,14 @@ class Weights:
     resize: int
     top1: float | None
     licence: str
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    gated: bool = False
+
+    @property
+    def source(self) -> str:
+        """Return where the file is from: the page at Hugging Face, else the host."""
+        return page(self.url) or urlparse(self.url).netloc
 
     @property
     def sha256(self) -> str:
@@ -46,7 +70,30 @@ class Weights:
         what = f'{self.num_classes} classes' if self.num_classes else 'no classifier'
         accuracy = f', top-1 {self.top1} published' if self.top1 else ''
         shape = f'{self.input_size} x {self.input_size}, short side {self.resize} before the crop'
-        return f'{self.arch}, {what}{accuracy} at {shape}, licence {self.licence}'
+        pixels = '' if self.mean == MEAN else f', mean {self.mean}, std {self.std}'
+        gate = f', gated: accept the licence at {self.source} first' if self.gated else ''
+        return f'{self.arch}, {what}{accuracy} at {shape}{pixels}, licence {self.licence}{gate}'
+
+
+def page(url: str) -> str:
+    """Return the page of the repository at Hugging Face that a URL of a file belongs to, empty if none."""
+    found = re.match(rf'({re.escape(HUGGING_FACE)}/[^/]+/[^/]+)/resolve/', url)
+    return found[1] if found else ''
+
+
+def file_name(url: str) -> str:
+    """Return the name under which a download is kept: that of the URL; empty if it has none.
+
+    Where a library calls the file of every network the same (``model.safetensors``), the repository's name
+    stands in front.
+    """
+    try:
+        file = PurePosixPath(urlparse(url).path)
+    except ValueError:  # no URL
+        return ''
+    if (site := page(url)) and file.stem in LIBRARY_NAMES:
+        return f'{site.rpartition("/")[2]}-{file.name}'
+    return file.name
 
 
 def published_hash(url: str) -> str:
@@ -114,6 +161,33 @@ def _entries():
         file = f'https://download.pytorch.org/models/convnext_{arch}-{sha}.pth'
         yield f'torchvision_convnext_{arch}', Weights(file, arch, 1000, 224, resize, top1, BSD)
 
+    hosted = HUGGING_FACE + '/{}/resolve/main/{}'
+
+    def timm(name, arch, size, *more):
+        return Weights(hosted.format(f'timm/{name}', 'model.safetensors'), arch, 0, size, size, None, *more)
+
+    # Distilled from DINOv3's ViT-7B on LVD-1689M; the same weights from their authors, who ask first, and as
+    # timm hands them out.
+    for arch in ('tiny', 'small', 'base', 'large'):
+        url = hosted.format(f'facebook/dinov3-convnext-{arch}-pretrain-lvd1689m', 'model.safetensors')
+        name = f'dinov3_convnext_{arch}'
+        yield name, Weights(url, arch, 0, 224, 224, None, DINOV3, gated=True)
+        yield f'timm_{name}', timm(f'convnext_{arch}.dinov3_lvd1689m', arch, 224, DINOV3)
+    for arch, letter in dict(tiny='T', small='S', base='B').items():
+        url = hosted.format(f'facebook/EUPE-ConvNeXt-{letter}', f'EUPE-ConvNeXt-{letter}.pt')
+        yield f'eupe_convnext_{arch}', Weights(url, arch, 0, 256, 256, None, FAIR)
+
+    # The image towers of open_clip's models, as timm has them. Not xxlarge, whose norms have another epsilon.
+    towers = dict(
+        base=dict(laion2b=256, laion2b_augreg=256, laiona=256, laiona_320=320, laiona_augreg_320=320),
+        large=dict(laion2b_augreg=256, laion2b_ft_320=320, laion2b_ft_soup_320=320),
+    )
+    for arch, trainings in towers.items():
+        kind = 'large_mlp' if arch == 'large' else arch
+        for training, size in trainings.items():
+            file = timm(f'convnext_{kind}.clip_{training}', arch, size, APACHE, CLIP_MEAN, CLIP_STD)
+            yield f'clip_convnext_{arch}_{training}', file
+
 
 RELEASED: dict[str, Weights] = dict(_entries())
 
@@ -121,3 +195,24 @@ RELEASED: dict[str, Weights] = dict(_entries())
 def nearest(name: str) -> str:
     """Return words that suggest the released name nearest to ``name``; empty if none is near."""
     return suggest(name, RELEASED, 0.8, 'the released ')
+
+
+def released_as(weights) -> str:
+    """Return the released name that a name, a URL or the name of a file stands for; empty if none."""
+    given = str(weights)
+    if given in RELEASED:
+        return given
+    file = file_name(given)
+    for name, known in RELEASED.items():
+        if given == known.url or file == file_name(known.url):
+            return name
+    return ''
+
+
+def normalisation(weights) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation (RGB, 0 to 255) of the images that weights were trained on.
+
+    Those of ImageNet, if they are none of the released.
+    """
+    known = RELEASED.get(released_as(weights))
+    return (in_pixels(known.mean), in_pixels(known.std)) if known else (list(PIXEL_MEAN), list(PIXEL_STD))

@@ -3,7 +3,6 @@
 import inspect
 import os
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 import torch
 from mmengine.config import Config
@@ -11,7 +10,7 @@ from mmengine.registry import MODELS
 
 from ..backbones import ConvNeXt, DenseBackbone, IsotropicConvNeXt
 from ..backbones.layers import GlobalResponseNorm
-from ..checkpoint.zoo import PIXEL_MEAN, PIXEL_STD, RELEASED
+from ..checkpoint.zoo import normalisation, released_as
 from ..config import datasets, dicts, task_of
 from ..config.keys import walk
 from ..errors import some, suggest
@@ -23,6 +22,7 @@ FOREIGN_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerCo
 OWN_DECAY = f'{SCOPE}.LayerDecayConstructor'
 RATE_OF_SGD = 0.01  # at and above this no AdamW recipe of a detector or segmenter has its rate
 LARGE_SCALE = 0.1  # of layer scale: from here on float16 may overflow
+ROUNDED = 0.6  # of a mean of pixels: below this two are the same; CLIP's differs from ImageNet's by 0.9
 FEW = 2  # images, of which batch norm knows too little
 # Heads that mmseg ships on dilated networks (but for three PSPNets at stride 32): the stride of their map.
 DILATED = dict.fromkeys(
@@ -120,7 +120,7 @@ class _Swapped:
                     "got mmengine's 'Pretrained', which leaves out in silence whatever does not fit: write "
                     f"'{SCOPE}.Pretrained', which loads every tensor or stops",
                 )
-            if _is_released(init.get('checkpoint')):
+            if released_as(init.get('checkpoint')):
                 self._normalisation(str(init['checkpoint']))
         old = self.cfg.model.get('pretrained')
         if isinstance(old, str) and 'decode_head' in self.cfg.model:
@@ -136,11 +136,12 @@ class _Swapped:
         steps = [s for _, d in datasets(self.cfg, ('train_dataloader',)) for s in dicts(d.get('pipeline'))]
         if any(type_name(step) == 'Normalize' for step in steps):
             return
-        right = f'mean={PIXEL_MEAN}, std={PIXEL_STD}, bgr_to_rgb=True'
+        mean, std = normalisation(weights)
+        right = f'mean={mean}, std={std}, bgr_to_rgb=True'
         place, node = 'model.data_preprocessor', self.cfg.model.get('data_preprocessor') or {}
         while isinstance(node.get('data_preprocessor'), dict):
             place, node = f'{place}.data_preprocessor', node['data_preprocessor']
-        for key, values in (('mean', PIXEL_MEAN), ('std', PIXEL_STD)):
+        for key, values in (('mean', mean), ('std', std)):
             given = node.get(key)
             many = isinstance(given, (list, tuple)) and len(given) not in (1, 3)  # other images than these
             if not is_near(given, values) and not many:
@@ -297,18 +298,10 @@ class _Swapped:
             )
 
 
-def _is_released(checkpoint) -> bool:
-    """Return whether a checkpoint is one of the released files, by its name or that of the file."""
-    if not isinstance(checkpoint, str):
-        return False
-    names = {PurePosixPath(weights.url).name for weights in RELEASED.values()}
-    return checkpoint in RELEASED or PurePosixPath(checkpoint).name in names
-
-
 def is_near(given, values: list[float]) -> bool:
     """Return whether a mean or standard deviation of pixels is the other, up to its rounding."""
     several = isinstance(given, (list, tuple)) and len(given) == len(values)
-    return several and all(abs(a - b) < 1 for a, b in zip(given, values))
+    return several and all(abs(a - b) < ROUNDED for a, b in zip(given, values))
 
 
 def bracketed(value) -> str:

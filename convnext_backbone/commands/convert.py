@@ -11,6 +11,7 @@ prints the released names with size, published accuracy, image size and licence.
 """
 
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -18,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..checkpoint import read_checkpoint
-from ..checkpoint.formats import FAMILIES, from_released, infer_arch
+from ..checkpoint.formats import FAMILIES, PRETRAINING, from_released, infer_arch
 from ..checkpoint.networks import find_places, recognise, tensors_of
 from ..checkpoint.read import file_hash, local_file
 from ..checkpoint.zoo import RELEASED
 from ..cli import Parser
-from ..errors import UserError
+from ..errors import UserError, some
 from ..hub import mebibytes
 
 FORMATS = ('official', 'timm', 'torchvision', 'hf', 'mmpretrain', 'safetensors')
@@ -51,11 +52,15 @@ def main(argv=None) -> Path | None:
     args = parse_args(argv)
     if args.list:
         for name, released in RELEASED.items():
-            print(f'{name:34s} {mebibytes(released):6.0f} MiB  {released}')
+            print(f'{name:40s} {mebibytes(released):6.0f} MiB  {released}')
         return None
     file = local_file(args.file)
     named = tensors_of(read_checkpoint(file), str(file), args.weights, args.prefix)
     source, tensors = recognise(named)
+    others = [n for n in tensors if any(fnmatchcase(n, kind) for kind in PRETRAINING.get(source, ()))]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in others}
+    if others:
+        print(f'left out, of the pretraining alone: {len(others)} tensors ({some(others)})')
     others = sorted(tensors.keys() - FAMILIES['official'].theirs.keys())
     if others and any(found := find_places(named)):
         raise UserError(

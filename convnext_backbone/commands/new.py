@@ -95,7 +95,7 @@ def main(argv=None) -> Path:
     options = dict(epochs=args.epochs, batch=args.batch, size=args.size, scratch=weights is None)
     options['square'] = MOSAIC if name == 'rtmdet' else None
     recipe = recipe_for(labels, optimizer.lr, images, machine_at_hand(), **options)
-    pixels = pixels_of(labels)
+    pixels = pixels_of(labels, weights)
     anchors, said = anchor_changes(labels, base, recipe)
     command = shlex.join(['convnext', 'new', *(sys.argv[1:] if argv is None else argv)])
     text = write_config(labels, name, args.arch, weights, base, recipe, pixels, anchors, out, command)

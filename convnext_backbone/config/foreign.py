@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from ..backbones.convnext import ARCHITECTURES, ConvNeXt
-from ..checkpoint.zoo import RELEASED
+from ..checkpoint.zoo import RELEASED, released_as
 from ..errors import UserError
 from ..registry import SCOPE, type_name
 from .legacy import own_values
@@ -276,9 +276,8 @@ def released_name(weights: str) -> str:
     stem = re.sub(r'\.(pth|pt|safetensors|bin)$', '', file)
     if stem in RELEASED:
         return stem
-    for name, known in RELEASED.items():
-        if file and file == PurePosixPath(urlparse(known.url).path).name:
-            return name
+    if name := released_as(weights):
+        return name
     for pattern, name in MMPRETRAIN:
         if found := re.match(pattern, file):
             name = name.format(*found.groups())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..checkpoint.zoo import PIXEL_MEAN, PIXEL_STD
+from ..checkpoint.zoo import PIXEL_MEAN, PIXEL_STD, normalisation
 from ..datasets.images import header
 from ..errors import UserError
 from ..labels import Labels
@@ -53,14 +53,19 @@ class Pixels:
     @property
     def usual(self) -> bool:
         """Return whether they are those of the pretraining: colour, 8 bits."""
-        return not self.load and self.channels == 3 and list(self.mean) == list(PIXEL_MEAN)
+        return not self.load and self.channels == 3
 
 
 USUAL = Pixels(3, {}, PIXEL_MEAN, PIXEL_STD, 'of ImageNet')
 
 
-def pixels_of(labels: Labels, seed: int = 0) -> Pixels:
+def pixels_of(labels: Labels, weights: str | None = None, seed: int = 0) -> Pixels:
     """Look at a sample of the images to train on.
+
+    Args:
+        labels: whose images these are.
+        weights: that the training starts from; colours of 8 bits are normalised as theirs were.
+        seed: of the sample.
 
     Raises:
         UserError: images that cannot be trained on together, or whose values have no known range.
@@ -75,7 +80,8 @@ def pixels_of(labels: Labels, seed: int = 0) -> Pixels:
             continue  # the check of the data names it, or --skip-corrupt leaves it out
     kinds = Counter((_is_picture(file, head), head.bits > 8) for file, head in heads.items())
     if not kinds or set(kinds) == {(True, False)}:
-        return USUAL
+        mean, std = normalisation(weights)
+        return USUAL if mean == PIXEL_MEAN else Pixels(3, {}, mean, std, f'of the images of {weights}')
     if len(kinds) > 1:
         odd = min(kinds, key=kinds.get)
         file = next(f for f, head in heads.items() if (_is_picture(f, head), head.bits > 8) == odd)

@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..backbones.convnext import ARCHITECTURES
-from ..checkpoint.zoo import RELEASED
+from ..checkpoint.zoo import PIXEL_MEAN, RELEASED
 from ..config import num_classes
 from ..config.keys import walk
 from ..config.text import as_written
@@ -187,7 +187,7 @@ def _backbone(writer: _Writer, arch: str, weights: str | None) -> Iterator[Chang
         licence = f'licence {RELEASED[weights].licence}' if weights in RELEASED else 'yours'
         yield Change(f'{place}.init_cfg.checkpoint', old.checkpoint, weights, licence)
     pixels = writer.pixels
-    if not pixels.usual:
+    if list(pixels.mean) != PIXEL_MEAN and writer.model != 'classifier':
         if pixels.channels != 3:
             yield Change('model.backbone.in_channels', 3, pixels.channels, 'the stem is fitted to them')
         place = 'model.data_preprocessor'
@@ -421,6 +421,9 @@ def _images(writer: _Writer, scratch: bool) -> None:
         if part.images:
             row.append(f'images={writer.path(part.images)}')
         changes = dict(input_size=side) if side != 224 else {}
+        if list(writer.pixels.mean) != PIXEL_MEAN:
+            values = ((name, getattr(writer.pixels, name)) for name in ('mean', 'std'))
+            changes |= {name: tuple(round(value / 255, 5) for value in pixel) for name, pixel in values}
         if scratch and split == 'train':
             changes['scale'] = SCRATCH_SCALE
         if changes:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from ..backbones.base import STRIDES
 from ..backbones.convnext import ARCHITECTURES
-from ..checkpoint.zoo import PIXEL_MEAN, PIXEL_STD, RELEASED
+from ..checkpoint.zoo import RELEASED, normalisation
 from ..checks.swapped import is_near
 from ..config import task_of
 from ..config.foreign import OURS, PRETRAINED, divided_imports
@@ -128,10 +128,8 @@ def checked_weights(weights: str, arch: str) -> str:
         UserError: neither a released name, a URL nor a file; or a released name of another arch.
     """
     if weights in RELEASED:
-        size = arch.removeprefix('v2_')
-        prefix = f'convnextv2_{size}_' if arch.startswith('v2_') else f'convnext_{size}_'
-        if not weights.startswith((prefix, f'torchvision_{prefix[:-1]}')):
-            own = [name for name in RELEASED if name.startswith(prefix)]
+        if RELEASED[weights].arch != arch:
+            own = [name for name, known in RELEASED.items() if known.arch == arch]
             raise UserError(
                 f'--weights {weights} are of another network than --arch {arch}'
                 + (f': choose {", ".join(own)}' if own else '')
@@ -430,7 +428,7 @@ class _Planner:
     # images, optimizer
 
     def _preprocessing(self) -> None:
-        """Set mean and std of ImageNet, and a size of images of which every position reaches the last map."""
+        """Set mean and std of the weights, and an image size of which each position reaches the last map."""
         detection = task_of(self.old.model) != 'segmentation'
         for place, node in walk(self.old.model, 'model'):
             outer = isinstance(node.get('data_preprocessor'), dict)
@@ -441,7 +439,7 @@ class _Planner:
                 self._note(f'{place}: mean and std of {len(given)} channels stay')
             else:
                 why = 'images as the released weights saw them'
-                for name, value in (('mean', PIXEL_MEAN), ('std', PIXEL_STD)):
+                for name, value in zip(('mean', 'std'), normalisation(self.weights)):
                     if not is_near(node.get(name), value):
                         self._change(f'{place}.{name}', value, why)
                 if not node.get('bgr_to_rgb'):

@@ -1,6 +1,6 @@
 """Build the wheel for Linux on x86-64 with compiled kernels, for machines without a compiler.
 
-python -m tools.dev.wheel dist
+python -m tools.dev.wheel --out dist
 
 The kernels (ops/native.cpp) are there for processors with AVX2, with AVX-512, and with its bfloat16. They
 need glibc 2.28 and no OpenMP library of their own: they take the threads of PyTorch's.
@@ -63,7 +63,7 @@ def output(line: list[str]) -> str:
 def main(argv=None) -> Path:
     """Build the wheel and return its path."""
     parser = Parser(__doc__)
-    parser.add_argument('out', help='folder of the wheel')
+    parser.add_argument('--out', default='dist', metavar='DIR', help='folder of the wheel; default: dist')
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'source')
