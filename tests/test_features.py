@@ -140,6 +140,7 @@ def test_folders_of_classes_give_labels_and_a_broken_image_is_named_and_left_out
     for number, name in enumerate(('Bee/1.png', 'Bee/2.png', 'ant/1.png')):
         make_image(tmp_path / 'set' / name, (40, 40), number)
     (tmp_path / 'set' / 'Bee' / '2.png').write_bytes(b'no image')
+    (tmp_path / 'set' / 'README.txt').touch()  # beside the folders
     deep = np.full((40, 40), 3000, np.uint16)
     Image.fromarray(deep).save(tmp_path / 'set' / 'ant' / '2.png')
     with pytest.raises(UserError, match='2 of 4 images have no features'):
@@ -182,6 +183,7 @@ def test_maps_beyond_the_memory_are_refused_before_they_are_computed(net, images
         (['--out', '{folder}/f.npy', '--dense'], 'give --size PIXELS, or --out a folder'),
         (['--out', '{folder}/f.txt'], '--out must end in .safetensors or .npy'),
         (['--out', '{folder}/a.npy'], 'a.npy exists'),
+        (['--out', '{folder}/b.npy'], 'b.json exists'),
         (['--out', '{folder}/f.npy', '--size', '20'], '--size must be at least 32'),
         (['--out', '{folder}/f.npy', '--batch', '0'], '--batch is a number of images'),
         (['--out', '{folder}/f.npy', '--arch', 'atta'], "'atta'"),
@@ -190,10 +192,11 @@ def test_maps_beyond_the_memory_are_refused_before_they_are_computed(net, images
 )
 def test_options_that_make_no_sense_are_one_line(net, images, tmp_path, options, said):
     (tmp_path / 'a.npy').touch()
+    (tmp_path / 'b.json').touch()
     with pytest.raises(UserError, match=said) as error:
         features(net[1], images, *(option.format(folder=tmp_path) for option in options))
     assert '\n' not in str(error.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.npy', 'images']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.npy', 'b.json', 'images']
 
 
 def test_weights_of_no_size_of_ours_are_one_line(images, tmp_path):

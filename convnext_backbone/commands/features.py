@@ -109,8 +109,9 @@ def _check(args) -> None:
     if args.out.suffix in SUFFIXES:
         if args.dense and not args.size:
             raise UserError('maps of whole images differ in size: give --size PIXELS, or --out a folder')
-        if args.out.exists():
-            raise UserError(f'{args.out} exists: remove it, or give another name with --out')
+        written = [args.out, *([args.out.with_suffix('.json')] if args.out.suffix == '.npy' else [])]
+        if there := [file for file in written if file.exists()]:
+            raise UserError(f'{there[0]} exists: remove it, or give another name with --out')
         check_work_dir(args.out.parent, '--out')
     elif not args.dense:
         raise UserError(f'--out must end in {" or ".join(SUFFIXES)}, got {args.out}')

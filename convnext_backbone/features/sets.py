@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..datasets.images import SUFFIXES as IMAGES
 from ..errors import UserError
 from ..inputs import is_video, named_files
 from .extractor import FeatureExtractor
@@ -46,7 +47,8 @@ def image_set(paths: Sequence[str | Path], out: str | Path = '') -> ImageSet:
     Raises:
         UserError: one of them is not there, or holds no image; or is a video.
     """
-    deep = [path for path in map(Path, paths) if path.is_dir() and not any(map(Path.is_file, path.iterdir()))]
+    folders = [path for path in map(Path, paths) if path.is_dir()]
+    deep = [path for path in folders if not any(file.suffix.lower() in IMAGES for file in path.iterdir())]
     files = named_files([str(path) for path in paths], recursive=bool(deep), out=out)
     if video := next(filter(is_video, files.values()), None):
         raise UserError(f'{video} is a video: features are of images, take its frames')
