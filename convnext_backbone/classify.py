@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from PIL import Image
@@ -13,7 +12,7 @@ from timm.data import ImageNetInfo
 
 from .checkpoint.formats import dataset_meta
 from .classification.data import collate_images, image_transform
-from .config import choose_device, datasets, read_config, task_of
+from .config import choose_device, read_config, task_of, transform_of
 from .errors import UnreadableImage, UserError, report_build_errors
 from .inference import Predictor, trained_model
 
@@ -150,12 +149,6 @@ def make_predictor(
     """
     kind = ClassPredictor if task_of(read_config(config).model) == ClassPredictor.task else Predictor
     return kind(config, checkpoint, device, prefix)
-
-
-def transform_of(cfg: Config) -> dict | None:
-    """Return the transform of the test data, else of the validation data."""
-    found = (data.get('transform') for _, data in datasets(cfg, ('test_dataloader', 'val_dataloader')))
-    return next(filter(None, found), None)
 
 
 def _names_of(content: dict, number: int) -> list[str]:

@@ -12,7 +12,7 @@ from .adapt import (
     use_plain_batch_norm,
     write_details,
 )
-from .data import check_classes, class_counts, datasets, num_classes, set_data_root
+from .data import check_classes, class_counts, datasets, num_classes, set_data_root, transform_of
 from .files import CONFIGS, check_new_config, check_work_dir, config_names, find_config, published, sizes
 from .keys import apply_options, check_keys, dicts, hooks_of, nodes
 from .read import read_config
@@ -54,6 +54,7 @@ __all__ = [
     'skip_corrupt_images',
     'start_from',
     'task_of',
+    'transform_of',
     'use_plain_batch_norm',
     'use_preprocessors',
     'use_stand_ins',

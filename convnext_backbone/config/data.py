@@ -27,6 +27,12 @@ def datasets(cfg: Config, splits=DATALOADERS) -> Iterator[tuple[str, dict]]:
                 yield split, dataset
 
 
+def transform_of(cfg: Config) -> dict | None:
+    """Return the transform of a classifier's test data, else of its validation data."""
+    found = (data.get('transform') for _, data in datasets(cfg, ('test_dataloader', 'val_dataloader')))
+    return next(filter(None, found), None)
+
+
 def set_data_root(cfg: Config, data_root: str) -> None:
     """Put ``data_root`` in the place of the config's, in datasets and evaluators alike.
 

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..classification.data import image_transform
-from ..classify import transform_of
-from ..config import image_format, task_of, use_stand_ins
+from ..config import image_format, task_of, transform_of, use_stand_ins
 from ..errors import UnreadableImage, UserError
 from ..registry import SCOPE, type_name
 
