@@ -60,8 +60,8 @@ def check_model(cfg: Config, findings: Findings, splits=(TRAINING,), amount: str
         amount: ``'none'``: no images are looked at; else the smallest of a segmenter's: is it large enough?
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    if task_of(cfg.model) == 'classification':
-        _check_classifier(cfg, findings)
+    if task_of(cfg.model) in ('classification', 'pretraining'):
+        _check_whole(cfg, findings)
         return
     try:
         measured = measure(cfg)
@@ -80,8 +80,8 @@ def check_model(cfg: Config, findings: Findings, splits=(TRAINING,), amount: str
         _note(findings, failed)
 
 
-def _check_classifier(cfg: Config, findings: Findings) -> None:
-    """Report a classifier that cannot be built; it has no parts that must fit each other."""
+def _check_whole(cfg: Config, findings: Findings) -> None:
+    """Report a classifier or an autoencoder that cannot be built; no parts of it must fit each other."""
     try:
         build_model(cfg)
     except Exception:  # whatever constructors raise
