@@ -40,7 +40,7 @@ NAMES = sorted(
     if '_base_' not in file.parts
 )
 PUBLISHED = published()
-SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'xl': 'xlarge'}
+SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'xl': 'xlarge', 'h': 'huge'}
 DETECTORS = {  # model, epochs or iterations, and how the title says it
     'mask_rcnn': ('MaskRCNN', 36, '3x schedule'),
     'cascade': ('CascadeRCNN', 36, '3x schedule'),
