@@ -111,7 +111,7 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
     folder, stem = name.split('/', 1)
     doc = ast.get_docstring(ast.parse(text))
     assert 'Run: ' in doc
-    if folder == 'demo' or stem in ('cifar10_mini', 'camvid_small', 'fcmae_cifar10_mini'):
+    if folder == 'demo' or 'cifar10_mini' in stem or stem == 'camvid_small':
         return
     assert f'tools/dist_train.sh configs/{name}.py 8' in doc
     for key in ('top1', 'box_AP', 'mask_AP', 'mIoU_single_scale', 'mIoU_multi_scale_flip'):

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import tool
+from torch import distributed
 
 from convnext_backbone import complexity
 from convnext_backbone.backbones import ConvNeXt
 from convnext_backbone.config import read_config
+from convnext_backbone.engine.launch import shard
 from convnext_backbone.errors import UserError
 from convnext_backbone.export import Network
 from convnext_backbone.plan import largest_shape
@@ -200,6 +202,28 @@ def test_gradient_checkpointing_gives_the_same_gradients_from_half_the_memory():
         kept.append(sum(saved))
     assert all(map(torch.equal, *gradients))
     assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A group of processes that has one member, as FSDP needs."""
+    distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_a_divided_autoencoder_computes_the_same(one_process):
+    found = []
+    for divided in (False, True):
+        model = autoencoder()
+        if divided:
+            shard(model, 'cpu')
+        torch.manual_seed(0)
+        model(images(), mode='loss')['loss'].backward()
+        gradients = [p.grad.full_tensor() if divided else p.grad for p in model.parameters()]
+        torch.manual_seed(0)
+        found.append([*gradients, *model(images())])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize('patch_size', [32, 64])
