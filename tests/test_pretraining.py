@@ -9,10 +9,12 @@ from torch import distributed
 
 from convnext_backbone import complexity
 from convnext_backbone.backbones import ConvNeXt
+from convnext_backbone.checks import check_model
 from convnext_backbone.config import read_config
 from convnext_backbone.engine.launch import shard
 from convnext_backbone.errors import UserError
 from convnext_backbone.export import Network
+from convnext_backbone.findings import Findings
 from convnext_backbone.plan import largest_shape
 from convnext_backbone.plan.steps import batch_of
 from convnext_backbone.pretraining import FCMAE
@@ -283,6 +285,19 @@ def test_a_command_that_needs_predictions_says_so_in_one_line(name, tmp_path):
 def test_an_autoencoder_is_not_exported(part):
     with pytest.raises(UserError, match='FCMAE'):
         Network(autoencoder(), part)
+
+
+def test_images_that_do_not_divide_into_patches_are_found_before_the_training():
+    cfg = read_config('fcmae_convnext_v2_atto')
+    cfg.train_dataloader.dataset.transform.input_size = 240
+    check_model(cfg, findings := Findings())
+    text = (
+        'train_dataloader.dataset.transform.input_size: got 240, needs a multiple of 32, the side of a patch'
+    )
+    assert [str(finding).startswith(text) for finding in findings.of('error')] == [True]
+    cfg.train_dataloader.dataset.transform.input_size = (3, 256, 192)
+    check_model(cfg, findings := Findings())
+    assert findings == []
 
 
 def test_a_plan_knows_the_images_of_a_pretraining():

@@ -1,4 +1,4 @@
-"""A narrow ConvNeXt V2 on a tenth of CIFAR-10 (5000 images, enlarged to 96 x 96), 10 epochs on a CPU.
+"""A narrow ConvNeXt V2 on a tenth of CIFAR-10 (5000 images, enlarged to 96 x 96), 8 epochs on a CPU.
 
 Run:     python tools/train.py configs/classification/cifar10_mini_v2.py --data-root DIR --pretrained CHECKPOINT
          with the checkpoint of configs/pretraining/fcmae_cifar10_mini.py; without --pretrained for comparison
@@ -6,7 +6,7 @@ Run:     python tools/train.py configs/classification/cifar10_mini_v2.py --data-
 
 _base_ = './cifar10_mini.py'
 
-epochs = 10
+epochs = 8
 model = dict(
     backbone=dict(arch='v2_atto', dims=(24, 48, 96, 192), drop_path_rate=0.0, layer_scale_init_value=None),
     mixup=None,
