@@ -3,8 +3,9 @@
 One multiply-add counts as one FLOP, as in the paper and everywhere in this field. Convolutions and linear
 layers are counted (by ``torch.utils.flop_counter``), on the meta device. Of a detector: backbone, neck and
 RPN on the image, then 1000 proposals at the box heads and 100 RoIs at the mask heads. Of a segmenter:
-backbone and decode head on the whole image; the auxiliary head works in training only. Of attention the two
-products of matrices are counted, too; what is sampled at places (deformable attention) is not.
+backbone and decode head on the whole image; the auxiliary head works in training only. Of a masked
+autoencoder: backbone and decoder on the whole image, of which its training computes less. Of attention the
+two products of matrices are counted, too; what is sampled at places (deformable attention) is not.
 
 Transformers decide by values, which the meta device does not have: they are computed on the CPU, with zeros.
 """
@@ -42,11 +43,11 @@ class Complexity:
 
 
 def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
-    """Count parameters and multiply-adds of a classifier, a detector or a segmenter.
+    """Count parameters and multiply-adds of a classifier, a detector, a segmenter or a masked autoencoder.
 
     Args:
-        size: height and width of the image. By default a classifier's test size, 800 x 1280 for a
-            detector, and for a segmenter as high as its crop and four times as wide.
+        size: height and width of the image. By default a classifier's test size, an autoencoder's training
+            size, 800 x 1280 for a detector, and for a segmenter as high as its crop and four times as wide.
 
     Raises:
         UserError: another kind of model, or a size that it cannot take.
@@ -73,6 +74,8 @@ def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
     if task == 'classification':
         pooled = maps[-1].mean((2, 3))
         count('head', model.head, model.norm(pooled))
+    elif task == 'pretraining':
+        count('decoder', nn.Sequential(model.proj, model.decoder, model.pred), maps[-1])
     elif hasattr(model, 'roi_head'):
         known = {f'{part}_{kind}' for part in ('bbox', 'mask') for kind in ('head', 'roi_extractor')}
         other = {name.split('.')[0] for name, _ in model.roi_head.named_parameters()} - known
@@ -100,8 +103,8 @@ def measure(cfg: Config, size: tuple[int, int] | None = None) -> Complexity:
             count(name, head, maps)
     else:
         raise UserError(
-            f'{type(model).__name__} is no model that this can count: a classifier of this package, a '
-            'detector with RoI heads, one dense head or a transformer, or a segmenter with one decode head'
+            f'{type(model).__name__} is no model that this can count: a classifier or FCMAE of this package, '
+            'a detector with RoI heads, one dense head or a transformer, or a segmenter with one decode head'
         )
     return Complexity((height, width), parameters, macs)
 

@@ -75,6 +75,11 @@ class Predictor:
         self.device = choose_device(device)
         cfg = read_config(config)
         self.task = task_of(cfg.model)
+        if self.task == 'pretraining':
+            raise UserError(
+                f'{config} is a pretraining without labels, whose model predicts nothing: train a '
+                f'classifier, a detector or a segmenter with --pretrained {checkpoint} first'
+            )
         dense = self.task in ('detection', 'segmentation')
         if not dense or cfg.get('test_dataloader') is None or not cfg.get('visualizer'):
             raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')

@@ -19,6 +19,7 @@ from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt
 from convnext_backbone.backbones.layers import DropPath
 from convnext_backbone.backbones.roadmap import STEPS
 from convnext_backbone.checkpoint import zoo
+from convnext_backbone.classification.data import image_transform
 from convnext_backbone.config import (
     PRETRAINED,
     dicts,
@@ -39,7 +40,7 @@ NAMES = sorted(
     if '_base_' not in file.parts
 )
 PUBLISHED = published()
-SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'xl': 'xlarge'}
+SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'xl': 'xlarge', 'h': 'huge'}
 DETECTORS = {  # model, epochs or iterations, and how the title says it
     'mask_rcnn': ('MaskRCNN', 36, '3x schedule'),
     'cascade': ('CascadeRCNN', 36, '3x schedule'),
@@ -92,6 +93,8 @@ def test_config_builds_and_its_parts_fit_each_other(name):
         assert neck.in_channels == channels
         given = head.get('strides') or (head.get('anchor_generator') or {}).get('strides')
         assert kind == 'DINO' or given[: len(strides)] == strides
+    elif kind == 'convnext_backbone.FCMAE':
+        assert model.proj.in_channels == channels[0]
     elif head := cfg.model.get('panoptic_head') or cfg.model.get('decode_head'):
         assert head.get('strides', strides) == strides
         for part in filter(None, (head, cfg.model.get('auxiliary_head'))):
@@ -108,7 +111,7 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
     folder, stem = name.split('/', 1)
     doc = ast.get_docstring(ast.parse(text))
     assert 'Run: ' in doc
-    if folder == 'demo' or stem in ('cifar10_mini', 'camvid_small'):
+    if folder == 'demo' or 'cifar10_mini' in stem or stem == 'camvid_small':
         return
     assert f'tools/dist_train.sh configs/{name}.py 8' in doc
     for key in ('top1', 'box_AP', 'mask_AP', 'mIoU_single_scale', 'mIoU_multi_scale_flip'):
@@ -124,12 +127,20 @@ def test_config_is_what_its_name_and_its_docstring_say(name):
     assert isinstance(backbone, IsotropicConvNeXt if stem.startswith('isotropic') else ConvNeXt)
     weights = [node['checkpoint'] for node in dicts(cfg.model) if node.get('type') == PRETRAINED]
     head = stem.partition('_convnext')[0]
-    if folder == 'classification':
+    if folder in ('classification', 'pretraining'):
         side = 384 if stem.endswith('_384') else 224
         loaders = [cfg.train_dataloader, cfg.val_dataloader or cfg.train_dataloader]
         assert [loader.dataset.transform.input_size for loader in loaders] == [side, side]
+    if folder == 'pretraining':
+        source = None
+        finetuning = f'convnext_v2_{size}_fcmae_in1k'
+        assert f'configs/classification/{finetuning}.py' in doc
+        assert read(f'classification/{finetuning}').model.backbone.arch == backbone.arch
+        assert f'{cfg.train_cfg.max_epochs} epochs.' in doc.splitlines()[0]
+    elif folder == 'classification':
         assert cfg.model.num_classes == (21841 if stem.endswith('in22k') else 1000)
         source = '22k_224' if 'in22k_in1k' in stem else '1k_224' if side == 384 else None
+        source = '1k_224_fcmae' if 'fcmae' in stem else source
     elif version:
         source = '1k_224_fcmae'
     elif head in ('dino', 'rtmdet') or stem == 'mask2former_semantic_convnext_b':
@@ -256,7 +267,7 @@ def test_published_numbers_are_those_of_the_paper():
     assert set(found) == {name for name, row in PUBLISHED.items() if row['table']}
 
 
-@pytest.mark.parametrize('folder', ['classification', 'detection', 'segmentation'])
+@pytest.mark.parametrize('folder', ['classification', 'detection', 'pretraining', 'segmentation'])
 def test_table_of_results_is_the_generated_one(folder):
     assert (CONFIGS / folder / 'README.md').read_text() == tool('results').table(folder, sizes()), (
         'run: python -m tools.dev.results'
@@ -525,7 +536,7 @@ def test_recipes_of_classification_are_the_published_ones():
     """Tables 5 and 6."""
     tables = paper('tables.json')
     scratch, finetune = tables['table5_pretraining']['imagenet1k'], tables['table6_finetuning']
-    own_recipe = ('roadmap', 'cifar10')
+    own_recipe = ('roadmap', 'cifar10', 'fcmae')
     for name in (n for n in NAMES if n.startswith('classification/') and not any(w in n for w in own_recipe)):
         cfg = read(name)
         set_batch(cfg)
@@ -576,6 +587,74 @@ def test_recipes_of_classification_are_the_published_ones():
             assert test.get('crop_mode') == ('squash' if data.input_size == 384 else None)
             crop = finetune['test_crop_ratio'][str(data.input_size)]
             assert cfg.test_dataloader.dataset.transform.crop_pct == crop
+
+
+def fcmae_recipe(kind: str, size: str) -> dict:
+    """What TRAINING.md of the official V2 prints, of the size whose recipe ours has, and the defaults."""
+    recipes = paper('fcmae_recipes.json')[kind]
+    whose = dict(femto='atto', pico='atto', nano='atto', large='base', huge='base').get(size, size)
+    return {**recipes['defaults'], **recipes.get(whose, {})}
+
+
+V2_SIZES = ('atto', 'femto', 'pico', 'nano', 'tiny', 'base', 'large', 'huge')
+
+
+def check_schedule(cfg, recipe: dict, batch: int) -> None:
+    """Epochs, warm-up, rate and its end, weight decay and images of an update."""
+    assert cfg.auto_scale_lr.base_batch_size == batch
+    set_batch(cfg)  # one process
+    *warm_up, cosine = cfg.param_scheduler
+    optimizer, epochs = cfg.optim_wrapper.optimizer, recipe['epochs']
+    assert cfg.train_cfg.max_epochs == cosine.end == epochs
+    assert [part.end for part in warm_up] == [recipe['warmup_epochs']] * bool(recipe['warmup_epochs'])
+    assert (cosine.begin, cosine.T_max) == (recipe['warmup_epochs'], epochs - recipe['warmup_epochs'])
+    assert all(part.convert_to_iter_based for part in cfg.param_scheduler)
+    assert optimizer.lr == pytest.approx(recipe['blr'] * batch / 256)
+    ends = cosine.get('eta_min', cosine.get('eta_min_ratio', 0) * optimizer.lr)
+    assert ends == pytest.approx(recipe['min_lr'])
+    assert (optimizer.type, list(optimizer.betas)) == ('AdamW', recipe['betas'])
+    assert optimizer.weight_decay == recipe['weight_decay']
+    assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == batch
+    assert cfg.optim_wrapper.get('clip_grad') is None
+
+
+@pytest.mark.parametrize('size', V2_SIZES)
+def test_recipes_of_pretraining_without_labels_are_the_published_ones(size):
+    """What differs from the printed 1600 epochs of base has the default of the official program."""
+    cfg, recipe = read(f'pretraining/fcmae_convnext_v2_{size}'), fcmae_recipe('pretrain', size)
+    base = paper('fcmae_recipes.json')['pretrain']['base']
+    check_schedule(cfg, recipe, base['nodes'] * base['ngpus'] * base['batch_size'])
+    model = complexity.build_on_meta(cfg)
+    assert (model.mask_ratio, len(model.decoder)) == (recipe['mask_ratio'], recipe['decoder_depth'])
+    assert model.proj.out_channels == recipe['decoder_embed_dim']
+    steps = image_transform(**cfg.train_dataloader.dataset.transform).transforms
+    kinds = ['RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'MaybeToTensor', 'Normalize']
+    assert [type(step).__name__ for step in steps] == kinds
+    assert steps[0].size == (recipe['input_size'],) * 2
+    assert list(steps[0].scale) == recipe['crop_scale']
+    assert steps[0].ratio == pytest.approx((3 / 4, 4 / 3), rel=1e-4)  # of the sides, torchvision's default
+    assert steps[0].interpolation.value == 'bicubic'
+
+
+@pytest.mark.parametrize('size', V2_SIZES)
+def test_recipes_of_fine_tuning_after_it_are_the_published_ones(size):
+    cfg, recipe = read(f'classification/convnext_v2_{size}_fcmae_in1k'), fcmae_recipe('finetune', size)
+    check_schedule(cfg, recipe, recipe['nodes'] * recipe['ngpus'] * recipe['batch_size'])
+    decay = dict(single='block_wise', group='layer_wise')[recipe['layer_decay_type']]
+    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_rate=recipe['layer_decay'], decay_type=decay)
+    mixed = dict(mixup_alpha=recipe['mixup'], cutmix_alpha=recipe['cutmix'])
+    assert cfg.model.mixup == (mixed if any(mixed.values()) else None)
+    assert cfg.model.label_smoothing == recipe['smoothing']
+    assert cfg.model.head_init_scale == recipe['head_init_scale']
+    assert cfg.model.backbone.drop_path_rate == recipe['drop_path']
+    data = cfg.train_dataloader.dataset.transform
+    assert (data.auto_augment, data.re_prob, data.re_mode) == (
+        recipe['aa'],
+        recipe['reprob'],
+        recipe['remode'],
+    )
+    (ema,) = cfg.custom_hooks
+    assert (ema.type, 1 - ema.momentum) == ('EMAHook', recipe['model_ema_decay'])
 
 
 # Two images with labels, as the data loader of each task gives them.
@@ -785,6 +864,9 @@ def test_every_config_gives_each_depth_one_rate_and_every_parameter_a_group(name
     else:
         top = model.backbone.num_groups + 1
         depths = [0, 1, 2, 3, 4] if 'stage_wise' in decay.values() else range(top)
+        if 'block_wise' in decay.values():
+            top = sum(model.backbone.depths) + 1
+            depths = range(1, top)
         expected = {decay['decay_rate'] ** (top - depth) for depth in depths} | {1.0}
         assert sorted(rates) == pytest.approx(sorted(expected))
 

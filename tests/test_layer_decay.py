@@ -97,6 +97,16 @@ def test_every_parameter_of_v2_too_and_its_response_norm_is_not_decayed(arch, bl
     assert found == expected(blocks, num_groups, 0.9, LAYER_WISE, ('grn.gamma', 'grn.beta'))
 
 
+def test_every_parameter_of_v2_atto_block_by_block_as_the_official_fine_tuning():
+    """2, 2, 6 and 2 blocks; layer ids and scale by optim_factory.py and main_finetune.py of V2 ('single')."""
+    table = {12: ([1, 3, 5, 11], [[1, 2], [3, 4], [5, 6, 7, 8, 9, 10], [11, 12]])}
+    with torch.device('meta'):
+        found = groups(Detector('v2_atto'), decay_rate=0.9, decay_type='block_wise', num_layers=12)
+    assert found == expected(12, 12, 0.9, table, ('grn.gamma', 'grn.beta'))
+    assert found['backbone.downsample_layers.0.0.weight'][0] == pytest.approx(0.282429536481)  # 0.9 ** 12
+    assert found['backbone.stages.3.1.dwconv.weight'][0] == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize(
     ('arch', 'blocks', 'num_groups', 'block'),
     [('small', 18, 6, BLOCK), ('base', 18, 6, BLOCK), ('large', 36, 12, {**BLOCK, 'gamma': False})],
@@ -167,7 +177,12 @@ def test_frozen_parameters_are_in_no_group():
         (Detector, dict(decay_rate=0.7, num_layers=12), 'num_layers is 12, but ConvNeXt tiny has 6'),
         (Detector, dict(decay_rate=1.2), 'must lie in (0, 1], got 1.2'),
         (Detector, dict(decay_rte=0.7, decay_rate=0.7), 'got decay_rte'),
-        (Detector, dict(decay_rate=0.7, decay_type='stage'), "got 'stage'"),
+        (Detector, dict(decay_rate=0.7, decay_type='stage'), "or 'block_wise', got 'stage'"),
+        (
+            Detector,
+            dict(decay_rate=0.7, decay_type='block_wise', num_layers=6),
+            'num_layers is 6, but ConvNeXt tiny has 18',
+        ),
         (lambda: torch.nn.Linear(2, 2), dict(decay_rate=0.7), 'Linear has none'),
         (
             lambda: IsotropicConvNeXt(depth=3, dim=8),

@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import tool
+from torch import distributed
 
+from convnext_backbone import complexity
 from convnext_backbone.backbones import ConvNeXt
+from convnext_backbone.checks import check_model
+from convnext_backbone.config import read_config
+from convnext_backbone.engine.launch import shard
 from convnext_backbone.errors import UserError
+from convnext_backbone.export import Network
+from convnext_backbone.findings import Findings
+from convnext_backbone.plan import largest_shape
+from convnext_backbone.plan.steps import batch_of
 from convnext_backbone.pretraining import FCMAE
 from convnext_backbone.pretraining.masks import Hidden
 
@@ -178,6 +187,47 @@ def test_a_perfect_prediction_reconstructs_the_image(monkeypatch):
     assert torch.equal(seen, x * MASK.visible(32))
 
 
+def test_gradient_checkpointing_gives_the_same_gradients_from_half_the_memory():
+    gradients, kept = [], []
+    for with_cp in (False, True):
+        model, saved = autoencoder(), []
+        model.backbone.with_cp = with_cp
+
+        def keep(x, saved=saved):
+            saved.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            features = model.encode(images(), MASK)
+        features.square().sum().backward()
+        gradients.append([p.grad for p in model.backbone.parameters()])
+        kept.append(sum(saved))
+    assert all(map(torch.equal, *gradients))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A group of processes that has one member, as FSDP needs."""
+    distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_a_divided_autoencoder_computes_the_same(one_process):
+    found = []
+    for divided in (False, True):
+        model = autoencoder()
+        if divided:
+            shard(model, 'cpu')
+        torch.manual_seed(0)
+        model(images(), mode='loss')['loss'].backward()
+        gradients = [p.grad.full_tensor() if divided else p.grad for p in model.parameters()]
+        torch.manual_seed(0)
+        found.append([*gradients, *model(images())])
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize('patch_size', [32, 64])
 def test_patches_may_be_larger_than_a_position(patch_size):
     model = autoencoder(patch_size=patch_size)
@@ -200,6 +250,60 @@ def test_what_cannot_be_meant_is_refused():
         autoencoder()(images(1, 64, 70), mode='loss')
     with pytest.raises(UserError, match='leaves none of 1 x 1 patches'):
         autoencoder()(images(1, 32, 32), mode='loss')
+
+
+def test_multiply_adds_are_those_of_the_network_and_of_three_layers_and_a_block():
+    """By hand: the decoder on 7 x 7 positions, 320 channels in, 512 within, 3 * 32 ** 2 out."""
+    counted = complexity.measure(read_config('fcmae_convnext_v2_atto'))
+    network = complexity.measure(read_config('convnext_v2_atto_in1k')).macs['backbone']
+    decoder = 49 * (320 * 512 + (49 + 2 * 4 * 512) * 512 + 512 * 3 * 32**2)
+    assert counted.macs == dict(backbone=network, decoder=decoder)
+
+
+COMMANDS = {  # what a pretraining is no config for, and words of the one line that says so
+    'test': ('fcmae_convnext_v2_atto CHECKPOINT', 'test_dataloader'),
+    'infer': ('fcmae_convnext_v2_atto CHECKPOINT docs/predictions.jpg --out OUT', 'predicts nothing'),
+    'serve': ('fcmae_convnext_v2_atto CHECKPOINT', 'predicts nothing'),
+    'robustness': ('fcmae_convnext_v2_atto CHECKPOINT', 'test_dataloader'),
+    'swap': ('fcmae_convnext_v2_atto --arch tiny', 'chosen by model.backbone.arch'),
+}
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_a_command_that_needs_predictions_says_so_in_one_line(name, tmp_path):
+    arguments, words = COMMANDS[name]
+    file = tmp_path / 'epoch_1.pth'
+    file.touch()
+    given = arguments.replace('CHECKPOINT', str(file)).replace('OUT', str(tmp_path / 'out'))
+    with pytest.raises(UserError) as caught:
+        tool(name).main(given.split())
+    assert words in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('part', ['whole', 'backbone'])
+def test_an_autoencoder_is_not_exported(part):
+    with pytest.raises(UserError, match='FCMAE'):
+        Network(autoencoder(), part)
+
+
+def test_images_that_do_not_divide_into_patches_are_found_before_the_training():
+    cfg = read_config('fcmae_convnext_v2_atto')
+    cfg.train_dataloader.dataset.transform.input_size = 240
+    check_model(cfg, findings := Findings())
+    text = (
+        'train_dataloader.dataset.transform.input_size: got 240, needs a multiple of 32, the side of a patch'
+    )
+    assert [str(finding).startswith(text) for finding in findings.of('error')] == [True]
+    cfg.train_dataloader.dataset.transform.input_size = (3, 256, 192)
+    check_model(cfg, findings := Findings())
+    assert findings == []
+
+
+def test_a_plan_knows_the_images_of_a_pretraining():
+    cfg = read_config('fcmae_convnext_v2_atto')
+    assert largest_shape(cfg).size == (224, 224)
+    assert batch_of(cfg, (64, 96), 3)['inputs'].shape == (3, 3, 64, 96)
 
 
 def test_a_pretraining_writes_pictures_and_weights_that_a_classifier_takes(shapes, tmp_path):

@@ -161,13 +161,17 @@ class DenseBackbone(BaseModule):
     def layer_depth(self, name: str, by: str = 'layer_wise') -> int:
         """Return the depth group of the parameter ``name`` (as in this network's ``named_parameters()``).
 
-        0 is the stem, ``num_groups + 1`` whatever lies outside the stages (output norms; a head):
-        learning-rate decay gives it ``decay ** (num_groups + 1 - depth)``.
+        0 is the stem, ``depth_groups(by) + 1`` whatever lies outside the stages (output norms; a head):
+        learning-rate decay gives it ``decay ** (depth_groups(by) + 1 - depth)``.
 
         Args:
-            by: ``'layer_wise'`` or ``'stage_wise'``.
+            by: ``'layer_wise'``, ``'stage_wise'`` or ``'block_wise'``.
         """
         raise NotImplementedError
+
+    def depth_groups(self, by: str = 'layer_wise') -> int:
+        """Return the number of depth groups from which :meth:`layer_depth` counts."""
+        return self.num_groups
 
     def train(self, mode: bool = True) -> 'DenseBackbone':
         """Set training or evaluation mode as in torch, but keep what is frozen in evaluation mode."""
@@ -247,19 +251,28 @@ class FourStageBackbone(DenseBackbone):
 
         Layer-wise (paper, App. A.2; fine-tuning and detection): three blocks of the third stage form
         one group, so 6 groups for tiny and 12 from small up. Stage-wise (segmentation recipe): the
-        stem and all downsampling layers are 0, stage ``i`` (from 0) is ``i + 1``.
+        stem and all downsampling layers are 0, stage ``i`` (from 0) is ``i + 1``. Block-wise (``single``
+        of the official V2, fine-tuning of its small networks): every block is a group, from 1 on, and a
+        stem or downsampling layer is in that of the block behind it.
 
         Raises:
             UserError: an unknown ``by``.
         """
         part, *numbers = name.split('.')[:3]
-        if by not in ('layer_wise', 'stage_wise'):
-            raise UserError(f"layer decay goes by 'layer_wise' or 'stage_wise', got {by!r}")
+        if by not in ('layer_wise', 'stage_wise', 'block_wise'):
+            raise UserError(f"layer decay goes by 'layer_wise', 'stage_wise' or 'block_wise', got {by!r}")
         if part not in ('downsample_layers', 'stages'):
-            return self.num_groups + 1
+            return self.depth_groups(by) + 1
         stage = int(numbers[0])
         if by == 'stage_wise':
             return 0 if part == 'downsample_layers' else stage + 1
+        if by == 'block_wise':
+            block = 0 if part == 'downsample_layers' else int(numbers[1])
+            return sum(self.depths[:stage]) + block + 1
         if part == 'downsample_layers':
             return (0, 2, 3, self.num_groups)[stage]
         return (1, 2, 3 + int(numbers[1]) // BLOCKS_PER_GROUP, self.num_groups)[stage]
+
+    def depth_groups(self, by: str = 'layer_wise') -> int:
+        """Return the number of depth groups; block-wise the number of blocks of all four stages."""
+        return sum(self.depths) if by == 'block_wise' else self.num_groups

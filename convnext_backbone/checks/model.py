@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..config import dicts, task_of
+from ..config import datasets, dicts, task_of
 from ..config.keys import walk
 from ..errors import message
 from ..findings import Findings
@@ -60,8 +60,11 @@ def check_model(cfg: Config, findings: Findings, splits=(TRAINING,), amount: str
         amount: ``'none'``: no images are looked at; else the smallest of a segmenter's: is it large enough?
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    if task_of(cfg.model) == 'classification':
-        _check_classifier(cfg, findings)
+    task = task_of(cfg.model)
+    if task in ('classification', 'pretraining'):
+        _check_whole(cfg, findings)
+        if task == 'pretraining' and TRAINING in splits:
+            _check_patches(cfg, findings)
         return
     try:
         measured = measure(cfg)
@@ -80,12 +83,24 @@ def check_model(cfg: Config, findings: Findings, splits=(TRAINING,), amount: str
         _note(findings, failed)
 
 
-def _check_classifier(cfg: Config, findings: Findings) -> None:
-    """Report a classifier that cannot be built; it has no parts that must fit each other."""
+def _check_whole(cfg: Config, findings: Findings) -> None:
+    """Report a classifier or an autoencoder that cannot be built; no parts of it must fit each other."""
     try:
         build_model(cfg)
     except Exception:  # whatever constructors raise
         check_build(cfg, findings)
+
+
+def _check_patches(cfg: Config, findings: Findings) -> None:
+    """Report images of a masked autoencoder that do not divide into its patches."""
+    patch = cfg.model.get('patch_size', 32)
+    for split, data in datasets(cfg, (TRAINING,)):
+        side = (data.get('transform') or {}).get('input_size')
+        sides = side[-2:] if isinstance(side, (list, tuple)) else [side]
+        if isinstance(patch, int) and any(isinstance(n, int) and n % patch for n in sides):
+            where = f'{split}.dataset.transform.input_size'
+            text = f'got {side}, needs a multiple of {patch}, the side of a patch in pixels'
+            findings.add('error', 'fit', where, text)
 
 
 def _note(findings: Findings, error: Exception) -> None:

@@ -69,7 +69,7 @@ PARAMWISE = {
     'decay_rate': Number(
         0, 1, above=True, advice='above 1 the first layers would learn faster than the head'
     ),
-    'decay_type': Choice(('layer_wise', 'stage_wise')),
+    'decay_type': Choice(('layer_wise', 'stage_wise', 'block_wise')),
     'num_layers': COUNT,
     'bypass_duplicate': FLAG,
 }

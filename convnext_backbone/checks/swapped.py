@@ -50,7 +50,7 @@ def check_swapped(cfg: Config, findings: Findings, measured: Measured, trains: b
         for network in measured.networks
         if isinstance(getattr(network.module, network.backbone), (ConvNeXt, IsotropicConvNeXt))
     ]
-    if networks and task_of(cfg.model) != 'classification':
+    if networks and task_of(cfg.model) not in ('classification', 'pretraining'):
         _Swapped(cfg, findings, measured, networks).check(trains)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..cli import Parser
-from ..config import check_work_dir, choose_device, choose_precision, read_config, set_data_root
+from ..config import check_work_dir, choose_device, choose_precision, read_config, set_data_root, task_of
 from ..errors import UserError
 from ..plan import (
     BUCKET,
@@ -197,7 +197,8 @@ class _Plan:
         rows = [('parameters, buffers', base.weights), ('gradients', base.gradients)]
         rows += [('optimizer state', base.state)]
         rows += [('moving average', self.average)] * bool(self.average)
-        names = dict(backbone='backbone', neck='neck', heads='heads, losses')
+        rest = 'all parts' if task_of(self.cfg.model) == 'pretraining' else 'heads, losses'
+        names = dict(backbone='backbone', neck='neck', heads=rest)
         rows += [(f'kept activations: {names[part]}', size) for part, size in base.kept.items() if size]
         rows += [('peak of a step, all of it', base.peak + self.average)]
         lines = [f'Memory with {self.high} images, GiB']

@@ -7,7 +7,8 @@ from torch import nn
 
 from ..registry import SCOPE, type_name
 
-Task = Literal['classification', 'detection', 'segmentation', 'other']
+Task = Literal['classification', 'detection', 'segmentation', 'pretraining', 'other']
+OURS = {f'{SCOPE}.Classifier': 'classification', f'{SCOPE}.FCMAE': 'pretraining'}  # known by their type
 PARTS = {  # by which a model is known, as keys of its config and as attributes of what is built from it
     'segmentation': ('decode_head',),
     'detection': ('roi_head', 'bbox_head', 'rpn_head', 'mask_head', 'query_head', 'panoptic_head'),
@@ -27,16 +28,14 @@ def task_of(model: dict | nn.Module) -> Task:
     for task, parts in PARTS.items():
         if any(map(has, parts)):
             return task
-    if type_name(model if is_config else type(model)) == f'{SCOPE}.Classifier':
-        return 'classification'
-    return 'other'
+    return OURS.get(type_name(model if is_config else type(model)), 'other')
 
 
 def image_format(cfg: Config) -> dict:
     """Return the order of the channels and the range of their values before ``mean`` and ``std``."""
     source = cfg.model.get('data_preprocessor') or {}
     given = dict(channels='RGB' if source.get('bgr_to_rgb') else 'BGR', range=[0, 255])
-    if task_of(cfg.model) == 'classification':  # its dataset gives normalised images
+    if task_of(cfg.model) in ('classification', 'pretraining'):  # their dataset gives normalised images
         loader = cfg.get('test_dataloader') or cfg.get('train_dataloader') or {}
         source = loader.get('dataset', {}).get('transform') or {}
         given = dict(channels='RGB', range=[0, 1])

@@ -26,6 +26,7 @@ from mmengine.dist import get_rank, get_world_size
 from torch import distributed, nn
 
 from ..backbones.base import DenseBackbone
+from ..config import task_of
 from ..errors import UserError
 
 STORE_PORT = 20000  # of rank 0 in a Slurm job; the job's number is added, modulo STORE_PORT
@@ -322,9 +323,12 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of each backbone in ``model``.
 
     A backbone of ours names them itself; in another library's, those are the innermost elements of its lists
-    and sequences that hold two or more weights.
+    and sequences that hold two or more weights. A masked autoencoder is divided as a whole: it computes the
+    layers of its blocks one by one.
     """
     found = []
+    if task_of(model) == 'pretraining':
+        return found
     for name, module in model.named_modules():
         if isinstance(module, DenseBackbone):
             found += module.all_blocks()

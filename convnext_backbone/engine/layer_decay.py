@@ -1,8 +1,8 @@
 """Decays learning rates layer by layer: the deeper a parameter lies in the backbone, the smaller its step.
 
 The backbone answers how deep a parameter lies; here depth becomes a learning rate:
-``lr * decay_rate ** (num_groups + 1 - depth)``. Definition: paper, App. A.2; the grouping of the
-published detection and segmentation recipes.
+``lr * decay_rate ** (groups + 1 - depth)``. Definition: paper, App. A.2; the grouping of the
+published detection and segmentation recipes, and that of the official V2's fine-tuning.
 """
 
 from collections import defaultdict
@@ -30,7 +30,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     Keys of ``paramwise_cfg``:
         decay_rate: factor per depth group, in (0, 1]; 1 leaves every learning rate as it is.
-        decay_type: ``'layer_wise'`` (default) or ``'stage_wise'``, see the backbone's
+        decay_type: ``'layer_wise'`` (default), ``'stage_wise'`` or ``'block_wise'``, see the backbone's
             ``layer_depth``.
         num_layers: optional, as in mmdet and mmseg; it must equal the backbone's.
         custom_keys: optional, as in mmengine, of parameters outside the backbone: part of a name, and
@@ -104,11 +104,12 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
                 'none: use it with such a backbone, or remove optim_wrapper.constructor'
             )
         for backbone in backbones.values():
-            given = self.paramwise_cfg.get('num_layers', backbone.num_groups)
-            if given != backbone.num_groups:
+            groups = backbone.depth_groups(by)
+            given = self.paramwise_cfg.get('num_layers', groups)
+            if given != groups:
                 raise UserError(
                     f'paramwise_cfg.num_layers is {given}, but {type(backbone).__name__} '
-                    f'{getattr(backbone, "arch", "")} has {backbone.num_groups} depth groups: '
+                    f'{getattr(backbone, "arch", "")} has {groups} depth groups: '
                     'leave num_layers out, the backbone knows'
                 )
         found, outside = [], []
@@ -122,11 +123,12 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
                 continue
             backbone = backbones[prefix]
             depth = backbone.layer_depth(name.removeprefix(prefix), by)
-            steps = backbone.num_groups + 1 - depth  # below the full learning rate
+            groups = backbone.depth_groups(by)
+            steps = groups + 1 - depth  # below the full learning rate
             if steps < 0:
                 raise UserError(
                     f'{name} would learn faster than the head (scale {rate**steps:.2f}): '
-                    f'its depth is {depth}, of {backbone.num_groups} groups in {type(backbone).__name__}'
+                    f'its depth is {depth}, of {groups} groups in {type(backbone).__name__}'
                 )
             found.append((name, parameter, rate**steps))
         custom = self.paramwise_cfg.get('custom_keys') or {}

@@ -53,10 +53,10 @@ class Network(nn.Module):
         task = task_of(model)
         self.dense = part == 'whole' and task == 'segmentation'
         if part == 'backbone':
-            if task == 'classification':
+            if task in ('classification', 'pretraining'):
                 raise UserError(
-                    'the backbone of a Classifier has no output norms: take the config of a detector or '
-                    'segmenter, or the part whole'
+                    f'the backbone of a {type(model).__name__} has no output norms: take the config of a '
+                    'detector or segmenter, or of a classifier the part whole'
                 )
             self.outputs = [f'map{index}' for index in model.backbone.out_indices]
         elif task in ('segmentation', 'classification'):

@@ -72,7 +72,8 @@ def variants(cfg: Config, size: tuple[int, int], device: str) -> Iterator[tuple[
         changed = copy.deepcopy(cfg)
         changed.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16', loss_scale='dynamic')
         yield 'bfloat16 (--amp)', changed, size
-    smaller = tuple(math.ceil(n * SCALE / 32) * 32 for n in size)
+    side = cfg.model.get('patch_size', 32)
+    smaller = tuple(math.ceil(n * SCALE / side) * side for n in size)
     if smaller != size:
         changed = copy.deepcopy(cfg)
         processor = changed.model.get('data_preprocessor') or {}

@@ -97,7 +97,7 @@ def largest_shape(cfg: Config, given: Pair | None = None) -> Largest:
     processor = cfg.model.get('data_preprocessor') or {}
     if given:
         return Largest(_preprocessed(processor, _Box.exact(*given)).largest, None, '--shape')
-    if task_of(cfg.model) == 'classification':
+    if task_of(cfg.model) in ('classification', 'pretraining'):
         side = next((_side(data) for _, data in datasets(cfg, ('train_dataloader',)) if _side(data)), None)
         if side is None:
             raise UserError(f'{name} has no train_dataloader.dataset.transform.input_size')

@@ -263,7 +263,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 def batch_of(cfg: Config, size: tuple[int, int], batch: int) -> dict:
     """Return made-up data of a size, with as many objects as the samplers of a detector take for positive."""
-    if task_of(cfg.model) == 'classification':
+    if task_of(cfg.model) in ('classification', 'pretraining'):
         classes = cfg.model.get('num_classes') or 1
         images = torch.randn(batch, cfg.model.backbone.get('in_channels', 3), *size)
         return dict(inputs=images, labels=torch.arange(batch) % classes)

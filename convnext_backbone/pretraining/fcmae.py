@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..backbones.block import Block
@@ -122,7 +123,10 @@ class FCMAE(BaseModel):
             x = downsample(x) * visible
             where = hidden.positions(cells) if self.gather else None
             for block in stage:
-                x = _masked_block(block, x, visible, where)
+                if backbone.with_cp and torch.is_grad_enabled():
+                    x = checkpoint(_masked_block, block, x, visible, where, use_reentrant=False)
+                else:
+                    x = _masked_block(block, x, visible, where)
         return x
 
     def decode(self, x: Tensor, hidden: Hidden) -> Tensor:

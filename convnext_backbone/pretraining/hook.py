@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from ..registry import HOOKS
@@ -30,18 +30,19 @@ class ReconstructionHook(Hook):
         """Keep the last batch."""
         self._batch = data_batch
 
-    @master_only
     def after_train_epoch(self, runner) -> None:
-        """Write the picture."""
+        """Write the picture; every process computes one, since each may have a part of the parameters."""
         if not self.every_n_epochs(runner, self.interval) or self._batch is None:
             return
         model = runner.unwrapped_model
         images = model.data_preprocessor(self._batch, False)['inputs'][: self.images].float()
         model.eval()
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([images.device] * images.is_cuda):  # the training draws as without it
             torch.manual_seed(0)
-            found, seen = model.reconstruct(images)
+            found, seen = model(images)
         model.train()
+        if not is_main_process():
+            return
         rows = torch.cat([images, seen, found], 3).permute(0, 2, 3, 1).cpu().numpy()
         transform = runner.train_dataloader.dataset.transform
         mean, std = (np.ravel(value) for value in _normalisation(transform))

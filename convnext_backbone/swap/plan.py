@@ -157,10 +157,10 @@ class _Planner:
             self._note(f'of the old config, {line}')
 
     def plan(self) -> Plan:
-        if task_of(self.old.model) == 'classification':
-            raise UserError(
-                'it is a classifier, whose network is chosen by model.backbone.arch: nothing to swap'
-            )
+        task = task_of(self.old.model)
+        if task in ('classification', 'pretraining'):
+            kind = dict(classification='a classifier', pretraining='a pretraining without labels')[task]
+            raise UserError(f'it is {kind}, whose network is chosen by model.backbone.arch: nothing to swap')
         self._refuse_by_kind()
         measured = self.source.measured
         done = set()

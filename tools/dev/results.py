@@ -11,7 +11,8 @@ from convnext_backbone.cli import Parser, run
 from convnext_backbone.complexity import measure
 from convnext_backbone.config import CONFIGS, config_names, published, read_config
 
-COLUMNS = {  # of the published numbers, by folder
+COLUMNS = {  # of the published numbers, by folder; of a pretraining there are none
+    'pretraining': {},
     'classification': {'top1': 'top-1'},
     'detection': {'box_AP': 'box AP', 'mask_AP': 'mask AP'},
     'segmentation': {
@@ -19,12 +20,22 @@ COLUMNS = {  # of the published numbers, by folder
         'mIoU_multi_scale_flip': 'mIoU, multi-scale + flip',
     },
 }
+PUBLISHED = (
+    ': as published, the target of a full training. We have not trained these here. '
+    'A dash: no published number.'
+)
 WORDS = {
-    'classification': 'Top-1 in percent on the ImageNet-1K validation images',
-    'detection': 'AP in percent on COCO val2017',
+    'pretraining': (
+        'Pretraining without labels ([how](../../docs/pretraining.md)); what a network reaches after '
+        'fine-tuning is in the [table of classification](../classification/README.md), at `_fcmae_in1k`. '
+        'We have not trained these here, but for the small one on CIFAR-10. Multiply-adds are those of the '
+        'whole image; in training the linear layers of the encoder are computed at visible positions only.'
+    ),
+    'classification': 'Top-1 in percent on the ImageNet-1K validation images' + PUBLISHED,
+    'detection': 'AP in percent on COCO val2017' + PUBLISHED,
     'segmentation': (
         'mIoU in percent on the ADE20K validation images; single scale by sliding window '
-        '(`tools/test.py`), several scales with flip on the whole image (`tools/test.py --tta`)'
+        '(`tools/test.py`), several scales with flip on the whole image (`tools/test.py --tta`)' + PUBLISHED
     ),
 }
 
@@ -60,29 +71,33 @@ def table(folder: str, sizes: dict[str, dict]) -> str:
         sizes: what :func:`count` found.
     """
     columns, printed = COLUMNS[folder], published()
+    heads = ['Config', 'What', 'Params (M)', 'GFLOPs', *columns.values(), *['Source'] * bool(columns)]
+    counted = 'Parameters and multiply-adds are counted from the config (`tools/flops.py`), at height x width'
+    beside = '; `tools/flops.py --paper` sets them beside the printed ones' * bool(columns)
     lines = [
         f'# {folder.capitalize()}',
         '',
         'Written by `python -m tools.dev.results` from the configs and `configs/published.json`.',
         '',
-        f'{WORDS[folder]}: as published, the target of a full training. We have not trained these here. '
-        'A dash: no published number. Parameters and multiply-adds are counted from the config '
-        '(`tools/flops.py`), at height x width; `tools/flops.py --paper` sets them beside the printed ones.',
+        f'{WORDS[folder]} {counted}{beside}.',
         '',
-        f'| Config | What | Params (M) | GFLOPs | {" | ".join(columns.values())} | Source |',
-        f'|---|---|---|---|{"---|" * len(columns)}---|',
+        f'| {" | ".join(heads)} |',
+        '|---' * len(heads) + '|',
     ]
     names = [name for name in sizes if name.startswith(f'{folder}/')]
     order = {name: number for number, name in enumerate(printed)}
     for name in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
         file, row, measured = CONFIGS / f'{name}.py', printed.get(name, {}), sizes[name]
         size = '{} x {}'.format(*measured['input'])
-        numbers = ' | '.join(row.get(key, '-') for key in columns)
-        lines.append(
-            f'| [{file.stem}]({file.relative_to(CONFIGS / folder).as_posix()}) | {title(file)} '
-            f'| {measured["parameters"] / 1e6:.1f} | {measured["gflops"]:.2f} at {size} '
-            f'| {numbers} | {source(row)} |'
-        )
+        cells = [
+            f'[{file.stem}]({file.relative_to(CONFIGS / folder).as_posix()})',
+            title(file),
+            f'{measured["parameters"] / 1e6:.1f}',
+            f'{measured["gflops"]:.2f} at {size}',
+            *(row.get(key, '-') for key in columns),
+            *[source(row)] * bool(columns),
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
 

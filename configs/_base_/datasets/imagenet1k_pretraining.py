@@ -7,7 +7,9 @@ _base_ = './imagenet1k.py'
 
 train_dataloader = dict(
     batch_size=64,
-    dataset=dict(transform=dict(_delete_=True, is_training=True, scale=(0.2, 1.0), **_base_.common)),
+    dataset=dict(
+        transform=dict(_delete_=True, is_training=True, scale=(0.2, 1.0), color_jitter=None, **_base_.common)
+    ),
 )
 val_dataloader = None
 val_evaluator = None

@@ -1,4 +1,4 @@
-"""800 epochs, AdamW, cosine after 40 epochs of warm-up: pretraining (TRAINING.md of the official V2).
+"""800 epochs, AdamW, cosine after 40 epochs of warm-up: pretraining (main_pretrain.py of the official V2).
 
 4096 images per update (1.5e-4 for each 256), accumulated over as many steps as the number of GPUs needs.
 """
