@@ -38,6 +38,10 @@ FUNCTIONS = {  # dotted name: parameters
     # the store through which all processes met, whichever launcher made it: another would need a port
     'torch.distributed.distributed_c10d._get_default_store': '',
     'mmcv.utils.ext_loader.load_ext': 'name funcs',
+    # whether a head predicts as the one whose prediction is written anew for an exported file
+    'mmdet.models.roi_heads.bbox_heads.BBoxHead._predict_by_feat_single': (
+        'self roi cls_score bbox_pred img_meta rescale rcnn_test_cfg'
+    ),
 }
 OPERATORS = {  # of torch.ops: arguments
     # gradients without the forward pass, which autograd would compute again
