@@ -5,6 +5,7 @@ import importlib
 import inspect
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -160,8 +161,12 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        for child in multiprocessing.active_children():  # of a data loader; the end of one that hangs is not
-            child.kill()  # waited for
+        if (
+            children := multiprocessing.active_children()
+        ):  # of a data loader; the end of one that hangs is not
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # waited for, nor is it an error, as torch takes it
+            for child in children:
+                child.kill()
 
 
 def _leave_processes() -> None:

@@ -587,3 +587,19 @@ def test_an_image_that_is_none_is_skipped_and_counted_when_told_so(shapes, tmp_p
 def test_infer_says_what_is_missing(tmp_path):
     assert 'no image and no folder' in refused('infer', DETECTOR, 'c.pth', tmp_path / 'x', '--out', tmp_path)
     assert 'no images' in refused('infer', DETECTOR, 'c.pth', tmp_path, '--out', tmp_path)
+
+
+LOADER = """
+import time
+from torch.utils.data import DataLoader
+from convnext_backbone.cli import run
+loader = DataLoader(list(range(8)), num_workers=2, persistent_workers=True)
+run(lambda: print(len(list(loader))))
+time.sleep(1)  # in which the end of a worker is heard of
+"""
+
+
+def test_the_end_of_data_loaders_is_no_error():
+    """torch takes the end of a worker for one, wherever the program is then."""
+    done = subprocess.run([sys.executable, '-c', LOADER], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '8\n', '')
