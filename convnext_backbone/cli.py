@@ -161,10 +161,9 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        if (
-            children := multiprocessing.active_children()
-        ):  # of a data loader; the end of one that hangs is not
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # waited for, nor is it an error, as torch takes it
+        # of a data loader; the end of one that hangs is not waited for, and is no error, as torch takes it
+        if children := multiprocessing.active_children():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for child in children:
                 child.kill()
 
