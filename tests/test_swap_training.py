@@ -189,6 +189,8 @@ def small_network(folder: str, head: str) -> Config:
     for node in dicts(cfg.model):  # fewer regions and points, for speed
         if node.get('type') == 'RandomSampler':
             node['num'] = 64
+        if node.get('type') == 'GN':
+            node['num_groups'] = 8
     return cfg
 
 
