@@ -498,7 +498,7 @@ BY_STEP = [
     'dino_convnext_s',
 ]
 BY_STEP += ['dino_convnext_b', 'dino_convnext_l', 'mask2former_convnext_b', 'mask2former_semantic_convnext_b']
-BY_STEP += ['mask2former_panoptic_convnext_b']
+BY_STEP += ['mask2former_panoptic_convnext_b', 'mask_rcnn_convnext_v2_l']
 
 
 @pytest.mark.parametrize(
