@@ -11,9 +11,9 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from .checkpoint.formats import dataset_meta
-from .classification.data import collate_images, image_transform
+from .classification.data import collate_images, image_transform, open_image
 from .config import choose_device, read_config, task_of, transform_of
-from .errors import UnreadableImage, UserError, report_build_errors
+from .errors import UserError, report_build_errors
 from .inference import Predictor, trained_model
 
 BEST = 5  # classes that are named for an image
@@ -169,12 +169,4 @@ def _read(image: str | Path | np.ndarray) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
     if not Path(image).is_file():
         raise UserError(f'no image at {image}')
-    try:
-        picture = Image.open(image)
-        if picture.mode.startswith(('I', 'F')):  # which Pillow would cut off at 255
-            raise UnreadableImage(f'{image} has more than 8 bits ({picture.mode}): save it with 8')
-        return picture.convert('RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(
-            f'{image} cannot be read as an image ({error}): replace or remove it'
-        ) from error
+    return open_image(image)

@@ -29,6 +29,21 @@ def collate_images(samples: list[dict]) -> dict:
     return dict(inputs=inputs.contiguous(memory_format=torch.channels_last), labels=labels)
 
 
+def open_image(file: str | Path) -> Image.Image:
+    """Return an image in RGB, to predict on.
+
+    Raises:
+        UnreadableImage: it is none, or has more than 8 bits a channel.
+    """
+    try:
+        picture = Image.open(file)
+        if picture.mode.startswith(('I', 'F')):  # which Pillow would cut off at 255
+            raise UnreadableImage(f'{file} has more than 8 bits ({picture.mode}): save it with 8')
+        return picture.convert('RGB')
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f'{file} cannot be read as an image ({error}): replace or remove it') from error
+
+
 @DATASETS.register_module()
 class ImageDataset(Dataset):
     """Gives one image and its label at a time, from folders, tar, Hugging Face: what timm reads at random.

@@ -7,12 +7,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
-from PIL import Image
 from torch import Tensor
 
-from ..classification.data import image_transform
+from ..classification.data import image_transform, open_image
 from ..config import image_format, task_of, transform_of, use_stand_ins
-from ..errors import UnreadableImage, UserError
+from ..errors import UserError
 from ..registry import SCOPE, type_name
 
 LOADS = ('LoadImageFromFile', f'{SCOPE}.LoadImage')
@@ -95,7 +94,7 @@ def read_images(cfg: Config, files: Sequence[Path]) -> list[Tensor]:
     """Return images as the network takes them, (1, C, H, W), normalised, not padded.
 
     Raises:
-        UnreadableImage: a file is no image.
+        UnreadableImage: a file is no image, or, for a classifier, has more than 8 bits.
         UserError: the config has no test data, so that it is not known how the files are read.
     """
     if not files:
@@ -104,7 +103,7 @@ def read_images(cfg: Config, files: Sequence[Path]) -> list[Tensor]:
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     if task_of(cfg.model) == 'classification' and (given := transform_of(cfg)):
         transform = image_transform(**given)
-        return [transform(_opened(file))[None] for file in files]
+        return [transform(open_image(file))[None] for file in files]
     if not dataset.get('pipeline'):
         raise UserError('the config has no test_dataloader: it does not say how images are read')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -112,13 +111,6 @@ def read_images(cfg: Config, files: Sequence[Path]) -> list[Tensor]:
     steps = [step for step in cfg.test_dataloader.dataset.pipeline if type_name(step) not in IGNORED[:2]]
     pipeline, form = Compose(steps), image_format(cfg)
     return [_normalised(pipeline(dict(img_path=str(file), img_id=0))['inputs'], form) for file in files]
-
-
-def _opened(file: Path) -> Image.Image:
-    try:
-        return Image.open(file).convert('RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f'{file} cannot be read as an image ({error}): replace or remove it') from error
 
 
 def _normalised(pixels: Tensor, form: dict) -> Tensor:
