@@ -27,7 +27,17 @@ from .config import (
 from .errors import UserError, report_build_errors
 from .predictions import class_shares, image_size, rle
 from .registry import SCOPE, class_of, type_name
-from .tiles import Pixels, Reduced, Tiling, parts_of, predict_by_tiles, reduced_sample, source_of
+from .tiles import (
+    Pixels,
+    Reduced,
+    Tiling,
+    loaded,
+    parts_of,
+    predict_by_tiles,
+    reduced_sample,
+    source_of,
+    threshold_of,
+)
 
 
 def trained_model(cfg: Config, checkpoint: str, weights: str | None = None, prefix: str | None = None):
@@ -100,7 +110,6 @@ class Predictor:
         self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': f'predictor-{id(self)}'})
         self.visualizer.dataset_meta = self.meta
 
-    @torch.no_grad()
     def predict(self, image: str | Path | np.ndarray):
         """Return the data sample of mmdet or mmseg for an image, on the CPU.
 
@@ -143,12 +152,11 @@ class Predictor:
         """
         given = isinstance(image, np.ndarray)
         source = Pixels(image) if given else source_of(image, self.reader)
-        threshold = getattr(getattr(self.model, 'decode_head', None), 'threshold', None)
 
         def predict(images: Sequence[np.ndarray]) -> list:
             return self.predict_prepared([self.prepare(tile) for tile in images])
 
-        sample = predict_by_tiles(predict, source, tiling, threshold, min_score)
+        sample = predict_by_tiles(predict, source, tiling, threshold_of(self.model), min_score)
         return sample, source.whole()
 
     def load(self, file: str | Path) -> dict:
@@ -171,8 +179,7 @@ class Predictor:
             UnreadableImage, UserError: see :meth:`predict`.
         """
         if isinstance(image, np.ndarray):
-            size = image.shape[:2]
-            image = dict(img=image, img_path='', img_id=0, img_shape=size, ori_shape=size)
+            return self._rest(loaded(image))
         return self._rest(dict(image) if isinstance(image, dict) else self.load(image))
 
     def to_json(self, sample, min_score: float = 0.3) -> dict:

@@ -106,7 +106,7 @@ def test_class_numbers_are_those_of_the_whole_image(height, width, tiling, class
     predict, logits = local_network(classes, reach=int(tiling.overlap * tiling.size / 4))
     image = picture(height, width)
     expected = logits(image).sigmoid()[0] > 0.3 if classes == 1 else logits(image).argmax(0)
-    found = predict_by_tiles(predict, Pixels(image), tiling)
+    found = predict_by_tiles(predict, Pixels(image), tiling, 0.3)
     assert torch.equal(found.pred_sem_seg.data[0].long(), expected.long())
     assert len(expected.unique()) > 1
 

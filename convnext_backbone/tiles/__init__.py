@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 
 from ..errors import UserError
@@ -17,10 +18,12 @@ __all__ = [
     'Reduced',
     'Rows',
     'Tiling',
+    'loaded',
     'parts_of',
     'predict_by_tiles',
     'reduced_sample',
     'source_of',
+    'threshold_of',
 ]
 
 Predict = Callable[[Sequence[np.ndarray]], list]
@@ -30,7 +33,7 @@ def predict_by_tiles(
     predict: Predict,
     source: Pixels | Rows,
     tiling: Tiling,
-    threshold: float = 0.3,
+    threshold: float | None = None,
     min_score: float = 0.0,
 ):
     """Return the prediction for an image, computed by tiles.
@@ -43,12 +46,12 @@ def predict_by_tiles(
             (h, w, channels), as OpenCV reads them.
         source: the image, read from the top to the bottom.
         tiling: how the image is divided.
-        threshold: of a segmenter with one output channel.
+        threshold: of a segmenter with one output channel, see :func:`threshold_of`.
         min_score: of an object that is kept.
 
     Returns:
         The sample of the whole image. Of a detector ``masks`` is a list of
-        :class:`~convnext_backbone.predictions.PlacedMask`; of a segmenter it has no logits, and for an image
+        :class:`~.masks.PlacedMask`; of a segmenter it has no logits, and for an image
         that is read by rows it is a :class:`MapFile`.
 
     Raises:
@@ -70,6 +73,17 @@ def predict_by_tiles(
         whole = source.whole()
         pieces.append(_whole_piece(predict([whole.pixels])[0].cpu(), whole, min_score))
     return join(pieces, source.shape, first)
+
+
+def loaded(image: np.ndarray) -> dict:
+    """Return the pixels of an image, (H, W, channels) as OpenCV reads them, as a loader gives a file's."""
+    size = image.shape[:2]
+    return dict(img=image, img_path='', img_id=0, img_shape=size, ori_shape=size)
+
+
+def threshold_of(model: nn.Module) -> float | None:
+    """Return the probability from which on a segmenter with one output channel says yes; else ``None``."""
+    return getattr(getattr(model, 'decode_head', None), 'threshold', None)
 
 
 def _tiles(predict: Predict, source, rows: Axis, columns: Axis, tiling: Tiling) -> Iterator[tuple]:

@@ -98,9 +98,7 @@ class _MapArray:
         )
 
 
-def blend(
-    tiles: Iterator[tuple], source: Pixels | Rows, rows: Axis, columns: Axis, threshold: float
-) -> MapFile:
+def blend(tiles: Iterator[tuple], source: Pixels | Rows, rows: Axis, columns: Axis, threshold: float | None):
     """Return the class numbers of an image: the largest of the weighted sums of the tiles' logits.
 
     Where one tile alone counts its numbers are taken as they are.

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as ALL_MODELS
 
 from ..registry import MODELS
-from . import predict_by_tiles
+from . import loaded, predict_by_tiles, threshold_of
 from .grid import Tiling
 from .masks import rle
 from .source import Pixels
@@ -40,8 +40,7 @@ class TiledModel(BaseModel):
         Args:
             data: ``inputs`` (channels, H, W) of each image as it was loaded, and ``data_samples``.
         """
-        threshold = getattr(getattr(self.module, 'decode_head', None), 'threshold', None)
-        found = []
+        threshold, found = threshold_of(self.module), []
         for image, sample in zip(data['inputs'], data['data_samples'], strict=True):
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
             whole = predict_by_tiles(self._predict, Pixels(pixels), self.tiling, threshold)
@@ -59,6 +58,4 @@ class TiledModel(BaseModel):
     @torch.no_grad()
     def _predict(self, images: Sequence[np.ndarray]) -> list:
         """Return the data sample of each tile."""
-        size = images[0].shape[:2]
-        given = [dict(img=i, img_path='', img_id=0, img_shape=size, ori_shape=size) for i in images]
-        return self.module.test_step(pseudo_collate([self.pipeline(each) for each in given]))
+        return self.module.test_step(pseudo_collate([self.pipeline(loaded(image)) for image in images]))
