@@ -49,6 +49,13 @@ class UnreadableImage(UserError):
     """Is raised where a file of the dataset is missing, cut off or not an image."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, of Python or torch, says that the memory was too little."""
+    return isinstance(error, MemoryError) or bool(
+        re.search("out of memory|can't allocate memory", str(error))
+    )
+
+
 def message(error: BaseException) -> str:
     """Return the text of an error; of one in a data loader's process, without the traceback around it.
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ..classify import ClassPredictor, make_predictor
 from ..cli import Parser
 from ..config import check_work_dir
-from ..errors import UserError, message
+from ..errors import UserError, is_out_of_memory, message
 from ..inference import Predictor
 from ..inputs import Video, is_video, named_files
 from ..preannotations import CvatXml, LabelStudio
@@ -197,16 +197,15 @@ def check_results(files: dict[str, Path], writers: list) -> None:
 
 def make_writers(args, predictor: Predictor | ClassPredictor, annotations: AnnotationFile | None) -> list:
     """Return a writer for each format that is asked for."""
-    out, score, meta = Path(args.out), args.score, predictor.meta
+    out, meta = Path(args.out), predictor.meta
+    score = 0.3 if args.score is None else args.score  # of what is looked at; what is evaluated: all
     make = {
-        'json': lambda: PictureAndJson(predictor, out, 0.3 if score is None else score),
-        'csv': lambda: Table(predictor, out, 0.3 if score is None else score),
-        'coco': lambda: CocoResults(meta['classes'], out, score or 0.0, annotations),
+        'json': lambda: PictureAndJson(predictor, out, score),
+        'csv': lambda: Table(predictor, out, score),
+        'coco': lambda: CocoResults(meta['classes'], out, args.score or 0.0, annotations),
         'labels': lambda: LabelMaps(meta, out),
-        'cvat': lambda: CvatXml(meta['classes'], out, 0.3 if score is None else score),
-        'label-studio': lambda: LabelStudio(
-            meta['classes'], out, 0.3 if score is None else score, Path(args.config).stem
-        ),
+        'cvat': lambda: CvatXml(meta['classes'], out, score),
+        'label-studio': lambda: LabelStudio(meta['classes'], out, score, Path(args.config).stem),
     }
     return [make[name]() for name in dict.fromkeys(args.format)]
 
@@ -382,7 +381,7 @@ def why_failed(file: Path, error: Exception) -> str:
         return text if str(file) in text else f'{file} could not be predicted: {text}'
     text = ' '.join(f'{type(error).__name__}: {error}'.split()).removesuffix(':')
     advice = 'rename it' if isinstance(error, UnicodeEncodeError) else 'scale it, or leave it out'
-    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
+    if is_out_of_memory(error):
         advice = 'the memory is too small for it: scale it, or take a machine with more'
     return f'{file}{size_of(file)} could not be predicted: {shorten(text)}; {advice}'
 

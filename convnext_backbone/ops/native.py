@@ -262,9 +262,10 @@ def _library() -> ctypes.CDLL:
 
 def prebuilt() -> Path | None:
     """Return the best library that came along for this source and processor, ``None`` if there is none."""
+    key, there = source_key(), _flags()
     for level, needed in LEVELS.items():
-        path = PREBUILT / f'native-{level}-{source_key()}.so'
-        if path.is_file() and needed <= _flags():
+        path = PREBUILT / f'native-{level}-{key}.so'
+        if path.is_file() and needed <= there:
             return path
     return None
 
@@ -298,7 +299,8 @@ def _built() -> Path:
     compiler = _compiler()
     version = _output([*compiler, '--version'])
     what = [SOURCE.read_text(), *OPTIONS, *compiler, version, platform.machine(), _processor()]
-    path = Path(FOLDER).expanduser() / f'native-{_key(chr(10).join(what))}.so'
+    key = _key('\n'.join(what))
+    path = Path(FOLDER).expanduser() / f'native-{key}.so'
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

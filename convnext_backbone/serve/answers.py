@@ -19,7 +19,7 @@ import torch
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from .. import html
-from ..errors import UnreadableImage, message
+from ..errors import UnreadableImage, is_out_of_memory, message
 from ..predictions import class_numbers, png
 
 WAITING = 16  # most requests that wait while one is predicted
@@ -235,7 +235,7 @@ def _tiff_size(file: str) -> tuple[int, int]:
 def why_failed(error: Exception) -> str:
     """Return in a few words what went wrong, without a full stop."""
     text = ' '.join(f'{type(error).__name__}: {message(error)}'.split())
-    if isinstance(error, MemoryError) or 'out of memory' in text or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return 'the memory is too small for it, send a smaller one'
     return text[:300].rstrip('.')
 
