@@ -21,7 +21,6 @@ from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt
 from convnext_backbone.backbones.block import Block
 from convnext_backbone.backbones.layers import LayerNorm2d
 from convnext_backbone.ops import block as block_ops
-from convnext_backbone.ops import mlp as mlp_ops
 from convnext_backbone.ops import trial, trial_child, triton_kernels
 
 CPU = torch.device('cpu')
@@ -36,10 +35,10 @@ with open(sys.argv[2], 'a') as runs:
 if acts == 'does not begin':
     sys.exit('no GPU is left')
 with open(sys.argv[-1], 'a', buffering=1) as out:
-    for operator, channels, dtype, autocast, training, size, statistics, compiled, device in request['kinds']:
+    for operator, channels, dtype, autocast, training, size, compiled, device in request['kinds']:
         name = f'{operator} {channels} channels {dtype}'
         name += ' autocast' * autocast + (' training ' if training else ' inference ') + size
-        name += ' with statistics' * statistics + ' compiled' * compiled
+        name += ' compiled' * compiled
         print(json.dumps(dict(name=name)), file=out)
         act = acts.get(str(channels), acts.get('all'))
         if act == 'crash':
@@ -161,20 +160,18 @@ def test_kinds_that_differ_have_verdicts_of_their_own(machine):
     ask(rows=9999)  # as the first
     ask(rows=2**22 // 96)  # as the second
     ask(rows=2**22 // 96 + 1)  # its border
-    ask(operator='norm_mlp')
-    ask(operator='norm_mlp', statistics=True)
+    ask(operator='block')
     ask(operator='channel_norm')
     with torch.autocast('cpu', torch.bfloat16):
         ask()
     kinds = [k for run in machine.asked() for k in run]
-    alike = ['depthwise', 96, 'float32', False, True, 'small', False, False, 'cpu']
+    alike = ['depthwise', 96, 'float32', False, True, 'small', False, 'cpu']
     others = (
         {},
         {4: False},
         {5: 'large'},
         {5: 'huge'},
-        {0: 'norm_mlp'},
-        {0: 'norm_mlp', 6: True},
+        {0: 'block'},
         {0: 'channel_norm'},
     )
     others += ({2: 'bfloat16', 3: True},)
@@ -336,6 +333,8 @@ def test_one_child_tries_all_that_a_model_will_ask_for(machine):
     model = ConvNeXt('atto', dims=(40, 64, 320, 96), depths=(1, 1, 1, 1), output_stride=16)
     other = IsotropicConvNeXt(dim=192, depth=1, fused=False)
     assert other is not None
+    v2 = Block(64, grn=True, layer_scale=None)
+    assert v2 is not None
     gone = ConvNeXt('atto', dims=(128,) * 4)
     del gone
     gc.collect()
@@ -345,11 +344,10 @@ def test_one_child_tries_all_that_a_model_will_ask_for(machine):
     with torch.no_grad():
         model(x)
     (asked,) = machine.asked()
-    kinds = {(k[0], k[1], k[6]) for k in asked}
-    convolutions = {('depthwise', c, False) for c in (64, 320)}  # not of 40; the last stage is dilated
-    norms = {('channel_norm', c, False) for c in (40, 64, 320, 96)}
-    mlps = {('norm_mlp', c, False) for c in (64, 320, 96)} | {('norm_mlp', c, True) for c in (64, 96)}
-    assert kinds == convolutions | norms | mlps
+    kinds = {(k[0], k[1]) for k in asked}
+    blocks = {('block', c) for c in (64, 320)}  # not of 40; the last stage is dilated
+    norms = {('channel_norm', c) for c in (40, 64, 320, 96)}
+    assert kinds == blocks | norms | {('depthwise', 64)}
     assert len(asked) == 6 * len(kinds)  # three sizes, training and inference
     assert asked[0][:2] == ['channel_norm', 40]  # what is called first
     assert asked == sorted(asked, key=lambda k: k[5] != 'small')  # the sizes that are asked for first
@@ -411,7 +409,7 @@ def test_for_torch_compile_a_verdict_is_a_constant(machine):
         assert fast(torch.zeros(200, 96, 10, 10)).unique().item() == 5
     assert sorted(graphs) == [False, False, True, True, True]  # the second of any number of samples
     kinds = [kind for run in machine.asked() for kind in run]
-    assert {k[7] for k in kinds} == {True}
+    assert {k[6] for k in kinds} == {True}
 
 
 def test_without_a_gpu_no_question_is_asked(monkeypatch):
@@ -429,7 +427,7 @@ def test_without_a_gpu_no_question_is_asked(monkeypatch):
     [
         (torch.zeros(1, 96, 3, 3, dtype=torch.float64), 1, 'depthwise'),
         (torch.zeros(1, 40, 3, 3), 1, 'depthwise'),
-        (torch.zeros(1, 40, 3, 3), 1, 'norm_mlp'),
+        (torch.zeros(1, 40, 3, 3), 1, 'block'),
         (torch.zeros(1, 96, 3, 3), 2, 'depthwise'),
         (torch.zeros(0, 96, 3, 3), 1, 'channel_norm'),
         (nn.Parameter(torch.zeros(1, 96, 3, 3)), 1, 'depthwise'),
@@ -441,85 +439,68 @@ def test_what_no_kernel_supports_is_not_tried(machine, x, dilation, operator):
     assert machine.asked() == []
 
 
-@pytest.mark.parametrize(
-    ('verdicts', 'calls'),
-    [
-        (dict(depthwise=True, norm_mlp=True), (True, True, True)),
-        (dict(depthwise=True, norm_mlp=False), (True, False, False)),
-        (dict(depthwise=False, norm_mlp=True), (False, False, True)),
-        (dict(depthwise=False, norm_mlp=False), (False, False, False)),
-    ],
-)
+@pytest.mark.parametrize('verdict', [True, False])
 @pytest.mark.parametrize('grn', [False, True], ids=['v1', 'v2'])
-def test_the_operators_of_a_block_may_differ(verdicts, calls, grn, machine, monkeypatch):
-    """The convolution gives the statistics only if the MLP, too, is Triton's."""
+def test_a_block_is_tritons_as_a_whole_or_v2_its_convolution(verdict, grn, machine, monkeypatch):
     asked, given = [], []
 
-    def verdict(operator, *rest):
-        asked.append((operator, rest[5]))
-        return verdicts[operator]
+    def chosen(operator, *_):
+        asked.append(operator)
+        return verdict
 
-    def conv(x, weight, bias, dilation, triton, statistics):
-        given.extend([triton, statistics])
-        return F.conv2d(x, weight, bias, padding=3, groups=x.shape[1]), x.new_empty(0)
+    def conv(x, weight, bias, dilation, triton):
+        given.append(('convolution', triton))
+        return F.conv2d(x, weight, bias, padding=3, groups=x.shape[1])
 
-    def mlp(y, residual, *rest):
-        given.append(rest[-2])
-        return residual
+    def whole(x, weights):
+        given.append('whole')
+        return x
 
-    monkeypatch.setattr(trial, '_verdict', verdict)
+    monkeypatch.setattr(trial, '_verdict', chosen)
     monkeypatch.setattr(block_ops, 'depthwise_conv', conv)
-    monkeypatch.setattr(block_ops, 'norm_mlp', mlp)
+    monkeypatch.setattr(block_ops, 'triton_block', whole)
     Block(32, grn=grn, layer_scale=None if grn else 1.0)(torch.randn(1, 32, 4, 4))
-    convolution, statistics, of_mlp = calls
-    assert given == ([convolution, False] if grn else [convolution, statistics, of_mlp])
-    expected = [('depthwise', False), ('norm_mlp', verdicts['depthwise'])]
-    assert asked == (expected[:1] if grn else expected)
+    assert asked == ['depthwise' if grn else 'block']
+    assert given == (['whole'] if verdict and not grn else [('convolution', verdict)])
 
 
 @pytest.mark.parametrize(
-    ('depthwise', 'mlp', 'found'),
+    ('grn', 'verdict', 'found'),
     [
-        (True, True, {'depthwise_conv', 'norm_mlp'}),
-        (True, False, {'depthwise_conv', 'linear'}),
-        (False, True, {'depthwise_conv', 'norm_mlp'}),
+        (False, True, {'convnext_backbone.block'}),
+        (True, True, {'depthwise_conv', 'linear'}),
         (False, False, {'conv2d', 'linear'}),
+        (True, False, {'conv2d', 'linear'}),
     ],
 )
-def test_a_compiler_gets_the_layers_that_are_not_tritons(machine, monkeypatch, depthwise, mlp, found):
-    """Norm and MLP; the convolution, of which it makes nothing, only with them."""
+def test_a_compiler_gets_the_layers_that_are_not_tritons(machine, monkeypatch, grn, verdict, found):
     graphs = []
 
-    def convolution(x, weight, bias, _):
-        return F.conv2d(x, weight, bias, padding=3, groups=32)
+    def convolution(x, taps, bias):
+        filters = taps.t().reshape(-1, 1, 7, 7)
+        return F.conv2d(x, filters, bias, padding=3, groups=32)
 
-    def by_pytorch(x, _, residual, weights, keep, out):
-        y = F.layer_norm(x, (32,), weights.norm_weight, weights.norm_bias, weights.eps)
-        y = F.gelu(F.linear(y, weights.w1, weights.b1))
-        out.copy_(residual + weights.gain * F.linear(y, weights.w2, weights.b2))
-        return []
+    def whole(x, residual, conv, conv_b, norm, norm_b, eps, w1, b1, w2, b2, gain, scale, keep):
+        y = F.conv2d(x.permute(0, 3, 1, 2), conv, conv_b, padding=3, groups=32).permute(0, 2, 3, 1)
+        y = F.linear(F.gelu(F.linear(F.layer_norm(y, (32,), norm, norm_b, eps), w1, b1)), w2, b2)
+        return residual + gain * y, []
 
     def look(graph, _):
         graphs.append(graph.code)
         return graph.forward
 
-    monkeypatch.setattr(trial, '_verdict', lambda operator, *_: depthwise if operator == 'depthwise' else mlp)
+    monkeypatch.setattr(trial, '_verdict', lambda *_: verdict)
     monkeypatch.setattr(triton_kernels, 'depthwise_conv', convolution)
-    monkeypatch.setattr(mlp_ops, '_by_triton', by_pytorch)
-    block = Block(32, layer_scale=0.5).eval()
-    x = torch.randn(2, 32, 5, 6).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        compiled = torch.compile(block, backend=look, fullgraph=True)(x)
-        block.fused = False
-        assert torch.allclose(compiled, block(x), atol=1e-5)
+    with torch.library._scoped_library('convnext_backbone', 'IMPL') as library:
+        library.impl('block', whole, 'CPU', allow_override=True)
+        block = Block(32, grn=grn, layer_scale=None if grn else 0.5).eval()
+        x = torch.randn(2, 32, 5, 6).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            compiled = torch.compile(block, backend=look, fullgraph=True)(x)
+            block.fused = False
+            assert torch.allclose(compiled, block(x), atol=1e-5)
     (graph,) = graphs
-    assert set(re.findall(r'depthwise_conv|norm_mlp|conv2d|linear', graph)) == found
-
-
-def test_a_wide_mlp_gets_no_statistics(machine, monkeypatch):
-    monkeypatch.setattr(trial, '_verdict', lambda operator, *rest: rest[5] or operator == 'depthwise')
-    found = {dim: block_ops.by_triton(Block(dim), torch.randn(1, dim, 2, 2)) for dim in (256, 288)}
-    assert found == {256: (True, True), 288: (True, False)}
+    assert set(re.findall(r'depthwise_conv|convnext_backbone\.block|conv2d|linear', graph)) == found
 
 
 def test_the_driver_the_versions_and_our_sources_are_in_what_is_kept(monkeypatch):
@@ -553,19 +534,24 @@ def kernels(monkeypatch):
         leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
         with torch.enable_grad():
             found = F.layer_norm(leaves[0], weight.shape, *leaves[1:], eps)
-            dx, *affine = torch.autograd.grad(found, leaves, grad)
-        return dx, torch.stack(affine)
+            found = torch.autograd.grad(found, leaves, grad)
+        return found[0], torch.stack([found[0].reshape(-1, 32).sum(0), *found[1:]])[None]
+
+    def totals(sums, *outs):
+        for out, total in zip(outs, sums.sum(0)):
+            out.copy_(total)
 
     monkeypatch.setattr(trial_child, 'time', SimpleNamespace(perf_counter=perf_counter))
     monkeypatch.setattr(trial_child, 'SMALL_MAP', (2, 5, 7))
     monkeypatch.setattr(triton_kernels, '_supports', lambda x, dtype: True)
     monkeypatch.setattr(triton_kernels, 'norm', right)
     monkeypatch.setattr(triton_kernels, 'norm_gradient', gradient)
+    monkeypatch.setattr(triton_kernels, 'totals', totals)
     return clock
 
 
 def kind(dtype=torch.bfloat16, training=True, operator='channel_norm') -> trial.Kind:
-    return trial.Kind(operator, 32, dtype, False, training, 'small', False, False, CPU)
+    return trial.Kind(operator, 32, dtype, False, training, 'small', False, CPU)
 
 
 DTYPES = pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -595,12 +581,12 @@ def test_wrong_numbers_are_found(kernels, monkeypatch, fault, dtype):
         return found
 
     def wrong_gradient(*arguments):
-        dx, affine = gradient(*arguments)
+        dx, sums = gradient(*arguments)
         if fault == 'of weights':
-            affine[1] = 0
+            sums[:, 2] = 0
         elif fault == 'of x':
             dx[:, :4] = 0
-        return dx, affine
+        return dx, sums
 
     monkeypatch.setattr(triton_kernels, 'norm', wrong)
     monkeypatch.setattr(triton_kernels, 'norm_gradient', wrong_gradient)
@@ -654,13 +640,26 @@ def test_when_the_device_is_lost_the_child_ends_at_the_kind_that_lost_it(kernels
 
 @pytest.mark.parametrize('autocast', [False, True])
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('operator', ['depthwise', 'norm_mlp', 'channel_norm'])
+@pytest.mark.parametrize('operator', ['block', 'depthwise', 'channel_norm'])
 def test_pytorch_itself_is_right_in_every_comparison(kernels, monkeypatch, operator, training, autocast):
     """The layers that the references consist of are the operators: PyTorch in the place of Triton."""
     for kernel in ('supports', 'norm_supports'):
         monkeypatch.setattr(triton_kernels, kernel, lambda *_: False)
+    monkeypatch.setattr(trial_child, 'triton_block', by_pytorch)
     asked = kind(torch.bfloat16, training, operator)._replace(autocast=autocast)
     assert trial_child._try(asked) == dict(triton=True, why='1x')
+
+
+def by_pytorch(x, weights):
+    """The same as ``triton_block``."""
+    low = torch.bfloat16
+    conv, conv_b, norm, norm_b, eps, *rest, gain, scale = weights
+    y = F.conv2d(x.to(low), conv.to(low), conv_b.to(low), padding=3, groups=x.shape[1])
+    w1, b1, w2, b2 = (t.to(low) for t in rest)
+    y = F.linear(F.layer_norm(y.permute(0, 2, 3, 1), (x.shape[1],), norm, norm_b, eps).to(low), w1, b1)
+    y = F.linear(F.gelu(y), w2, b2)
+    y = y if gain is None else y * gain
+    return x + (y if scale is None else y * scale.view(-1, 1, 1, 1)).permute(0, 3, 1, 2)
 
 
 def test_a_child_tries_a_kernel_in_the_interpreter(tmp_path, monkeypatch):

@@ -61,6 +61,13 @@ def test_linear_layers_with_what_follows(shape, dtype):
 
 @direct
 @every_dtype
+@pytest.mark.parametrize('shape', checked.LINEAR, ids=str)
+def test_gradients_of_gain_and_weight(shape, dtype):
+    assert not wrong(checked.gradient_of_gain(shape, dtype, DEVICE))
+
+
+@direct
+@every_dtype
 @pytest.mark.parametrize('affine', [True, False], ids=['affine', 'plain'])
 @pytest.mark.parametrize('shape', checked.NORMED, ids=str)
 def test_linear_layer_that_norms_what_it_reads(shape, affine, dtype):
@@ -114,7 +121,7 @@ def test_operators_tell_torch_compile_what_they_give():
 def test_a_kernel_that_is_wrong_is_found(broken, monkeypatch):
     """Each by the comparison that is to find it: a twentieth too large."""
     right = getattr(kernels, broken)
-    monkeypatch.setattr(kernels, broken, lambda *given: right(*given) * 1.05)
+    monkeypatch.setattr(kernels, broken, lambda *given, **named: right(*given, **named) * 1.05)
     if broken == 'norm':
         rows = checked.norm(checked.NORMS[0], True, torch.bfloat16, DEVICE)
     elif broken == 'linear_gelu':
@@ -132,7 +139,8 @@ def test_kernels_compile_for_a_gpu_that_is_not_here():
     from triton.compiler import ASTSource
     from triton.tools.disasm import get_sass
 
-    types = dict.fromkeys(('height', 'width', 'rows', 'strips', 'm'), 'i32')
+    names = ('height', 'width', 'rows', 'strips', 'm', 'each', 'groups', 'more')
+    types = dict.fromkeys(names, 'i32')
     types |= dict(mean_ptr='*fp32', square_ptr='*fp32', sums_ptr='*fp32', eps='fp32')
 
     def compiled(function, constants, types=types, **options):
@@ -146,10 +154,11 @@ def test_kernels_compile_for_a_gpu_that_is_not_here():
         assert 'STL' not in sass
         return found['ptx']
 
-    columns, channels, _, warps = kernels.CONVOLUTION
+    columns, channels, _, ahead, warps = kernels.CONVOLUTION
     tile = dict(C=96, K=7, BW=columns, BC=channels)
-    for statistics in (True, False):
-        constants = dict(HAS_BIAS=True, STATISTICS=statistics, **tile)
+    for forward in (True, False):
+        constants = dict(HAS_BIAS=forward, STATISTICS=forward, TURNED=not forward, ADD=not forward)
+        constants |= dict(AHEAD=ahead, **tile)
         assert 'fma.rn.f32' in compiled(kernels._depthwise, constants, num_warps=warps)
     columns, channels, _, warps = kernels.WEIGHT_GRADIENT
     tile = dict(C=96, K=7, BW=columns, BC=channels)
@@ -161,10 +170,16 @@ def test_kernels_compile_for_a_gpu_that_is_not_here():
         rows, columns = kernels._rows_and_columns(kernels.NORM_GRADIENT[0], dim)
         constants = dict(C=dim, AFFINE=True, SAVE=True, BM=rows, BC=columns)
         compiled(kernels._norm_gradient, constants, num_warps=kernels.NORM_GRADIENT[2])
-    rows, columns, _, warps = kernels.ELEMENTS
-    for gelu in (True, False):
-        constants = dict(N=384, GELU=gelu, EXACT=False, BM=rows, BN=columns)
+    for gelu, (rows, columns, _, warps) in ((True, kernels.GELU_GRADIENT), (False, kernels.ELEMENTS)):
+        constants = dict(N=384, GELU=gelu, WRITE=gelu, HAS_SCALE=True, EXACT=False, BM=rows, BN=columns)
         compiled(kernels._column_sums, constants, num_warps=warps)
+    constants = dict(N=384, HAS_GAIN=True, HAS_SCALE=True, BM=rows, BN=columns)
+    compiled(kernels._branch_sum, constants, num_warps=warps)
+    rows, columns = kernels.TOTALS
+    parts = types | dict(x_ptr='*fp32', y_ptr='*fp32')
+    compiled(kernels._totals, dict(N=96, STRIDE=3, COUNT=3, BM=rows, BN=columns), parts, num_warps=4)
+    groups, columns = kernels.GAIN
+    compiled(kernels._gain_gradient, dict(C=96, D=384, BG=groups, BD=columns), types, num_warps=4)
     for residual, dim, norm in ((False, 96, True), (False, 256, True), (False, 96, False), (True, 96, False)):
         rows, columns, depth, warps = kernels.LINEAR[residual]
         constants = dict(N=4 * dim, K=dim, RESIDUAL=residual, HAS_GAIN=residual, HAS_SCALE=residual)

@@ -44,7 +44,7 @@ class Block(FoldableBlock):
         super().__init__()
         self.fused = check_choice('fused', fused, ops.FUSED)
         if fused is True:
-            ops.expect(self, dim, *['depthwise'] * (dilation == 1), *['norm_mlp'] * (not grn))
+            ops.expect(self, dim, *['depthwise' if grn else 'block'] * (dilation == 1))
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, EXPANSION * dim)

@@ -31,22 +31,27 @@ def depthwise_convolution(shape: tuple[int, ...], dtype: torch.dtype, device: st
     torch.manual_seed(0)
     x, grad = (torch.randn(n, c, height, width, device=device).to(dtype) for _ in range(2))
     weight, bias = (torch.randn(c, 1, 7, 7) / 7).to(device, dtype), torch.randn(c).to(device, dtype)
-    exact_weight = weight.double().requires_grad_()
-    exact = F.conv2d(x.double(), exact_weight, bias.double(), padding=3, groups=c)
+    exact_x, exact_weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    exact = F.conv2d(exact_x, exact_weight, bias.double(), padding=3, groups=c)
     exact.backward(grad.double())
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    found = kernels.depthwise_conv(x, weight, bias)
+    taps = kernels.taps_of(weight)
+    found = kernels.depthwise_conv(x, taps, bias)
     yield same('data type', found.dtype == dtype)
     yield same('channels last', found.is_contiguous(memory_format=torch.channels_last))
     yield close('with bias', found, exact, BOUNDS[dtype])
-    without = kernels.depthwise_conv(x, weight, None)
+    without = kernels.depthwise_conv(x, taps, None)
     yield close('without bias', without, exact.detach() - bias.double()[:, None, None], BOUNDS[dtype])
     statistics = torch.full((2, n, height, width, c // 32), torch.nan, device=device)
-    again = kernels.depthwise_conv(x, weight, bias, statistics)
+    again = kernels.depthwise_conv(x, taps, bias, statistics)
     yield same('the same with statistics', torch.equal(again, found))
     groups = found.double().permute(0, 2, 3, 1).unflatten(-1, (-1, 32))
     yield close('means', statistics[0], groups.mean(-1), 1e-5)
     yield close('squares', statistics[1], groups.var(-1, correction=0) * 32, 1e-5)
+    other = torch.randn(x.shape, device=device).contiguous(memory_format=torch.channels_last)
+    turned = kernels.depthwise_conv(grad, taps, None, turned=True, other=other)
+    yield same("sum in the other map's data type", turned.dtype == torch.float32)
+    yield close("input's gradient, with a sum", turned, exact_x.grad + other.double(), 1e-5)
     gradient = kernels.depthwise_conv_weight_gradient(x, grad, 7)
     yield same('gradient in float32', gradient.dtype == torch.float32)
     yield close("weight's gradient", gradient, exact_weight.grad, 1e-5)
@@ -68,15 +73,43 @@ def linear_layers(shape: tuple[int, int], dtype: torch.dtype, device: str) -> It
     yield close('hidden', hidden, exact, BOUNDS[dtype])
     yield close('activated', activated, F.gelu(exact), BOUNDS[dtype])
     yield same('the same without hidden', torch.equal(activated, kernels.linear_gelu(x, w1, b1)))
-    scale = torch.rand(rows, 1, device=device).to(dtype)
-    for columns, across in product((gain, None), (scale, None)):
-        out = torch.empty_like(residual)
-        kernels.linear_residual(activated, w2, b2, columns, across, residual, out)
-        exact = F.linear(activated.double(), w2.double(), b2.double())
-        for factor in (columns, across):
-            exact = exact if factor is None else exact * factor.double()
+    product_alone = F.linear(activated, w2, b2)
+    for columns, across in product((gain, None), (_scale(rows, dtype, device), None)):
         what = [word for word, t in (('gain', columns), ('stochastic depth', across)) if t is not None]
-        yield close(f'residual {" ".join(what)}'.strip(), out, residual.double() + exact, BOUNDS[dtype])
+        what = f'residual {" ".join(what)}'.strip()
+        by_rows = None if across is None else across.repeat_interleave(rows // len(across))[:, None]
+        out, exacts = torch.empty_like(residual), []
+        for branch in (F.linear(activated.double(), w2.double(), b2.double()), product_alone.double()):
+            for factor in (columns, by_rows):
+                branch = branch if factor is None else branch * factor.double()
+            exacts.append(residual.double() + branch)
+        kernels.linear_residual(activated, w2, b2, columns, across, residual, out)
+        yield close(what, out, exacts[0], BOUNDS[dtype])
+        kernels.branch_sum(product_alone, columns, across, residual, out)
+        yield close(f'{what}, after the product', out, exacts[1], BOUNDS[dtype])
+
+
+def _scale(rows: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Return scales of samples, of more than one row where they can be; of several one is dropped."""
+    samples = next(n for n in (5, 3, 2, 1) if rows % n == 0)
+    scale = 0.5 + torch.rand(samples, device=device)
+    scale[1:2] = 0.0
+    return scale.to(dtype)
+
+
+def gradient_of_gain(shape: tuple[int, int], dtype: torch.dtype, device: str) -> Iterator[Row]:
+    """Compare the gradients of a linear layer's weight and bias and of the gain of what it gives."""
+    rows, dim = shape
+    torch.manual_seed(0)
+    x, grad = (torch.randn(rows, n, device=device).to(dtype) for n in (4 * dim, dim))
+    parameters = [torch.randn(*n, device=device).to(dtype) for n in ((dim, 4 * dim), (dim,), (dim,))]
+    weight, bias, gain = (t.double().requires_grad_() for t in parameters)
+    (gain * F.linear(x.double(), weight, bias)).backward(grad.double())
+    outer = (grad.double().t() @ x.double()).to(dtype)
+    outs = [torch.empty_like(t) for t in parameters]
+    kernels.gain_gradient(outer, *parameters, kernels.column_sums(grad), outs)
+    for name, found, leaf in zip(('weight', 'bias', 'gain'), outs, (weight, bias, gain)):
+        yield close(f"{name}'s gradient", found, leaf.grad, 2 * BOUNDS[dtype])
 
 
 def linear_layer_that_norms(
@@ -106,17 +139,38 @@ def gradient_of_gelu(shape: tuple[int, int], dtype: torch.dtype, device: str) ->
     rows, columns = shape
     torch.manual_seed(0)
     grad, hidden = (torch.randn(rows, columns, device=device).to(dtype) for _ in range(2))
-    yield close('sums', kernels.column_sums(grad), grad.double().sum(0), 2e-5)
+    yield close('sums', _total(kernels.column_sums(grad)), grad.double().sum(0), 2e-5)
+    scale, out = _scale(rows, dtype, device), torch.empty(rows, columns, device=device, dtype=dtype)
+    scaled = grad.double() * scale.double().repeat_interleave(rows // len(scale))[:, None]
+    yield close('sums by scale', _total(kernels.column_sums(grad, scale, out)), scaled.sum(0), 2e-5)
+    yield close('what is summed', out, scaled, BOUNDS[dtype])
     leaf = hidden.double().requires_grad_()
     F.gelu(leaf).backward(grad.double())
     found = grad.clone()
     activated, sums = kernels.gelu_gradient(found, hidden)
+    sums = _total(sums)
     yield close('gradient', found, leaf.grad, BOUNDS[dtype])
     yield close('activated', activated, F.gelu(hidden.double()), BOUNDS[dtype])
     yield same('sums in float32', sums.dtype == torch.float32)
     difference = (sums.double() - leaf.grad.sum(0)).abs().max() / leaf.grad.abs().sum(0).max()
     yield Row('sums of the gradient', difference.item() <= 2e-4, f'{difference.item():.1e}, at most 2e-04')
-    yield same('the same sums again', torch.equal(kernels.gelu_gradient(grad.clone(), hidden)[1], sums))
+    again = _total(kernels.gelu_gradient(grad.clone(), hidden)[1])
+    yield same('the same sums again', torch.equal(again, sums))
+    by_rows = scale.double().repeat_interleave(rows // len(scale))[:, None]
+    found = grad.clone()
+    activated, sums = kernels.gelu_gradient(found, hidden, scale)
+    yield close('gradient by scale', found, leaf.grad * by_rows, BOUNDS[dtype])
+    yield close('activated by scale', activated, F.gelu(hidden.double()) * by_rows, BOUNDS[dtype])
+    difference = (_total(sums).double() - (leaf.grad * by_rows).sum(0)).abs().max()
+    difference = (difference / (leaf.grad * by_rows).abs().sum(0).max()).item()
+    yield Row('sums by scale of the gradient', difference <= 2e-4, f'{difference:.1e}, at most 2e-04')
+
+
+def _total(sums: torch.Tensor) -> torch.Tensor:
+    """Return the sum of (groups, N)."""
+    out = torch.empty(sums.shape[-1], device=sums.device)
+    kernels.totals(sums, out)
+    return out
 
 
 def norm(shape: tuple[int, int], affine: bool, dtype: torch.dtype, device: str) -> Iterator[Row]:
@@ -131,14 +185,15 @@ def norm(shape: tuple[int, int], affine: bool, dtype: torch.dtype, device: str) 
     exact.backward(grad.double())
     yield close('norm', kernels.norm(x, weight, bias, 1e-6), exact, BOUNDS[dtype])
     normed = torch.empty_like(x)
-    dx, dnorm = kernels.norm_gradient(grad, x, weight, bias, 1e-6, normed)
+    dx, sums = kernels.norm_gradient(grad, x, weight, bias, 1e-6, normed)
+    dnorm = torch.empty(3, dim, device=device)
+    kernels.totals(sums, *dnorm[: 3 if affine else 1])
     yield same('normed again', torch.equal(normed, kernels.norm(x, weight, bias, 1e-6)))
     yield close("input's gradient", dx, leaves[0].grad, BOUNDS[dtype])
-    yield same("affine's gradient", (dnorm is not None) is affine)
+    yield close("sum of the input's gradient", dnorm[0], dx.double().sum(0), 2e-5)
     if affine:
-        yield same('in float32', dnorm.dtype == torch.float32)
-        yield close("weight's gradient", dnorm[0], leaves[1].grad, 2e-5)
-        yield close("bias's gradient", dnorm[1], leaves[2].grad, 2e-5)
+        yield close("weight's gradient", dnorm[1], leaves[1].grad, 2e-5)
+        yield close("bias's gradient", dnorm[2], leaves[2].grad, 2e-5)
     again = kernels.norm_gradient(grad, x, weight, bias, 1e-6)[0]
     yield same('the same gradient again', torch.equal(again, dx))
 
@@ -202,18 +257,19 @@ def operator_calls(device: str) -> list[tuple]:
     x, grad = (torch.randn(2, 32, 5, 8, **low).contiguous(memory_format=torch.channels_last) for _ in '12')
     weight, bias = torch.randn(32, 1, 7, 7, **low), torch.randn(32, **low)
     rows, residual = (t.permute(0, 2, 3, 1) for t in (x, grad))
-    mlp = [bias, bias.clone(), 1e-6, torch.randn(128, 32, **low), torch.randn(128, **low)]
-    mlp += [torch.randn(32, 128, **low), bias.clone(), bias.clone(), torch.rand(2, **low), True]
+    weights = [weight, bias, bias.clone(), bias.clone(), 1e-6, torch.randn(128, 32, **low)]
+    weights += [torch.randn(128, **low), torch.randn(32, 128, **low), bias.clone(), bias.clone()]
+    weights += [torch.rand(2, **low)]
     ops = torch.ops.convnext_backbone
-    statistics = ops.depthwise_conv(x, weight, bias, 1, True, True)[1]
-    hidden = ops.norm_mlp(rows, statistics, residual, *mlp, True, False)[1]
+    kept = ops.block(rows, residual, *weights, True)[1]
     return [
-        (ops.depthwise_conv, (x, weight, bias, 1, True, True)),
-        (ops.depthwise_conv, (x, weight, None, 1, True, False)),
+        (ops.depthwise_conv, (x, weight, bias, 1, True)),
+        (ops.depthwise_conv, (x, weight, None, 1, True)),
         (ops.depthwise_conv_gradient, (x, grad, 7, 1, True)),
-        (ops.norm_mlp, (rows, statistics, residual, *mlp, True, False)),
-        (ops.norm_mlp, (rows, None, residual, *mlp, False, False)),
-        (ops.norm_mlp_backward, (residual, rows, hidden, *mlp)),
+        (ops.block, (rows, residual, *weights, True)),
+        (ops.block, (rows, residual.float(), *weights[:-2], None, None, False)),
+        (ops.block_backward, (residual, rows, kept, *weights)),
+        (ops.block_backward, (residual.float(), rows, kept, *weights[:-2], None, None)),
         (ops.channel_norm, (rows, bias, bias.clone(), 1e-6)),
         (ops.channel_norm_backward, (residual, rows, bias, bias.clone(), 1e-6)),
     ]
@@ -234,6 +290,7 @@ def check(device: str, plain: str) -> Iterator[Row]:
     for function, shapes in (
         (depthwise_convolution, MAPS),
         (linear_layers, LINEAR),
+        (gradient_of_gain, LINEAR),
         (gradient_of_gelu, ELEMENTS),
     ):
         for shape in shapes:

@@ -6,14 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import trial, triton_kernels
+from . import trial
 from .depthwise import depthwise_conv
 from .mlp import norm_mlp
+from .triton_block import Weights, triton_block
 
 FUSED = (True, False, 'triton')  # what a block can be asked for
-# Into how many steps a batch is divided, of which so many are computed that all kept samples are among them:
-# for each new number of samples cuDNN plans its convolutions anew, which takes longer than the step.
-SHAPES = dict(cuda=8)
 
 
 def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Tensor], Tensor] | None:
@@ -38,19 +36,17 @@ def supports(block: nn.Module, x: Tensor) -> bool:
     if trial.being_exported():
         return False
     if torch.compiler.is_compiling() and x.device.type == trial.DEVICE:
-        return any(by_triton(block, x))
+        return by_triton(block, x)
     return x.device.type in ('cpu', 'cuda')
 
 
-def by_triton(block: nn.Module, x: Tensor) -> tuple[bool, bool]:
-    """Return whether the Triton kernels compute the convolution, and whether norm and MLP (V1)."""
+def by_triton(block: nn.Module, x: Tensor) -> bool:
+    """Return whether the Triton kernels compute the block (V1), or its convolution (V2)."""
     if x.device.type != trial.DEVICE and block.fused is True:
-        return False, False  # before anything that takes time on a CPU
+        return False  # before anything that takes time on a CPU
     channels = block.norm.normalized_shape[0]  # a constant for torch.compile
-    convolution = trial.chosen('depthwise', block.fused, x, channels, block.dwconv.dilation[0])
-    statistics = convolution and channels <= triton_kernels.WIDEST
-    v1 = isinstance(block.grn, nn.Identity)
-    return convolution, v1 and trial.chosen('norm_mlp', block.fused, x, channels, statistics=statistics)
+    operator = 'block' if isinstance(block.grn, nn.Identity) else 'depthwise'
+    return trial.chosen(operator, block.fused, x, channels, block.dwconv.dilation[0])
 
 
 def has_plain_layers(block: nn.Module, without_hooks: bool = True) -> bool:
@@ -70,46 +66,31 @@ def has_plain_layers(block: nn.Module, without_hooks: bool = True) -> bool:
 
 
 def fused_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
-    """Compute the block by the fused operators; samples whose branch is dropped are not (on CUDA: mostly)."""
+    """Compute the block by the fused operators; on a CPU, samples whose branch is dropped are not."""
     # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
     x = x.to(block.pwconv2.weight.dtype)
     rate = block.drop_path.rate if block.training else 0.0
     if rate == 0.0:
         return _residual_sum(block, x)
-    if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return _residual_sum(
-            block, x, block.drop_path.scale(x)
-        )  # of a shape that does not depend on the draw
-    # Drawn on the CPU, so that the number of samples is known without waiting for a GPU.
+    if torch.compiler.is_compiling() or x.device.type == 'cuda':
+        # Of sizes that do not depend on the draw, for which graphs and cuDNN's plans would be made anew. A
+        # GPU takes longer to leave samples out, and to put the others back, than to compute them.
+        return _residual_sum(block, x, block.drop_path.scale(x))
     kept = (torch.rand(len(x), device='cpu') >= rate).nonzero().flatten()
     if not len(kept):
         return _Skip.apply(x, *block.parameters())
     if len(kept) == len(x):
         return _residual_sum(block, x, 1 / (1 - rate))
-    scale, shapes = 1 / (1 - rate), SHAPES.get(x.device.type)
-    if shapes and len(kept) % (step := max(1, len(x) // shapes)):
-        added = min(len(x), len(kept) + step - len(kept) % step) - len(kept)
-        dropped = torch.ones(len(x), dtype=torch.bool, device='cpu').index_fill_(0, kept, False)
-        scale = torch.tensor([scale] * len(kept) + [0.0] * added, dtype=x.dtype, device='cpu')
-        scale = scale.to(x.device, non_blocking=True).view(-1, 1, 1, 1)
-        kept = torch.cat([kept, dropped.nonzero().flatten()[:added]])
-    x, kept = x.permute(0, 2, 3, 1), kept.to(x.device, non_blocking=True)
+    x = x.permute(0, 2, 3, 1)
     part = x.index_select(0, kept).permute(0, 3, 1, 2)
-    part = _residual_sum(block, part, scale).permute(0, 2, 3, 1)
+    part = _residual_sum(block, part, 1 / (1 - rate)).permute(0, 2, 3, 1)
     return x.index_copy(0, kept, part).permute(0, 3, 1, 2)
 
 
 def _residual_sum(block: nn.Module, x: Tensor, scale: float | Tensor | None = None) -> Tensor:
     """Return ``x + scale * branch(x)``; ``scale`` is one number, or (N, 1, 1, 1)."""
-    conv, (conv_triton, triton) = block.dwconv, by_triton(block, x)
-    both = conv_triton and triton
-    y, statistics = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], conv_triton, both)
-    y = y.permute(0, 2, 3, 1)  # (N, H, W, C)
+    conv, triton, v1 = block.dwconv, by_triton(block, x), isinstance(block.grn, nn.Identity)
     folded = block.folded
-    compiled = torch.compiler.is_compiling() and x.device.type == trial.DEVICE
-    if (compiled and not triton) or not isinstance(block.grn, nn.Identity):  # layers, which it fuses
-        y = (_folded_mlp(block, y) if folded else _mlp(block, y)).permute(0, 3, 1, 2)
-        return x + (y if scale is None else y * scale)
     if folded:
         norm, gain = (None, None, block.norm.eps), None
         first, second = folded[:2], folded[2:]
@@ -117,11 +98,18 @@ def _residual_sum(block: nn.Module, x: Tensor, scale: float | Tensor | None = No
         norm, gain = (block.norm.weight, block.norm.bias, block.norm.eps), block.gamma
         first = block.pwconv1.weight, block.pwconv1.bias
         second = block.pwconv2.weight, block.pwconv2.bias
+    if v1 and scale is not None and not isinstance(scale, Tensor):
+        gain = x.new_full((x.shape[1],), scale) if gain is None else gain * scale
     of_samples = scale.flatten() if isinstance(scale, Tensor) else None
-    if scale is not None and of_samples is None:
-        gain = y.new_full((y.shape[-1],), scale) if gain is None else gain * scale
+    if v1 and triton:
+        weights = Weights(conv.weight, conv.bias, *norm, *first, *second, gain, of_samples)
+        return triton_block(x, weights)
+    y = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], triton).permute(0, 2, 3, 1)
+    if not v1:
+        y = (_folded_mlp(block, y) if folded else _mlp(block, y)).permute(0, 3, 1, 2)
+        return x + (y if scale is None else y * scale)
     x = x.permute(0, 2, 3, 1)
-    y = norm_mlp(y, x, norm, first, second, gain, of_samples, bool(folded), triton, statistics)
+    y = norm_mlp(y, x, norm, first, second, gain, of_samples, bool(folded))
     return y.permute(0, 3, 1, 2)
 
 

@@ -13,16 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native, triton_kernels
+from .dispatch import operator
 
 BAND = 16  # rows of the gradient that make a kernel; a taller one is slower and less exact
 WHOLE = 32  # rows of a map that is taken as one band
 LARGE = 10000  # positions of a map from which on Triton's weight gradient is faster than cuDNN's (H100)
 
 _library = torch.library.Library('convnext_backbone', 'FRAGMENT')
-_library.define(
-    'depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int dilation, bool triton, bool statistics) '
-    '-> (Tensor, Tensor)'
-)
+_library.define('depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int dilation, bool triton) -> Tensor')
 _library.define(
     'depthwise_conv_gradient(Tensor x, Tensor grad, int kernel, int dilation, bool triton) '
     '-> (Tensor, Tensor)'
@@ -30,8 +28,8 @@ _library.define(
 
 
 def depthwise_conv(
-    x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, triton: bool = False, statistics: bool = False
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, triton: bool = False
+) -> Tensor:
     """Compute ``F.conv2d`` with one filter a channel and a map of the same size.
 
     Under autocast in its data type, as a convolution.
@@ -41,10 +39,9 @@ def depthwise_conv(
         weight: (C, 1, K, K), K odd; the result has its data type.
         bias: (C,).
         triton: by the Triton kernels, where they support it.
-        statistics: of the result, for :func:`norm_mlp`; by the Triton kernels only.
 
     Returns:
-        (N, C, H, W) in channels_last memory; and statistics, of no number if there are none.
+        (N, C, H, W) in channels_last memory.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -52,63 +49,49 @@ def depthwise_conv(
         weight, bias = weight.to(low), bias.to(low)
         if triton or device != 'cpu' or torch.is_grad_enabled():  # else read as it is; what is kept is small
             x = x.to(low)
-    arguments = x, weight, bias, dilation, triton, statistics
+    arguments = x, weight, bias, dilation, triton
     if torch.is_grad_enabled():
         return _DepthwiseConv.apply(*arguments)
-    if torch.compiler.is_compiling():
-        return torch.ops.convnext_backbone.depthwise_conv(*arguments)
-    return _forward(*arguments)
+    return operator('depthwise_conv', _forward)(*arguments)
 
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, dilation, triton, statistics):
+    def forward(ctx, x, weight, bias, dilation, triton):
         ctx.save_for_backward(x, weight)
         ctx.options = dilation, triton
-        out, statistics = torch.ops.convnext_backbone.depthwise_conv(
-            x, weight, bias, dilation, triton, statistics
-        )
-        ctx.mark_non_differentiable(statistics)
-        return out, statistics
+        return operator('depthwise_conv', _forward)(x, weight, bias, dilation, triton)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
+    def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        ops = torch.ops.convnext_backbone
         grad = grad.contiguous(memory_format=torch.channels_last)
         dx = dw = db = None
         if ctx.needs_input_grad[0]:  # the same convolution with the filters turned round
-            dx = ops.depthwise_conv(grad, weight.flip(2, 3), None, *ctx.options, False)[0]
+            dx = operator('depthwise_conv', _forward)(grad, weight.flip(2, 3), None, *ctx.options)
         if any(ctx.needs_input_grad[1:3]):
-            found = ops.depthwise_conv_gradient(x, grad, weight.shape[-1], *ctx.options)
+            gradient = operator('depthwise_conv_gradient', _gradient)
+            found = gradient(x, grad, weight.shape[-1], *ctx.options)
             dw, db = (
                 t.to(weight.dtype) if wanted else None for t, wanted in zip(found, ctx.needs_input_grad[1:])
             )
-        return dx, dw, db, None, None, None
+        return dx, dw, db, None, None
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, triton: bool, statistics: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the output and, if requested and supported, its norm statistics (otherwise an empty tensor)."""
-    found = _statistics(x, dilation, triton and statistics)
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, triton: bool) -> Tensor:
     if _triton_supports(x, dilation, triton):
-        return triton_kernels.depthwise_conv(x, weight, bias, found if found.numel() else None), found
+        return triton_kernels.depthwise_conv(x, triton_kernels.taps_of(weight), bias)
     if x.numel() and _native_supports(weight.shape[-1], dilation, x, weight):
-        return native.convolution(x, weight, bias), found
+        return native.convolution(x, weight, bias)
     pad = weight.shape[-1] // 2 * dilation
     with _without_search(x):
         out = F.conv2d(x.to(weight.dtype), weight, bias, padding=pad, dilation=dilation, groups=x.shape[1])
-    return out.contiguous(memory_format=torch.channels_last), found
+    return out.contiguous(memory_format=torch.channels_last)
 
 
 def _without_search(x: Tensor) -> contextlib.AbstractContextManager:
-    """Keep cuDNN from timing its algorithms for each new number of samples that stochastic depth keeps.
-
-    With ``cudnn.benchmark`` a step of ConvNeXt-T took 45 times as long so (128 images, H100), and what the
-    search finds for these convolutions is no faster.
-    """
+    """Keep cuDNN from timing its algorithms for each new size of a map: it finds none that is faster."""
     if x.device.type != 'cuda' or not torch.backends.cudnn.benchmark or torch.compiler.is_compiling():
         return contextlib.nullcontext()
     cudnn = torch.backends.cudnn
@@ -123,26 +106,27 @@ def _native_supports(kernel: int, dilation: int, *tensors: Tensor) -> bool:
     return dilation == 1 and kernel == native.KERNEL and native.supports(*tensors)
 
 
-def _statistics(x: Tensor, dilation: int, wanted: bool) -> Tensor:
-    """Return memory for the statistics, of no number where nothing is to read them."""
-    n, c, height, width = x.shape
-    wanted = wanted and c <= triton_kernels.WIDEST and _triton_supports(x, dilation, True)
-    shape = (2, n, height, width, c // triton_kernels.CHANNELS) if wanted else (0,)
-    return x.new_empty(shape, dtype=torch.float32)
-
-
 def _gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool) -> tuple[Tensor, Tensor]:
     """Compute the gradients of the weight (C, 1, K, K) and the bias (C,), in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
     if _triton_supports(x, dilation, triton):
-        bias = triton_kernels.column_sums(grad.permute(0, 2, 3, 1).reshape(-1, x.shape[1]))
-        if x.shape[2] * x.shape[3] >= LARGE:
-            return triton_kernels.depthwise_conv_weight_gradient(x, grad, kernel), bias
-        return _weight_gradient(x, grad, kernel, dilation, wide), bias
+        bias = x.new_empty(x.shape[1], dtype=wide)
+        sums = triton_kernels.column_sums(grad.permute(0, 2, 3, 1).reshape(-1, x.shape[1]))
+        triton_kernels.totals(sums, bias)
+        weight = x.new_empty(x.shape[1], 1, kernel, kernel, dtype=wide)
+        return weight_gradient(x, grad, weight), bias
     if _native_supports(kernel, dilation, x, grad):
         return native.convolution_gradient(x, grad)
     bias = grad.sum((0, 2, 3), dtype=wide)
     return _weight_gradient(x, grad, kernel, dilation, wide), bias
+
+
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Compute the gradient of ``weight`` (C, 1, K, K) by Triton or, of small maps, by cuDNN."""
+    kernel = weight.shape[-1]
+    if x.shape[2] * x.shape[3] >= LARGE:
+        return triton_kernels.depthwise_conv_weight_gradient(x, grad, kernel).to(weight.dtype)
+    return _weight_gradient(x, grad, kernel, 1, weight.dtype)
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, wide: torch.dtype) -> Tensor:
@@ -176,9 +160,8 @@ for _device in ('CPU', 'CUDA'):
 
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv')
-def _(x, weight, bias, dilation, triton, statistics):
-    found = _statistics(x, dilation, triton and statistics)
-    return torch.empty_like(x, dtype=weight.dtype, memory_format=torch.channels_last), found
+def _(x, weight, bias, dilation, triton):
+    return torch.empty_like(x, dtype=weight.dtype, memory_format=torch.channels_last)
 
 
 @torch.library.register_fake('convnext_backbone::depthwise_conv_gradient')

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import native, triton_kernels
+from . import native
+from .dispatch import operator
 
 CHUNK_BYTES = 2**23  # of the hidden layer; measured: 4 to 16 MiB are alike, 2 is slower in training
 PACKED_ROWS = 4096  # from which on it pays to reorder a weight for a single use; measured: 1000 to 4000
@@ -26,11 +27,10 @@ PACKED_ROWS = 4096  # from which on it pays to reorder a weight for a single use
 _library = torch.library.Library('convnext_backbone', 'FRAGMENT')
 _weights = (
     'Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1, Tensor b1, Tensor w2, Tensor b2, '
-    'Tensor? gain, Tensor? scale, bool triton'
+    'Tensor? gain, Tensor? scale'
 )
 _library.define(
-    f'norm_mlp(Tensor x, Tensor? statistics, Tensor residual, {_weights}, bool keep, bool constant) '
-    '-> (Tensor, Tensor[])'
+    f'norm_mlp(Tensor x, Tensor residual, {_weights}, bool keep, bool constant) -> (Tensor, Tensor[])'
 )
 _library.define(f'norm_mlp_backward(Tensor grad, Tensor x, Tensor[] hidden, {_weights}) -> Tensor[]')
 
@@ -58,8 +58,6 @@ def norm_mlp(
     gain: Tensor | None,
     scale: Tensor | None = None,
     constant: bool = False,
-    triton: bool = False,
-    statistics: Tensor | None = None,
 ) -> Tensor:
     """Compute ``residual + scale * gain * second(gelu(first(norm(x))))``, as the layers by themselves do.
 
@@ -76,8 +74,6 @@ def norm_mlp(
         scale: (N,), without gradient, or ``None``: 1.
         constant: the weights of the linear layers will not change: on a CPU they are kept, too, in the order
             in which oneDNN reads them. Without gradients only.
-        triton: by the Triton kernels, where they support it.
-        statistics: of ``x``, from :func:`depthwise_conv`.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -86,7 +82,7 @@ def norm_mlp(
         if not constant:
             first, second = ((weight.to(low), bias.to(low)) for weight, bias in (first, second))
     x, residual = x.contiguous(), residual.contiguous()
-    arguments = (x, statistics, residual, *Weights(*norm, *first, *second, gain, scale), triton)
+    arguments = (x, residual, *Weights(*norm, *first, *second, gain, scale))
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in arguments):
         return _NormMLP.apply(*arguments)
     if torch.compiler.is_compiling():
@@ -96,10 +92,10 @@ def norm_mlp(
 
 class _NormMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, statistics, residual, *arguments):  # weights, triton
-        out, hidden = torch.ops.convnext_backbone.norm_mlp(x, statistics, residual, *arguments, True, False)
-        ctx.eps, ctx.triton = arguments[2], arguments[-1]
-        ctx.save_for_backward(x, *arguments[:2], *arguments[3:-1], *hidden)
+    def forward(ctx, x, residual, *weights):
+        out, hidden = operator('norm_mlp', _forward)(x, residual, *weights, True, False)
+        ctx.eps = weights[2]
+        ctx.save_for_backward(x, *weights[:2], *weights[3:], *hidden)
         return out
 
     @staticmethod
@@ -107,19 +103,16 @@ class _NormMLP(torch.autograd.Function):
     def backward(ctx, grad):
         x, *tensors = ctx.saved_tensors
         weights, hidden = Weights(*tensors[:2], ctx.eps, *tensors[2:8]), tensors[8:]
-        found = torch.ops.convnext_backbone.norm_mlp_backward(grad, x, hidden, *weights, ctx.triton)
+        found = operator('norm_mlp_backward', _backward)(grad, x, hidden, *weights)
         dx, dw1, db1, dw2, db2 = found[:5]
         dgain = None if weights.gain is None else found[5]
         dnorm = (None, None) if weights.norm_weight is None else found[-2:]
-        return dx, None, grad, *dnorm, None, dw1, db1, dw2, db2, dgain, None, None
+        return dx, grad, *dnorm, None, dw1, db1, dw2, db2, dgain, None
 
 
-def _forward(x, statistics, residual, *arguments, out=None):
-    """Compute the result, into ``out`` if given, and if ``keep`` the hidden layer.
-
-    The rows go through in chunks (by Triton in one).
-    """
-    weights, triton, keep, constant = Weights(*arguments[:-3]), *arguments[-3:]
+def _forward(x, residual, *arguments, out=None):
+    """Compute the result, into ``out`` if given, and if ``keep`` the hidden layer; the rows in chunks."""
+    weights, keep, constant = Weights(*arguments[:-2]), *arguments[-2:]
     shape, dim = residual.shape, x.shape[-1]
     x, residual = x.reshape(-1, dim), residual.reshape(-1, dim)
     out = residual.new_empty(residual.shape) if out is None else out.view(-1, dim)
@@ -127,31 +120,13 @@ def _forward(x, statistics, residual, *arguments, out=None):
         names = ('w1', 'b1', 'w2', 'b2')
         weights = weights._replace(**{n: _kept_cast(getattr(weights, n), x.dtype) for n in names})
     with torch.autocast(x.device.type, enabled=False):
-        if triton and triton_kernels.supports(x, dim):
-            hidden = _by_triton(x, statistics, residual, weights, keep, out)
-        else:
-            chunks = _chunks(len(x), weights.w1, x, triton)
-            linears = [_linear(weight, x, constant) for weight in (weights.w1, weights.w2)]
-            way = _natively if native.supports(x, residual) else _plainly
-            hidden = way(x, residual, weights, chunks, *linears, keep, out)
-            if not out.is_inference():  # the kernels bypass autograd, so bump the version counter
-                torch.autograd.graph.increment_version(out)
+        chunks = _chunks(len(x), weights.w1, x)
+        linears = [_linear(weight, x, constant) for weight in (weights.w1, weights.w2)]
+        way = _natively if native.supports(x, residual) else _plainly
+        hidden = way(x, residual, weights, chunks, *linears, keep, out)
+        if not out.is_inference():  # the kernels bypass autograd, so bump the version counter
+            torch.autograd.graph.increment_version(out)
     return out.view(shape), hidden
-
-
-def _by_triton(x, statistics, residual, weights, keep, out) -> list[Tensor]:
-    norm_weight, norm_bias, eps, w1, b1, w2, b2, gain, scale = weights
-    scale = _of_rows(scale, len(x))
-    if statistics is not None and statistics.numel():  # norms what it reads
-        h = x.new_empty(len(x), len(w1)) if keep else None
-        norm = (*statistics.view(2, len(x), -1), norm_weight, norm_bias, eps)
-        g = triton_kernels.linear_gelu(x, w1, b1, h, norm)
-        triton_kernels.linear_residual(g, w2, b2, gain, scale, residual, out)
-        return [h] if keep else []
-    h = F.linear(triton_kernels.norm(x, norm_weight, norm_bias, eps), w1, b1)
-    g = F.gelu(h) if keep else torch.ops.aten.gelu_(h)
-    _add_branch(residual, F.linear(g, w2, b2), gain, scale, out)
-    return [h] if keep else []
 
 
 def _natively(x, residual, weights, chunks, first, second, keep, out) -> list[Tensor]:
@@ -194,18 +169,15 @@ def _add_branch(residual, g, gain, scale, out) -> None:
         out.copy_(residual + g)
 
 
-def _backward(grad, x, hidden, *arguments):
+def _backward(grad, x, hidden, *weights):
     """Compute the gradients of x, w1, b1, w2, b2, and of the gain and of both of the norm, where they are."""
-    weights, triton = Weights(*arguments[:-1]), arguments[-1]
+    weights = Weights(*weights)
     shape, dim = x.shape, x.shape[-1]
     x, grad = x.reshape(-1, dim), grad.contiguous().view(-1, dim)
-    chunks = list(zip(_chunks(len(x), weights.w1, x, triton), hidden, strict=True))
+    chunks = list(zip(_chunks(len(x), weights.w1, x), hidden, strict=True))
     with torch.autocast(x.device.type, enabled=False):
-        if triton and triton_kernels.supports(x, dim):
-            dx, sums = _by_triton_back(grad, x, weights, chunks[0][1])
-        else:
-            way = _natively_back if native.supports(x, grad) else _plainly_back
-            dx, sums = way(grad, x, weights, chunks)
+        way = _natively_back if native.supports(x, grad) else _plainly_back
+        dx, sums = way(grad, x, weights, chunks)
     dw1, db1, outer, db2, *dnorm = sums
     w1, w2, b2, gain = weights.w1, weights.w2, weights.b2, weights.gain
     dw2, dgain = outer, []
@@ -221,21 +193,8 @@ def _backward(grad, x, hidden, *arguments):
     return [dx.view(shape), *dweights, *dgain, *dnorm]
 
 
-def _by_triton_back(grad, x, weights, hidden) -> tuple[Tensor, list[Tensor]]:
-    """Compute the gradient of x; of w1, b1, w2 and b2 without gain, and of the norm's weight and bias."""
-    norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
-    dout = (grad if scale is None else grad * _of_rows(scale, len(x))).to(x.dtype)
-    w2 = w2 if gain is None else (w2 * gain[:, None]).to(w2.dtype)  # smaller than dout
-    dh = dout @ w2
-    g, db1 = triton_kernels.gelu_gradient(dh, hidden)  # dh is times the derivative now
-    normed = torch.empty_like(x)
-    dx, dnorm = triton_kernels.norm_gradient(dh @ w1, x, norm_weight, norm_bias, eps, normed)
-    db2 = triton_kernels.column_sums(dout)
-    return dx, [dh.t() @ normed, db1, dout.t() @ g, db2, *(() if dnorm is None else dnorm)]
-
-
 def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
-    """Compute what :func:`_by_triton_back` does, by our kernels for a CPU."""
+    """Compute the gradient of x; of w1, b1, w2 and b2 without gain, of the norm's, by kernels for a CPU."""
     norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
     through_second, through_first = (_linear(w.t(), x) for w in (w2, w1))
     longest, of_sample = _sizes([part for part, _ in chunks], scale)
@@ -261,7 +220,7 @@ def _natively_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
 
 
 def _plainly_back(grad, x, weights, chunks) -> tuple[Tensor, list[Tensor]]:
-    """Compute what :func:`_by_triton_back` does, by PyTorch."""
+    """Compute what :func:`_natively_back` does, by PyTorch."""
     norm_weight, norm_bias, eps, w1, _, w2, _, gain, scale = weights
     norm_weight, norm_bias = _affine(norm_weight, norm_bias, x)
     dx, scale = x.new_empty(x.shape), _of_rows(scale, len(x))
@@ -302,17 +261,17 @@ for _device in ('CPU', 'CUDA'):
 
 
 @torch.library.register_fake('convnext_backbone::norm_mlp')
-def _(x, statistics, residual, *arguments):
-    weights, triton, keep, _ = Weights(*arguments[:-3]), *arguments[-3:]
+def _(x, residual, *arguments):
+    weights, keep, _ = Weights(*arguments[:-2]), *arguments[-2:]
     n, height, width, _ = x.shape
-    chunks = _chunks(n * height * width, weights.w1, x, triton) if keep else []
+    chunks = _chunks(n * height * width, weights.w1, x) if keep else []
     hidden = [x.new_empty(part.stop - part.start, len(weights.w1)) for part in chunks]
     return residual.new_empty(residual.shape), hidden
 
 
 @torch.library.register_fake('convnext_backbone::norm_mlp_backward')
-def _(grad, x, hidden, *arguments):
-    weights = Weights(*arguments[:-1])
+def _(grad, x, hidden, *weights):
+    weights = Weights(*weights)
     always = [x, weights.w1, weights.b1, weights.w2, weights.b2]
     found = [*always, *(t for t in (weights.gain, weights.norm_weight, weights.norm_bias) if t is not None)]
     return [t.new_empty(t.shape) for t in found]
@@ -329,7 +288,7 @@ def _of_rows(scale: Tensor | None, rows: int) -> Tensor | None:
     return None if scale is None else scale.repeat_interleave(rows // len(scale))[:, None]
 
 
-def _chunks(rows: int, w1: Tensor, x: Tensor, triton: bool) -> list[slice]:
+def _chunks(rows: int, w1: Tensor, x: Tensor) -> list[slice]:
     """Divide the rows into slices, as long as each other; one on a GPU.
 
     A GPU's cache is no reason to split. Their number is a power of two, so that few graphs serve maps of many
@@ -337,7 +296,7 @@ def _chunks(rows: int, w1: Tensor, x: Tensor, triton: bool) -> list[slice]:
     """
     most = max(1, CHUNK_BYTES // (len(w1) * x.element_size()))
     count = 1
-    while x.device.type == 'cpu' and not triton and count * most < rows:
+    while x.device.type == 'cpu' and count * most < rows:
         count *= 2
     return [slice(i * rows // count, (i + 1) * rows // count) for i in range(count)]
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import triton_kernels
+from .dispatch import operator
 
 _library = torch.library.Library('convnext_backbone', 'FRAGMENT')
 _library.define('channel_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor')
@@ -34,7 +35,7 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, triton: bo
         x = x.float()
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _ChannelNorm.apply(x, weight, bias, eps)
-    return torch.ops.convnext_backbone.channel_norm(x, weight, bias, eps)
+    return operator('channel_norm', _forward)(x, weight, bias, eps)
 
 
 class _ChannelNorm(torch.autograd.Function):
@@ -42,12 +43,12 @@ class _ChannelNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps):
         ctx.save_for_backward(x, weight, bias)
         ctx.eps = eps
-        return torch.ops.convnext_backbone.channel_norm(x, weight, bias, eps)
+        return operator('channel_norm', _forward)(x, weight, bias, eps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        found = torch.ops.convnext_backbone.channel_norm_backward(grad, *ctx.saved_tensors, ctx.eps)
+        found = operator('channel_norm_backward', _backward)(grad, *ctx.saved_tensors, ctx.eps)
         return *found, None
 
 
@@ -59,9 +60,10 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = [t.reshape(-1, x.shape[-1]) for t in (grad, x)]
-    dx, affine = triton_kernels.norm_gradient(*rows, weight, bias, eps)
-    dweight, dbias = affine.to(weight.dtype)
-    return dx.view(x.shape), dweight.clone(), dbias.clone()  # results of an operator share no memory
+    dx, sums = triton_kernels.norm_gradient(*rows, weight, bias, eps)
+    total, dweight, dbias = (torch.empty_like(weight) for _ in range(3))
+    triton_kernels.totals(sums, total, dweight, dbias)
+    return dx.view(x.shape), dweight, dbias
 
 
 for _device in ('CPU', 'CUDA'):

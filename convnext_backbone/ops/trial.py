@@ -58,7 +58,6 @@ class Kind(NamedTuple):
     autocast: bool
     training: bool
     size: str  # huge: from HUGE numbers on; large: from ROWS positions on, of all samples; or small
-    statistics: bool  # the convolution gives those of the norm, see :func:`norm_mlp`
     compiled: bool  # by torch.compile
     device: torch.device
 
@@ -68,7 +67,6 @@ class Kind(NamedTuple):
         words = [self.operator, f'{self.channels} channels', str(self.dtype).removeprefix('torch.')]
         words += ['autocast'] if self.autocast else []
         words += ['training' if self.training else 'inference', self.size]
-        words += ['with statistics'] if self.statistics else []
         words += ['compiled'] if self.compiled else []
         return ' '.join(words)
 
@@ -92,21 +90,18 @@ def being_exported() -> bool:
     return torch.jit.is_tracing() or getattr(torch.compiler, EXPORTING)
 
 
-def chosen(
-    operator: str, fused: bool | str, x: Tensor, channels: int, dilation: int = 1, statistics: bool = False
-) -> bool:
+def chosen(operator: str, fused: bool | str, x: Tensor, channels: int, dilation: int = 1) -> bool:
     """Return whether the Triton kernels compute an operator.
 
     They do where they support it and are asked for by ``fused='triton'``; with ``fused=True``, where a trial
     has found them right and faster. The first call of a kind on CUDA may take a minute.
 
     Args:
-        operator: depthwise, norm_mlp or channel_norm.
+        operator: block, depthwise or channel_norm.
         fused: see :class:`convnext_backbone.ConvNeXt`.
         x: the input, a map or rows.
         channels: of ``x``.
         dilation: of the convolution.
-        statistics: :func:`norm_mlp` gets those of the norm.
     """
     asked, device = fused == 'triton', x.device.type
     if not (asked or (fused and device == DEVICE)) or being_exported():
@@ -122,7 +117,7 @@ def chosen(
     size = 'large' if x.numel() >= ROWS * channels else 'small'  # constants for torch.compile
     size = 'huge' if x.numel() >= HUGE else size
     training, compiled = torch.is_grad_enabled(), torch.compiler.is_compiling()
-    return _verdict(operator, channels, dtype, autocast, training, size, statistics, compiled, x.device)
+    return _verdict(operator, channels, dtype, autocast, training, size, compiled, x.device)
 
 
 @torch.compiler.assume_constant_result
@@ -278,16 +273,13 @@ def _expected(kind: Kind) -> list[Kind]:
     modes = [kind.training, *([False] if kind.training else [])]
     found = {kind: None}
     sizes = sorted(('huge', 'large', 'small'), key=lambda size: size != kind.size)
-    for size, training, (operator, channels), statistics in product(
-        sizes, modes, sorted(pairs, key=lambda pair: pair[::-1]), (True, False)
+    for size, training, (operator, channels) in product(
+        sizes, modes, sorted(pairs, key=lambda pair: pair[::-1])
     ):
-        of_norm = operator == 'channel_norm'
-        if not of_norm and not triton_kernels.takes(channels, kind.dtype):
-            continue
-        if statistics and (operator != 'norm_mlp' or channels > triton_kernels.WIDEST):
+        if operator != 'channel_norm' and not triton_kernels.takes(channels, kind.dtype):
             continue
         call = dict(operator=operator, channels=channels, size=size, training=training)
-        found[kind._replace(**call, statistics=statistics)] = None
+        found[kind._replace(**call)] = None
     return list(found)
 
 

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import depthwise, triton_kernels
+from . import depthwise
 from .mlp import norm_mlp
 from .norm import channel_norm
 from .trial import ROWS, Kind, first_line, pytorch
+from .triton_block import Weights, triton_block
 
 NUMBERS = 2**23  # in the map of a large or huge call; so that its hidden layer fits, whatever its channels
 LARGE_MAP, SMALL_MAP = (1, 101), (2, 37, 51)  # samples, height, width; odd, so that edges are tried
@@ -130,7 +131,7 @@ def _runner(
     own = [None if t is None else t.clone().requires_grad_(kind.training) for t in tensors]
     wanted = [t for t in own if t is not None]
     generator = torch.Generator(kind.device).manual_seed(1)
-    grad = torch.randn(own[0].shape, device=kind.device, generator=generator)
+    grad = torch.empty_like(own[0], dtype=torch.float32).normal_(generator=generator)  # in its layout
 
     def run() -> list[Tensor]:
         with torch.set_grad_enabled(kind.training):
@@ -169,47 +170,47 @@ def _draw_map(kind: Kind) -> Tensor:  # (N, H, W, C)
 
 def _depthwise(kind: Kind) -> tuple[Callable, Callable, list[tuple]]:
     c = kind.channels
-    statistics = c <= triton_kernels.WIDEST
 
     def ours(triton):
-        return lambda x, w, b: depthwise.depthwise_conv(x, w, b, 1, triton, triton and statistics)[0]
+        return lambda x, w, b: depthwise.depthwise_conv(x, w, b, 1, triton)
 
     def layers(x, w, b):
         return F.conv2d(x, w, b, padding=3, groups=c)
 
-    inputs = [_draw_map(kind).permute(0, 3, 1, 2), _draw(kind, c, 1, 7, 7, over=7), _draw(kind, c)]
-    return ours, layers, [(inputs, [])]
+    return ours, layers, [([_draw_map(kind).permute(0, 3, 1, 2), *_draw_filters(kind)], [])]
 
 
-def _norm_mlp(kind: Kind) -> tuple[Callable, Callable, list[tuple]]:
-    c, statistics = kind.channels, None
-    x, residual = _draw_map(kind).to(kind.dtype), _draw_map(kind)
-    if kind.statistics:
-        with torch.no_grad(), torch.autocast(kind.device.type, enabled=False):
-            conv = [_draw(kind, c, 1, 7, 7, over=7).to(kind.dtype), _draw(kind, c).to(kind.dtype)]
-            x = x.permute(0, 3, 1, 2)
-            x, statistics = depthwise.depthwise_conv(x, *conv, triton=True, statistics=True)
-            x = x.permute(0, 2, 3, 1)
+def _draw_filters(kind: Kind) -> list[Tensor]:
+    return [_draw(kind, kind.channels, 1, 7, 7, over=7), _draw(kind, kind.channels)]
+
+
+def _block(kind: Kind) -> tuple[Callable, Callable, list[tuple]]:
+    c = kind.channels
 
     def ours(triton):
-        def run(x, residual, norm_w, norm_b, w1, b1, w2, b2, gain, scale=None):
-            of = statistics if triton else None
+        def run(x, conv, conv_b, norm_w, norm_b, w1, b1, w2, b2, gain, scale=None):
             norm = norm_w, norm_b, EPS
-            return norm_mlp(x, residual, norm, (w1, b1), (w2, b2), gain, scale, False, triton, of)
+            if triton:
+                return triton_block(x, Weights(conv, conv_b, *norm, w1, b1, w2, b2, gain, scale))
+            y = depthwise.depthwise_conv(x, conv, conv_b).permute(0, 2, 3, 1)
+            y = norm_mlp(y, x.permute(0, 2, 3, 1), norm, (w1, b1), (w2, b2), gain, scale)
+            return y.permute(0, 3, 1, 2)
 
         return run
 
-    def layers(x, residual, norm_w, norm_b, w1, b1, w2, b2, gain, scale=None):
-        x = F.linear(F.gelu(F.linear(F.layer_norm(x, (c,), norm_w, norm_b, EPS), w1, b1)), w2, b2)
-        x = x if gain is None else x * gain
-        return residual + (x if scale is None else x * scale.view(-1, 1, 1, 1))
+    def layers(x, conv, conv_b, norm_w, norm_b, w1, b1, w2, b2, gain, scale=None):
+        y = F.conv2d(x, conv, conv_b, padding=3, groups=c).permute(0, 2, 3, 1)
+        y = F.linear(F.gelu(F.linear(F.layer_norm(y, (c,), norm_w, norm_b, EPS), w1, b1)), w2, b2)
+        y = y if gain is None else y * gain
+        return x + (y if scale is None else y * scale.view(-1, 1, 1, 1)).permute(0, 3, 1, 2)
 
+    x, filters = _draw_map(kind).permute(0, 3, 1, 2), _draw_filters(kind)
     weights = [_draw(kind, 4 * c, c, over=c**0.5), _draw(kind, 4 * c)]
     weights += [_draw(kind, c, 4 * c, over=(4 * c) ** 0.5), _draw(kind, c)]
-    inputs = [x, residual, _draw(kind, c), _draw(kind, c), *weights, _draw(kind, c)]
+    inputs = [x, *filters, _draw(kind, c), _draw(kind, c), *weights, _draw(kind, c)]
     if kind.training:  # with stochastic depth
         return ours, layers, [(inputs, []), (inputs, [_draw(kind, len(x)).abs()])]
-    return ours, layers, [(inputs, []), ([x, residual, None, None, *weights, None], [])]  # folded
+    return ours, layers, [(inputs, []), ([x, *filters, None, None, *weights, None], [])]  # folded
 
 
 def _channel_norm(kind: Kind) -> tuple[Callable, Callable, list[tuple]]:
@@ -224,4 +225,4 @@ def _channel_norm(kind: Kind) -> tuple[Callable, Callable, list[tuple]]:
     return ours, layers, [([_draw_map(kind), _draw(kind, c), _draw(kind, c)], [])]
 
 
-OPERATORS = dict(depthwise=_depthwise, norm_mlp=_norm_mlp, channel_norm=_channel_norm)
+OPERATORS = dict(block=_block, depthwise=_depthwise, channel_norm=_channel_norm)

@@ -6,7 +6,9 @@ and sums are in float32, each result is rounded once. Without Triton, on other d
 is how they are tested where there is no GPU.
 """
 
+import functools
 import logging
+import operator
 import os
 from functools import cache
 from types import SimpleNamespace
@@ -22,14 +24,20 @@ except ImportError:  # a build of torch without it: the kernels below are never 
     triton, tl = None, SimpleNamespace(constexpr=None)
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+# Whether a compiled kernel is called as we know these versions to call it; others look at the arguments anew.
+DIRECT = triton is not None and not INTERPRETED and triton.__version__.startswith(('3.6.', '3.7.', '3.8.'))
+ALIGNMENT = 16  # bytes; a tensor that does not begin at a multiple takes another compiled kernel
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CHANNELS = 32  # for which the convolution gives the statistics of the norm
 # Found on an H100 over the maps of ConvNeXt-T, of 128 images of 224 pixels and one of 800 x 1280.
-CONVOLUTION = (4, 32, 56, 2)  # columns, channels and most rows of a program, warps
+CONVOLUTION = (4, 32, 56, 2, 2)  # columns, channels and most rows of a program, rows read ahead, warps
 WEIGHT_GRADIENT = (4, 32, 8, 2)  # columns, channels, programs for each processor, warps
 NORM = (4096, 4)  # numbers, warps
-NORM_GRADIENT = (2048, 8, 4)  # numbers, programs for each processor, warps
+NORM_GRADIENT = (1024, 16, 2)  # numbers, programs for each processor, warps
 ELEMENTS = (16, 128, 8, 4)  # rows, columns, programs for each processor, warps
+GELU_GRADIENT = (16, 128, 4, 8)  # the same
+TOTALS = (512, 8)  # rows, columns
+GAIN = (256, 512)  # rows of sums, columns of the weight
 LINEAR = ((64, 128, 32, 4), (64, 128, 64, 4))  # rows, columns, depth, warps: with GELU, with the residual
 WIDEST = 256  # channels of the residual up to which _linear is faster than cuBLAS and what follows it
 
@@ -82,23 +90,57 @@ def _capable(device: int) -> bool:
     return found
 
 
-def _jit(function):
-    return function if triton is None else triton.jit(function)
+def _jit(*numbers: str):
+    """Return the decorator of a kernel, which is compiled once whatever ``numbers`` are."""
+    if triton is None:
+        return lambda function: function
+    return triton.jit(do_not_specialize=list(numbers))
+
+
+_compiled = {}  # kernel, device, warps, constants and data types -> what Triton compiled
+
+
+def _launch(kernel, grid: tuple[int, int], tensors: tuple, numbers: tuple, constants: tuple, warps: int):
+    """Launch a kernel with tensors, numbers and constants, in the order of its arguments.
+
+    Triton looks at every argument anew at each call, which takes longer than many of our kernels; what it
+    compiled is called as it calls it, with addresses. It runs on the current device, so that is set.
+    """
+    device = tensors[0].get_device()
+    if device >= 0 and device != torch._C._cuda_getDevice():
+        with torch.cuda.device(device):
+            _launch(kernel, grid, tensors, numbers, constants, warps)
+        return
+    addresses = [t.data_ptr() for t in tensors]
+    key = kernel.__name__, device, warps, constants, tuple([t.dtype for t in tensors])
+    found = _compiled.get(key)
+    aligned = functools.reduce(operator.or_, addresses) % ALIGNMENT == 0
+    if found is None or not aligned:
+        found = kernel[grid](*tensors, *numbers, *constants, num_warps=warps)
+        if DIRECT and device >= 0 and aligned:
+            _compiled[key] = found
+        return
+    found.run(
+        *grid, 1, torch._C._cuda_getCurrentRawStream(device), found.function, found.packed_metadata,
+        None, None, None, *addresses, *numbers, *constants,
+    )  # fmt: skip
 
 
 # --- depthwise convolution, NHWC
 
 
-@_jit
+@_jit('height', 'width', 'rows')
 def _depthwise(
-    x_ptr, w_ptr, b_ptr, y_ptr, mean_ptr, square_ptr, height, width, rows, C: tl.constexpr, K: tl.constexpr,
-    HAS_BIAS: tl.constexpr, STATISTICS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, other_ptr, y_ptr, mean_ptr, square_ptr, height, width, rows, C: tl.constexpr,
+    K: tl.constexpr, HAS_BIAS: tl.constexpr, TURNED: tl.constexpr, ADD: tl.constexpr,
+    STATISTICS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Compute, in one program, BW columns and BC channels of ``rows`` output rows of one image.
 
     Of each input row every tap is added to the K output rows that it belongs to, whose sums move down by one
-    from row to row; the row after it is read meanwhile. If STATISTICS, for the norm behind it: the mean of
-    the BC channels and the sum of their squared distances from it.
+    from row to row; AHEAD rows after it are read meanwhile. TURNED: the filters are turned round. ADD: the
+    other map is added. If STATISTICS, for the norm behind it: the mean of the BC channels and the sum of
+    their squared distances from it.
     """
     R: tl.constexpr = K // 2
     blocks: tl.constexpr = C // BC
@@ -112,7 +154,8 @@ def _depthwise(
     last = tl.minimum(first + rows, height)
     taps = ()
     for k in tl.static_range(K * K):
-        taps = taps + (tl.load(w_ptr + k * C + channel).to(tl.float32),)
+        tap = w_ptr + (K * K - 1 - k if TURNED else k) * C
+        taps = taps + (tl.load(tap + channel).to(tl.float32),)
     start = tl.zeros([BW, BC], tl.float32)
     if HAS_BIAS:
         start += tl.load(b_ptr + channel).to(tl.float32)
@@ -120,45 +163,74 @@ def _depthwise(
     for _ in tl.static_range(K):
         sums = sums + (start,)
     here = column * C + channel
+    begin = tl.maximum(first - R, 0)  # rows beyond the image add nothing
+    end = tl.minimum(last + R, height)
     ahead = ()
-    for kx in tl.static_range(K):
-        shifted = column + (kx - R)
-        there = (shifted >= 0) & (shifted < width) & (first >= R)
-        line = x_ptr + image + (first - R) * width * C
-        ahead = ahead + (tl.load(line + here + (kx - R) * C, mask=there, other=0.0),)
-    for row in range(first - R, last + R):
+    for k in tl.static_range(AHEAD * K):
+        shifted = column + (k % K - R)
+        there = (shifted >= 0) & (shifted < width) & (begin + k // K < height)
+        line = x_ptr + image + (begin + k // K) * width * C
+        ahead = ahead + (tl.load(line + here + (k % K - R) * C, mask=there, other=0.0),)
+    for row in range(begin, end):
         values = ahead
         ahead = ()
+        for k in tl.static_range((AHEAD - 1) * K):
+            ahead = ahead + (values[k + K],)
         for kx in tl.static_range(K):
             shifted = column + (kx - R)
-            there = (shifted >= 0) & (shifted < width) & (row >= -1) & (row + 1 < height)
-            line = x_ptr + image + (row + 1) * width * C
+            there = (shifted >= 0) & (shifted < width) & (row + AHEAD < height)
+            line = x_ptr + image + (row + AHEAD) * width * C
             ahead = ahead + (tl.load(line + here + (kx - R) * C, mask=there, other=0.0),)
+        wanted = (row - R >= first) & (row - R < last) & (column < width)
+        where = image + (row - R) * width * C + here
+        other = start
+        if ADD:
+            other = tl.load(other_ptr + where, mask=wanted, other=0.0).to(tl.float32)
         for kx in tl.static_range(K):
             value = values[kx].to(tl.float32)
             moved = ()
             for ky in tl.static_range(K):
                 moved = moved + (sums[ky] + value * taps[ky * K + kx],)
             sums = moved
-        out = row - R  # complete: sums[K - 1]
-        wanted = (out >= first) & (out < last) & (column < width)
-        target = y_ptr + image + out * width * C + here
-        result = sums[K - 1].to(y_ptr.dtype.element_ty)
-        tl.store(target, result, mask=wanted)
-        if STATISTICS:
-            result = result.to(tl.float32)
-            mean = tl.sum(result, 1, keep_dims=True) / BC
-            square = tl.sum((result - mean) * (result - mean), 1, keep_dims=True)
-            where = image // BC + (out * width + column) * blocks + program % blocks
-            tl.store(mean_ptr + where, mean, mask=wanted)
-            tl.store(square_ptr + where, square, mask=wanted)
+        group = image // BC + ((row - R) * width + column) * blocks + program % blocks
+        _store(sums[K - 1], other, y_ptr, mean_ptr, square_ptr, where, group, wanted, ADD, STATISTICS, BC)
+        moved = (start,)
+        for ky in tl.static_range(K - 1):
+            moved = moved + (sums[ky],)
+        sums = moved
+    for row in range(end, last + R):  # complete without further rows
+        wanted = (row - R >= first) & (row - R < last) & (column < width)
+        where = image + (row - R) * width * C + here
+        other = start
+        if ADD:
+            other = tl.load(other_ptr + where, mask=wanted, other=0.0).to(tl.float32)
+        group = image // BC + ((row - R) * width + column) * blocks + program % blocks
+        _store(sums[K - 1], other, y_ptr, mean_ptr, square_ptr, where, group, wanted, ADD, STATISTICS, BC)
         moved = (start,)
         for ky in tl.static_range(K - 1):
             moved = moved + (sums[ky],)
         sums = moved
 
 
-@_jit
+@_jit()
+def _store(
+    result, other, y_ptr, mean_ptr, square_ptr, where, group, wanted, ADD: tl.constexpr,
+    STATISTICS: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Store a row of the convolution, after the sum, and its statistics, of each BC channels at ``group``."""
+    if ADD:
+        result += other
+    result = result.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + where, result, mask=wanted)
+    if STATISTICS:
+        result = result.to(tl.float32)
+        mean = tl.sum(result, 1, keep_dims=True) / BC
+        square = tl.sum((result - mean) * (result - mean), 1, keep_dims=True)
+        tl.store(mean_ptr + group, mean, mask=wanted)
+        tl.store(square_ptr + group, square, mask=wanted)
+
+
+@_jit('height', 'width', 'strips')
 def _depthwise_weight_gradient(
     x_ptr, g_ptr, out_ptr, height, width, strips, C: tl.constexpr, K: tl.constexpr,
     BW: tl.constexpr, BC: tl.constexpr,
@@ -212,29 +284,44 @@ def _depthwise_weight_gradient(
         tl.store(out_ptr + where, tl.sum(sums[k], 0))
 
 
+def taps_of(weight: Tensor) -> Tensor:
+    """Return the filters (C, 1, K, K) in the order in which the kernels read them, (K * K, C)."""
+    return weight.reshape(len(weight), -1).t().contiguous()
+
+
 def depthwise_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor | None = None
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor | None,
+    statistics: Tensor | None = None,
+    turned: bool = False,
+    other: Tensor | None = None,
 ) -> Tensor:
-    """Compute the convolution: (N, C, H, W) in channels_last memory -> same; ``weight`` (C, 1, K, K).
+    """Compute the convolution: (N, C, H, W) in channels_last memory -> same; ``taps`` of :func:`taps_of`.
 
     Into ``statistics``, (2, N, H, W, C / 32) in float32: of each 32 channels of the result the mean, and the
     sum of the squared distances from it, for :func:`linear_gelu`.
+
+    Args:
+        turned: the filters are turned round, as for the gradient of the input.
+        other: (N, C, H, W) in channels_last memory; is added, the result has its data type.
     """
     n, c, height, width = x.shape
-    kernel = weight.shape[-1]
     x = x.contiguous(memory_format=torch.channels_last)
-    taps = weight.reshape(c, kernel * kernel).t().contiguous()
-    out = torch.empty_like(x)
-    columns, channels, rows, warps = CONVOLUTION
-    across = n * triton.cdiv(width, columns) * (c // channels)
+    out = torch.empty_like(x if other is None else other)
+    columns, channels, rows, ahead, warps = CONVOLUTION
+    across = n * _ceil(width, columns) * (c // channels)
     rows = max(1, min(rows, height, height * across // (6 * _processors(x))))  # enough programs for all
-    grid = (across, triton.cdiv(height, rows))
     mean, square = (taps, taps) if statistics is None else statistics.unbind()
-    with torch.cuda.device_of(x):  # Triton launches on the current one
-        _depthwise[grid](
-            x, taps, taps if bias is None else bias, out, mean, square, height, width, rows, c, kernel,
-            bias is not None, statistics is not None, columns, channels, num_warps=warps,
-        )  # fmt: skip
+    _launch(
+        _depthwise,
+        (across, _ceil(height, rows)),
+        (x, taps, taps if bias is None else bias, x if other is None else other, out, mean, square),
+        (height, width, rows),
+        (c, round(len(taps) ** 0.5), bias is not None, turned, other is not None, statistics is not None)
+        + (columns, channels, ahead),
+        warps,
+    )
     return out
 
 
@@ -245,25 +332,29 @@ def depthwise_conv_weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tens
     """
     n, c, height, width = x.shape
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    columns, channels, each, warps = WEIGHT_GRADIENT
-    strips = n * triton.cdiv(width, columns)
+    *tile, each, warps = WEIGHT_GRADIENT
+    columns, channels = tile
+    strips = n * _ceil(width, columns)
     groups = min(strips, max(1, _processors(x) * each // (c // channels)))
     partial = x.new_empty(groups, kernel * kernel, c, dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        _depthwise_weight_gradient[(groups * (c // channels),)](
-            x, grad, partial, height, width, strips, c, kernel, columns, channels, num_warps=warps
-        )
+    grid, numbers = (groups * (c // channels), 1), (height, width, strips)
+    _launch(_depthwise_weight_gradient, grid, (x, grad, partial), numbers, (c, kernel, *tile), warps)
     return partial.sum(0).t().contiguous().view(c, 1, kernel, kernel)
 
 
 def _processors(x: Tensor) -> int:
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    return _processors_of(x.get_device()) if x.is_cuda else 1
+
+
+@cache
+def _processors_of(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 # --- norm over the channels
 
 
-@_jit
+@_jit('m')
 def _norm(
     x_ptr, w_ptr, b_ptr, y_ptr, eps, m, C: tl.constexpr, AFFINE: tl.constexpr, BM: tl.constexpr,
     BC: tl.constexpr,
@@ -283,12 +374,12 @@ def _norm(
     tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@_jit
+@_jit('m')
 def _norm_gradient(
     g_ptr, x_ptr, w_ptr, b_ptr, dx_ptr, y_ptr, sums_ptr, eps, m, C: tl.constexpr, AFFINE: tl.constexpr,
     SAVE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Compute, of every so many rows, the gradients of x and the sums that make those of weight and bias.
+    """Compute, of every so many rows, the gradients of x, their sum, and those of weight and bias.
 
     If SAVE, also what :func:`_norm` computes.
     """
@@ -300,6 +391,7 @@ def _norm_gradient(
         bias = tl.load(b_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
     of_weight = tl.zeros([BM, BC], tl.float32)
     of_bias = tl.zeros([BM, BC], tl.float32)
+    of_x = tl.zeros([BM, BC], tl.float32)
     for first in range(tl.program_id(0) * BM, m, tl.num_programs(0) * BM):
         row = first + tl.arange(0, BM)[:, None]
         where = row.to(tl.int64) * C + channel
@@ -318,16 +410,23 @@ def _norm_gradient(
         g *= weight
         along = tl.sum(g * x, 1, keep_dims=True) / C
         dx = (g - tl.sum(g, 1, keep_dims=True) / C - x * along) * rstd
-        tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        dx = dx.to(dx_ptr.dtype.element_ty)
+        tl.store(dx_ptr + where, dx, mask=mask)
+        of_x += tl.where(mask, dx.to(tl.float32), 0.0)
+    where = sums_ptr + tl.program_id(0) * 3 * C + tl.arange(0, BC)
+    tl.store(where, tl.sum(of_x, 0), mask=tl.arange(0, BC) < C)
     if AFFINE:
-        where = sums_ptr + tl.program_id(0) * 2 * C + tl.arange(0, BC)
-        tl.store(where, tl.sum(of_weight, 0), mask=tl.arange(0, BC) < C)
-        tl.store(where + C, tl.sum(of_bias, 0), mask=tl.arange(0, BC) < C)
+        tl.store(where + C, tl.sum(of_weight, 0), mask=tl.arange(0, BC) < C)
+        tl.store(where + 2 * C, tl.sum(of_bias, 0), mask=tl.arange(0, BC) < C)
 
 
 def _rows_and_columns(numbers: int, channels: int) -> tuple[int, int]:
-    columns = triton.next_power_of_2(channels)
+    columns = 1 << (channels - 1).bit_length()
     return max(1, numbers // columns), columns
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -337,10 +436,8 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> T
     numbers, warps = NORM
     tile = _rows_and_columns(numbers, x.shape[1])
     affine = (x, x) if weight is None else (weight, bias)
-    with torch.cuda.device_of(x):
-        _norm[(triton.cdiv(len(x), tile[0]),)](
-            x, *affine, out, eps, *x.shape, weight is not None, *tile, num_warps=warps
-        )
+    grid, numbers = (_ceil(len(x), tile[0]), 1), (eps, len(x))
+    _launch(_norm, grid, (x, *affine, out), numbers, (x.shape[1], weight is not None, *tile), warps)
     return out
 
 
@@ -351,31 +448,29 @@ def norm_gradient(
     bias: Tensor | None,
     eps: float,
     normed: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute the gradients of :func:`norm`: of ``x`` (M, C), and of weight and bias, (2, C) in float32.
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of :func:`norm`: of ``x`` (M, C), and sums over rows for :func:`totals`.
 
-    The latter ``None`` without them. The order of the sums is fixed. Into ``normed``, (M, C), if given, what
-    :func:`norm` computes.
+    These are (programs, 3, C) in float32: of the gradient of ``x``, and those that make the gradients of
+    weight and bias. The order of the sums is fixed. Into ``normed``, (M, C), if given, what :func:`norm`
+    computes.
     """
     x, grad = x.contiguous(), grad.contiguous()
     dx, affine, save = torch.empty_like(x), weight is not None, normed is not None
     numbers, each, warps = NORM_GRADIENT
     tile = _rows_and_columns(numbers, x.shape[1])
-    programs = min(triton.cdiv(len(x), tile[0]), each * _processors(x))
-    sums = x.new_empty(programs if affine else 1, 2, x.shape[1], dtype=torch.float32)
+    programs = min(_ceil(len(x), tile[0]), each * _processors(x))
+    sums = x.new_empty(programs, 3, x.shape[1], dtype=torch.float32)
     read = (weight, bias) if affine else (x, x)
-    with torch.cuda.device_of(x):
-        _norm_gradient[(programs,)](
-            grad, x, *read, dx, normed if save else dx, sums, eps, *x.shape, affine, save, *tile,
-            num_warps=warps,
-        )  # fmt: skip
-    return dx, sums.sum(0) if affine else None
+    tensors = grad, x, *read, dx, normed if save else dx, sums
+    _launch(_norm_gradient, (programs, 1), tensors, (eps, len(x)), (x.shape[1], affine, save, *tile), warps)
+    return dx, sums
 
 
 # --- passes over rows
 
 
-@_jit
+@_jit()
 def _normal_cdf(x, EXACT: tl.constexpr):
     """Compute the normal CDF by erf or, unless EXACT, by a sigmoid of an odd polynomial.
 
@@ -391,14 +486,15 @@ def _normal_cdf(x, EXACT: tl.constexpr):
     return result
 
 
-@_jit
+@_jit('m', 'each')
 def _column_sums(
-    x_ptr, h_ptr, out_ptr, y_ptr, sums_ptr, m, N: tl.constexpr, GELU: tl.constexpr, EXACT: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    x_ptr, h_ptr, scale_ptr, out_ptr, y_ptr, sums_ptr, m, each, N: tl.constexpr, GELU: tl.constexpr,
+    WRITE: tl.constexpr, HAS_SCALE: tl.constexpr, EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Sum BN columns of every so many rows; if GELU, of x times the derivative of GELU at h.
+    """Sum BN columns of every so many rows, times the scale of their sample of ``each`` rows.
 
-    Then what is summed goes to ``out``, GELU of h to ``y``.
+    If GELU, of x times the derivative of GELU at h; GELU of h, times the scale, goes to ``y``. If WRITE, what
+    is summed goes to ``out``.
     """
     across: tl.constexpr = (N + BN - 1) // BN
     program = tl.program_id(0)
@@ -410,54 +506,195 @@ def _column_sums(
         where = row.to(tl.int64) * N + column
         mask = (row < m) & (column < N)
         x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
+        if HAS_SCALE:
+            scale = tl.load(scale_ptr + row // each, mask=row < m, other=0.0).to(tl.float32)
+            x *= scale
         if GELU:
             h = tl.load(h_ptr + where, mask=mask, other=0.0).to(tl.float32)
             cdf = _normal_cdf(h, EXACT)
             x *= cdf + h * 0.3989422804014327 * tl.exp(-0.5 * h * h)
+            activated = h * cdf
+            if HAS_SCALE:
+                activated *= scale
+            tl.store(y_ptr + where, activated.to(y_ptr.dtype.element_ty), mask=mask)
+        if WRITE:
             tl.store(out_ptr + where, x.to(out_ptr.dtype.element_ty), mask=mask)
-            tl.store(y_ptr + where, (h * cdf).to(y_ptr.dtype.element_ty), mask=mask)
         sums += x
     column = program % across * BN + tl.arange(0, BN)
     tl.store(sums_ptr + program // across * N + column, tl.sum(sums, 0), mask=column < N)
 
 
-def _pass_over_rows(x: Tensor, hidden: Tensor | None, out: Tensor, activated: Tensor) -> Tensor:
+@_jit('groups', 'more')
+def _totals(
+    x_ptr, y_ptr, first_ptr, second_ptr, third_ptr, last_ptr, groups, more, N: tl.constexpr,
+    STRIDE: tl.constexpr, COUNT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Sum BN columns of one of COUNT parts of x, (groups, STRIDE, N), or of those of y, (more, parts, N).
+
+    The first go to an address each, those of y, one after the other, to the last one.
+    """
+    part = tl.program_id(1)
+    column = tl.program_id(0) * BN + tl.arange(0, BN)
+    if part >= COUNT:
+        parts = tl.num_programs(1) - COUNT
+        start, rows, stride = y_ptr + (part - COUNT) * N, more, parts * N
+    else:
+        start, rows, stride = x_ptr + part * N, groups, STRIDE * N
+    sums = tl.zeros([BM, BN], tl.float32)
+    for group in range(0, rows, BM):
+        row = group + tl.arange(0, BM)[:, None]
+        mask = (row < rows) & (column < N)[None, :]
+        sums += tl.load(start + row * stride + column[None, :], mask=mask, other=0.0)
+    total = tl.sum(sums, 0)
+    if part >= COUNT:
+        where = last_ptr + (part - COUNT) * N + column
+        tl.store(where, total.to(last_ptr.dtype.element_ty), mask=column < N)
+    elif part == 0:
+        tl.store(first_ptr + column, total.to(first_ptr.dtype.element_ty), mask=column < N)
+    elif part == 1:
+        tl.store(second_ptr + column, total.to(second_ptr.dtype.element_ty), mask=column < N)
+    else:
+        tl.store(third_ptr + column, total.to(third_ptr.dtype.element_ty), mask=column < N)
+
+
+@_jit('groups')
+def _gain_gradient(
+    outer_ptr, w_ptr, b_ptr, gain_ptr, x_ptr, dw_ptr, db_ptr, dgain_ptr, groups, C: tl.constexpr,
+    D: tl.constexpr, BG: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Compute one row of the gradients of a linear layer and of the gain of what it gives.
+
+    ``outer`` (C, D) is the weight's gradient without the gain, x (groups, C) sums to the bias's.
+    """
+    row = tl.program_id(0)
+    gain = tl.load(gain_ptr + row).to(tl.float32)
+    sums = tl.zeros([BG], tl.float32)
+    for group in range(0, groups, BG):
+        where = group + tl.arange(0, BG)
+        sums += tl.load(x_ptr + where * C + row, mask=where < groups, other=0.0)
+    bias = tl.sum(sums, 0)
+    dots = tl.zeros([BD], tl.float32)
+    for column in range(0, D, BD):
+        where = column + tl.arange(0, BD)
+        outer = tl.load(outer_ptr + row * D + where, mask=where < D, other=0.0).to(tl.float32)
+        dots += outer * tl.load(w_ptr + row * D + where, mask=where < D, other=0.0).to(tl.float32)
+        tl.store(dw_ptr + row * D + where, (outer * gain).to(dw_ptr.dtype.element_ty), mask=where < D)
+    dgain = tl.sum(dots, 0) + bias * tl.load(b_ptr + row).to(tl.float32)
+    tl.store(dgain_ptr + row, dgain.to(dgain_ptr.dtype.element_ty))
+    tl.store(db_ptr + row, (bias * gain).to(db_ptr.dtype.element_ty))
+
+
+@_jit('m', 'each')
+def _branch_sum(
+    x_ptr, other_ptr, gain_ptr, scale_ptr, out_ptr, m, each, N: tl.constexpr, HAS_GAIN: tl.constexpr,
+    HAS_SCALE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Compute, of BM rows and BN columns, x times gain of the column and scale of the sample, + other."""
+    across: tl.constexpr = (N + BN - 1) // BN
+    program = tl.program_id(0)
+    column = program % across * BN + tl.arange(0, BN)[None, :]
+    row = program // across * BM + tl.arange(0, BM)[:, None]
+    where = row.to(tl.int64) * N + column
+    mask = (row < m) & (column < N)
+    x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
+    if HAS_GAIN:
+        x *= tl.load(gain_ptr + column, mask=column < N, other=0.0).to(tl.float32)
+    if HAS_SCALE:
+        x *= tl.load(scale_ptr + row // each, mask=row < m, other=0.0).to(tl.float32)
+    x += tl.load(other_ptr + where, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + where, x.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def _pass_over_rows(
+    x: Tensor, hidden: Tensor | None, scale: Tensor | None, out: Tensor | None, activated: Tensor | None
+) -> Tensor:
     m, n = x.shape
-    rows, columns, each, warps = ELEMENTS
-    across = triton.cdiv(n, columns)
-    groups = min(triton.cdiv(m, rows), max(1, _processors(x) * each // across))
+    rows, columns, each, warps = ELEMENTS if hidden is None else GELU_GRADIENT
+    across = _ceil(n, columns)
+    groups = min(_ceil(m, rows), max(1, _processors(x) * each // across))
     sums = x.new_empty(groups, n, dtype=torch.float32)
-    gelu, exact = hidden is not None, x.dtype == torch.float32
-    with torch.cuda.device_of(x):
-        _column_sums[(groups * across,)](
-            x, hidden if gelu else x, out, activated, sums, m, n, gelu, exact, rows, columns, num_warps=warps
-        )
-    return sums.sum(0)
+    read = [x if t is None else t for t in (hidden, scale, out, activated)]
+    options = hidden is not None, out is not None, scale is not None, x.dtype == torch.float32
+    numbers = m, 1 if scale is None else m // scale.numel()
+    constants = n, *options, rows, columns
+    _launch(_column_sums, (groups * across, 1), (x, *read, sums), numbers, constants, warps)
+    return sums
 
 
-def column_sums(x: Tensor) -> Tensor:
-    """Sum the rows, (M, N) -> (N,), in float32 and in a fixed order."""
-    x = x.contiguous()
-    return _pass_over_rows(x, None, x, x)
+def column_sums(x: Tensor, scale: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Sum every so many rows of (M, N), times the scale of their sample, in float32 and in a fixed order.
 
-
-def gelu_gradient(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiply ``grad`` by the derivative of GELU at ``hidden``, in place, both (M, N).
+    Args:
+        scale: (samples,), of as many rows each.
+        out: (M, N), for what is summed, in its data type.
 
     Returns:
-        GELU of ``hidden``, (M, N), and the sum of the rows of ``grad``, (N,) in float32.
+        (groups, N) for :func:`totals`.
+    """
+    return _pass_over_rows(x.contiguous(), None, scale, out, None)
+
+
+def gelu_gradient(grad: Tensor, hidden: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Multiply ``grad`` by the derivative of GELU at ``hidden`` and by the scale, in place, both (M, N).
+
+    Returns:
+        GELU of ``hidden`` times the scale, (M, N), and sums of rows of ``grad``, as :func:`column_sums` has.
     """
     activated = torch.empty_like(hidden)
-    return activated, _pass_over_rows(grad, hidden, grad, activated)
+    return activated, _pass_over_rows(grad, hidden, scale, grad, activated)
+
+
+def totals(sums: Tensor, *outs: Tensor, more: tuple[Tensor, Tensor] | None = None) -> None:
+    """Sum (groups, parts, N), or (groups, N), over the groups: the first part, or three, into (N,) each.
+
+    ``more``: sums of other groups, whose columns are a multiple of N, and where their totals go.
+    """
+    groups, n = len(sums), sums.shape[-1]
+    last, out = more or (sums, outs[0])
+    tensors = sums, last, *(outs if len(outs) == 3 else outs * 3), out
+    grid = _ceil(n, TOTALS[1]), len(outs) + (last.shape[1] // n if more else 0)
+    constants = n, sums.numel() // (groups * n), len(outs), *TOTALS
+    _launch(_totals, grid, tensors, (groups, len(last)), constants, 4)
+
+
+def gain_gradient(
+    outer: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, sums: Tensor, outs: tuple[Tensor, ...]
+) -> None:
+    """Compute the gradients of weight, bias and gain of ``gain * linear(x)`` into ``outs``.
+
+    Args:
+        outer: (C, D), the weight's gradient without the gain.
+        weight: (C, D).
+        bias: (C,).
+        gain: (C,).
+        sums: (groups, C), of the gradient of the result, see :func:`column_sums`.
+        outs: of the shapes of weight, bias and gain.
+    """
+    c, d = outer.shape
+    _launch(_gain_gradient, (c, 1), (outer, weight, bias, gain, sums, *outs), (len(sums),), (c, d, *GAIN), 4)
+
+
+def branch_sum(x: Tensor, gain: Tensor | None, scale: Tensor | None, residual: Tensor, out: Tensor) -> None:
+    """Compute ``residual + scale * gain * x`` into ``out``, (M, N) each, which may be one of both.
+
+    ``gain`` is (N,), ``scale`` (samples,) of as many rows each.
+    """
+    m, n = x.shape
+    rows, columns, _, warps = ELEMENTS
+    read = [x if t is None else t for t in (gain, scale)]
+    grid = (_ceil(m, rows) * _ceil(n, columns), 1)
+    numbers = m, 1 if scale is None else m // scale.numel()
+    constants = n, gain is not None, scale is not None, rows, columns
+    _launch(_branch_sum, grid, (x, residual, *read, out), numbers, constants, warps)
 
 
 # --- linear layers
 
 
-@_jit
+@_jit('m', 'each')
 def _linear(
     a_ptr, w_ptr, b_ptr, gain_ptr, scale_ptr, other_ptr, out_ptr, second_ptr, mean_ptr, square_ptr,
-    norm_w_ptr, norm_b_ptr, eps, m, N: tl.constexpr, K: tl.constexpr, RESIDUAL: tl.constexpr,
+    norm_w_ptr, norm_b_ptr, eps, m, each, N: tl.constexpr, K: tl.constexpr, RESIDUAL: tl.constexpr,
     HAS_GAIN: tl.constexpr, HAS_SCALE: tl.constexpr, SAVE: tl.constexpr, NORM: tl.constexpr,
     AFFINE: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr,
@@ -465,7 +702,7 @@ def _linear(
     """Compute ``a @ w.T + bias`` of BM rows and BN columns, and then GELU or, if RESIDUAL, the sum.
 
     GELU goes to ``out``, what it got to ``second`` if SAVE. The sum, times the gain of the column and the
-    scale of the row, + ``other``, goes to ``out``.
+    scale of the sample of ``each`` rows, + ``other``, goes to ``out``.
 
     If NORM, the rows of ``a`` are normalised on their way in, by the statistics of each NORM numbers.
     """
@@ -522,7 +759,7 @@ def _linear(
         if HAS_GAIN:
             total *= tl.load(gain_ptr + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
         if HAS_SCALE:
-            total *= tl.load(scale_ptr + first + row, mask=rows, other=0.0).to(tl.float32)
+            total *= tl.load(scale_ptr + (first + row) // each, mask=rows, other=0.0).to(tl.float32)
         other = tl.load(other_ptr + where, mask=mask, other=0.0).to(tl.float32)
         tl.store(out_ptr + where, (total + other).to(kind), mask=mask)
     else:
@@ -533,22 +770,18 @@ def _linear(
         tl.store(out_ptr + where, (h * _normal_cdf(h, EXACT)).to(kind), mask=mask)
 
 
-def _launch(
-    a, w, out, bias, *, residual=None, gain=None, scale=None, second=None, norm=None,
-) -> None:  # fmt: skip
+def _launch_linear(a, w, out, bias, *, residual=None, gain=None, scale=None, second=None, norm=None) -> None:
     m, k = a.shape
     n = out.shape[1]
     *tile, warps = (16, 16, 16, 4) if INTERPRETED else LINEAR[residual is not None]
-    grid = (triton.cdiv(m, tile[0]) * triton.cdiv(n, tile[1]),)
+    grid = (_ceil(m, tile[0]) * _ceil(n, tile[1]), 1)
     mean, square, norm_weight, norm_bias, eps = norm or (None, None, None, None, 0.0)
-    read = (gain, scale, residual), (second, mean, square, norm_weight, norm_bias)
-    read = [[a if t is None else t for t in tensors] for tensors in read]  # an address for what is not read
-    with torch.cuda.device_of(a):
-        _linear[grid](
-            a, w, bias, *read[0], out, *read[1], eps, m, n, k, residual is not None, gain is not None,
-            scale is not None, second is not None, CHANNELS if norm else 0, norm_weight is not None,
-            out.dtype == torch.float32, INTERPRETED, *tile, num_warps=warps,
-        )  # fmt: skip
+    read = (gain, scale, residual, out, second, mean, square, norm_weight, norm_bias)
+    read = [a if t is None else t for t in read]  # an address for what is not read
+    options = [t is not None for t in (residual, gain, scale, second)]
+    options += [CHANNELS if norm else 0, norm_weight is not None, out.dtype == torch.float32, INTERPRETED]
+    numbers = eps, m, 1 if scale is None else m // scale.numel()
+    _launch(_linear, grid, (a, w, bias, *read), numbers, (n, k, *options, *tile), warps)
 
 
 def linear_gelu(
@@ -562,7 +795,7 @@ def linear_gelu(
     may be ``None``, and eps. Without it, no norm.
     """
     out = x.new_empty(len(x), len(weight))
-    _launch(x.contiguous(), weight.contiguous(), out, bias, second=hidden, norm=norm)
+    _launch_linear(x.contiguous(), weight.contiguous(), out, bias, second=hidden, norm=norm)
     return out
 
 
@@ -577,7 +810,7 @@ def linear_residual(
 ) -> None:
     """Compute ``residual + scale * gain * (x @ weight.T + bias)`` into ``out``, which may be ``residual``.
 
-    ``gain`` (N,) is of the columns, ``scale`` (M, 1) of the rows.
+    ``gain`` (N,) is of the columns, ``scale`` (samples,) of as many rows each.
     """
     weight, residual = weight.contiguous(), residual.contiguous()
-    _launch(x, weight, out, bias, gain=gain, scale=scale, residual=residual)
+    _launch_linear(x, weight, out, bias, gain=gain, scale=scale, residual=residual)

@@ -1,0 +1,190 @@
+"""Computes a whole block (V1) by the Triton kernels and cuBLAS, in one function with its gradients.
+
+Of what autograd would keep three are kept: the input, the output of the convolution, and the hidden layer
+before GELU. Stochastic depth is a factor of each sample, so that no size depends on the draw. Each launch
+counts: on a GPU a small map takes less time than Python needs to ask for it.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import depthwise, triton_kernels
+from .dispatch import operator
+
+_library = torch.library.Library('convnext_backbone', 'FRAGMENT')
+_weights = (
+    'Tensor conv_weight, Tensor conv_bias, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1, '
+    'Tensor b1, Tensor w2, Tensor b2, Tensor? gain, Tensor? scale'
+)
+_library.define(f'block(Tensor x, Tensor residual, {_weights}, bool keep) -> (Tensor, Tensor[])')
+_library.define(f'block_backward(Tensor grad, Tensor x, Tensor[] kept, {_weights}) -> Tensor[]')
+
+
+class Weights(NamedTuple):
+    """Holds what a block computes with, in the order of the operators' arguments.
+
+    Attributes:
+        conv_weight: (C, 1, K, K); conv_bias (C,).
+        norm_weight: (C,); norm_bias too; ``None``: no affine part.
+        eps: of the norm.
+        w1: (D, C); b1 (D,).
+        w2: (C, D); b2 (C,).
+        gain: (C,), or ``None``: 1.
+        scale: (N,), of stochastic depth, without gradient, or ``None``: 1.
+    """
+
+    conv_weight: Tensor
+    conv_bias: Tensor
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    eps: float
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    gain: Tensor | None
+    scale: Tensor | None
+
+
+def triton_block(x: Tensor, weights: Weights) -> Tensor:  # (N, C, H, W) -> same
+    """Compute a block, ``x + scale * gain * mlp(norm(conv(x)))``; under autocast all but the sum in its type.
+
+    Args:
+        x: the result has its data type, and is in channels_last memory.
+        weights: of data types of their own, which their gradients have, too.
+    """
+    device = x.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *weights)):
+        return _Block.apply(x, low, *weights)
+    x = _rows_last(x)
+    return operator('block', _forward)(x.to(low), x, *_in(low, weights), False)[0].permute(0, 3, 1, 2)
+
+
+def _rows_last(x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, H, W, C)
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _in(low: torch.dtype, weights: Weights) -> Weights:
+    """Return the weights with those that are multiplied with maps in the data type ``low``."""
+    if weights.w1.dtype == low and weights.conv_weight.dtype == low:
+        return weights
+    names = ('conv_weight', 'conv_bias', 'w1', 'b1', 'w2', 'b2')
+    return weights._replace(**{name: getattr(weights, name).to(low) for name in names})
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, low, *weights):
+        x, weights = _rows_last(x), Weights(*weights)
+        small = x.to(low)
+        out, kept = operator('block', _forward)(small, x, *_in(low, weights), True)
+        ctx.eps, ctx.low = weights.eps, low
+        ctx.save_for_backward(small, *kept, *weights[:4], *weights[5:])
+        return out.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, *tensors = ctx.saved_tensors
+        kept, weights = tensors[:3], Weights(*tensors[3:7], ctx.eps, *tensors[7:])
+        dx, *found = operator('block_backward', _backward)(_rows_last(grad), x, kept, *weights)
+        dconv, dconv_bias, dw1, db1, dw2, db2, *rest = found
+        dgain = None if weights.gain is None else rest.pop(0)
+        dnorm = (None, None) if weights.norm_weight is None else rest
+        return dx.permute(0, 3, 1, 2), None, dconv, dconv_bias, *dnorm, None, dw1, db1, dw2, db2, dgain, None
+
+
+def _forward(x, residual, *arguments) -> tuple[Tensor, list[Tensor]]:
+    """Compute the result; if ``keep``, the convolution's output, the hidden layer and the taps besides."""
+    weights, keep = Weights(*arguments[:-1]), arguments[-1]
+    n, height, width, c = x.shape
+    narrow = c <= triton_kernels.WIDEST
+    statistics = None
+    if narrow:
+        shape = 2, n, height, width, c // triton_kernels.CHANNELS
+        statistics = x.new_empty(shape, dtype=torch.float32)
+    taps = triton_kernels.taps_of(weights.conv_weight)
+    y = triton_kernels.depthwise_conv(x.permute(0, 3, 1, 2), taps, weights.conv_bias, statistics)
+    rows, out = y.permute(0, 2, 3, 1).view(-1, c), torch.empty_like(residual)
+    sums = residual.view(-1, c), out.view(-1, c)
+    norm, h = (weights.norm_weight, weights.norm_bias, weights.eps), None
+    if narrow:
+        h = x.new_empty(len(rows), len(weights.w1)) if keep else None
+        norm = (*statistics.view(2, len(rows), -1), *norm)
+        g = triton_kernels.linear_gelu(rows, weights.w1, weights.b1, h, norm)
+        triton_kernels.linear_residual(g, weights.w2, weights.b2, weights.gain, weights.scale, *sums)
+    else:
+        h = F.linear(triton_kernels.norm(rows, *norm), weights.w1, weights.b1)
+        g = F.gelu(h) if keep else torch.ops.aten.gelu_(h)
+        g = F.linear(g, weights.w2, weights.b2)
+        triton_kernels.branch_sum(g, weights.gain, weights.scale, *sums)
+    return out, [y.permute(0, 2, 3, 1), h, taps] if keep else []
+
+
+def _backward(grad, x, kept, *weights) -> list[Tensor]:
+    """Compute the gradients of x, filters and their bias, w1, b1, w2, b2, gain, and both of the norm.
+
+    The last three where they are. Of the weights in their own data types, as many as there are.
+    """
+    weights, (y, h, taps), c = Weights(*weights), kept, x.shape[-1]
+    low, scale = x.dtype, weights.scale
+    w1, w2 = weights.w1.to(low), weights.w2.to(low)
+    rows, dout = y.view(-1, c), grad.view(-1, c)
+    if grad.dtype == low:
+        db2 = triton_kernels.column_sums(dout, scale)
+    else:
+        wide, dout = dout, torch.empty_like(rows)
+        db2, scale = triton_kernels.column_sums(wide, scale, dout), None
+    dh = dout @ (w2 if weights.gain is None else (w2 * weights.gain[:, None]).to(low))
+    g, db1 = triton_kernels.gelu_gradient(dh, h, scale)  # dh is times the derivative now
+    normed = torch.empty_like(rows)
+    norm = weights.norm_weight, weights.norm_bias, weights.eps
+    dy, sums = triton_kernels.norm_gradient(dh @ w1, rows, *norm, normed)
+    dw1, outer = dh.t() @ normed, dout.t() @ g
+    dy = dy.view(x.shape).permute(0, 3, 1, 2)
+    residual = grad.permute(0, 3, 1, 2)
+    dx = triton_kernels.depthwise_conv(dy, taps, None, turned=True, other=residual).permute(0, 2, 3, 1)
+    dconv = depthwise.weight_gradient(x.permute(0, 3, 1, 2), dy, weights.conv_weight)
+    found = [torch.empty_like(t) for t in (weights.conv_bias, weights.b1, weights.w2, weights.b2)]
+    dconv_bias, total_b1, dw2, total_b2 = found
+    dnorm = [torch.empty_like(t) for t in weights[2:4] if t is not None]
+    triton_kernels.totals(sums, dconv_bias, *dnorm, more=(db1, total_b1))
+    dgain = []
+    if weights.gain is None:
+        triton_kernels.totals(db2, total_b2)
+        dw2 = outer.to(weights.w2.dtype)
+    else:
+        dgain = [torch.empty_like(weights.gain)]
+        outs = dw2, total_b2, *dgain
+        triton_kernels.gain_gradient(outer, w2, weights.b2, weights.gain, db2, outs)
+    return [dx, dconv, dconv_bias, dw1.to(weights.w1.dtype), total_b1, dw2, total_b2, *dgain, *dnorm]
+
+
+for _device in ('CPU', 'CUDA'):
+    _library.impl('block', _forward, _device)
+    _library.impl('block_backward', _backward, _device)
+
+
+@torch.library.register_fake('convnext_backbone::block')
+def _(x, residual, *arguments):
+    weights, keep = Weights(*arguments[:-1]), arguments[-1]
+    rows = x.numel() // x.shape[-1]
+    filters = weights.conv_weight
+    kept = (
+        torch.empty_like(x),
+        x.new_empty(rows, len(weights.w1)),
+        filters.new_empty(filters[0].numel(), len(filters)),
+    )
+    return torch.empty_like(residual), [*kept] * keep
+
+
+@torch.library.register_fake('convnext_backbone::block_backward')
+def _(grad, x, kept, *weights):
+    weights = Weights(*weights)
+    order = ('conv_weight', 'conv_bias', 'w1', 'b1', 'w2', 'b2', 'gain', 'norm_weight', 'norm_bias')
+    found = [getattr(weights, name) for name in order]
+    return [torch.empty_like(grad), *(torch.empty_like(t) for t in found if t is not None)]
