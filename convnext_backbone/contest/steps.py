@@ -1,8 +1,8 @@
 """Times whole training steps and predictions of a detector and of a segmenter around the backbones, in turn.
 
 Mask R-CNN and UPerNet as published, with random weights: the same heads, the same weights, the same images;
-only the backbone is another library's. torchvision's own Mask R-CNN takes part, too: another implementation
-around torchvision's backbone, whose losses are others.
+only the backbone is another library's. Ours trains as ``convnext train`` does, see :mod:`..rpn`. torchvision's
+own Mask R-CNN takes part, too: another implementation around torchvision's backbone, whose losses are others.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from ..checkpoint.formats import from_released, released_names
 from ..config import read_config
 from ..measure import build_model, make_batch
 from ..measure.build import building
+from ..rpn import use_sampled_gradients
 from .cell import Cell
 from .networks import OURS, PEERS
 from .parts import parts_of
@@ -219,6 +220,8 @@ def entrants(cell: Cell, weights: dict, peers: list[str]) -> list[Entrant]:
         except Exception as error:
             print(f'{OTHER} is left out: {describe(error)}')
             found = [each for each in found if each.name != OTHER]
+    if cell.device == 'cpu':  # after the others were copied from it
+        use_sampled_gradients(model)
     return found
 
 
