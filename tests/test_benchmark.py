@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tool
 
-from convnext_backbone import contest
+from convnext_backbone.contest import backbones as contest
 from convnext_backbone.errors import UserError
 
 benchmark = tool('benchmark')

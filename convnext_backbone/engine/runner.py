@@ -39,6 +39,7 @@ from ..datasets import forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
 from ..registry import class_of, type_name
+from ..rpn import use_sampled_gradients
 from ..tiles.model import TiledModel
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
@@ -87,6 +88,13 @@ class Runner(MMEngineRunner):
         cfg = format_once(cfg) if isinstance(cfg, Config) else copy.deepcopy(cfg)
         notes = use_stand_ins(cfg)
         return super().from_cfg(cfg).log_notes(notes)
+
+    def build_model(self, model):
+        """Build as in mmengine; on a CPU a region proposal network computes gradients where it has any."""
+        model = super().build_model(model)
+        if get_device() == 'cpu' and (number := use_sampled_gradients(model)):
+            self.logger.info(f'stand-ins: gradients of {number} convolutions of RPNHead at sampled positions')
+        return model
 
     build_optim_wrapper = report_build_errors(MMEngineRunner.build_optim_wrapper)
     build_param_scheduler = report_build_errors(MMEngineRunner.build_param_scheduler)

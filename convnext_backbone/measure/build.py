@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -44,11 +45,19 @@ def building(scope: str | None, device: str) -> Iterator[None]:
         warnings.catch_warnings(action='ignore'),  # of mmseg's losses, about their own defaults
     ):
         disabled = logging.root.manager.disable
-        logging.disable(logging.INFO)  # a line for each weight
+        _disable_log(logging.INFO)  # a line for each weight
         try:
             yield
         finally:
-            logging.disable(disabled)
+            _disable_log(disabled)
+
+
+def _disable_log(level: int) -> None:
+    """Disable lines up to a level; mmengine's logger remembers what was enabled, which it forgets here."""
+    logging.disable(level)
+    if getattr(MMLogger, '_instance_dict', None):  # without one, asking would make it
+        logger = MMLogger.get_current_instance()
+        logger.setLevel(logger.level)
 
 
 def without_weights(cfg: Config) -> Config:
