@@ -80,6 +80,16 @@ def test_limits_are_those_of_the_paper_and_of_a_hand_calculation():
     assert contest.least_bytes(step) == 2 * 5 * maps + parameters * (2 * 2 + 8 * 4)
 
 
+def test_graphs_of_a_gpu_are_refused_on_a_cpu_and_named_in_the_table():
+    with pytest.raises(UserError, match='--ways captured needs a GPU: cpu has no CUDA graphs'):
+        benchmark.main([*QUICK, '--ways', 'eager', 'compiled-captured'])
+    args = benchmark.parse_args(
+        ['--ways', *benchmark.WAYS, '--precisions', 'bfloat16', '--modes', 'training']
+    )
+    names = [str(found).split('bfloat16 ')[1] for found in benchmark.cells_of(args, 'cuda')]
+    assert names == ['eager', 'compiled', 'eager captured', 'compiled captured']
+
+
 def test_a_task_that_is_no_size_is_refused():
     with pytest.raises(UserError, match="expected classify or IMAGESxHEIGHTxWIDTH, got 'large'"):
         benchmark.main([*QUICK, '--tasks', 'large'])

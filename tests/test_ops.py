@@ -1,6 +1,7 @@
 """The fast ways of a block against float64 of the ordinary layers: outputs, gradients, a training step."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convnext_backbone.backbones import ConvNeXt, IsotropicConvNeXt, fuse_for_inference
 from convnext_backbone.backbones.block import Block
 from convnext_backbone.errors import UserError
+from convnext_backbone.ops import block as block_ops
 from convnext_backbone.ops import depthwise_conv, mlp, native, norm_mlp
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -519,6 +521,12 @@ def test_fused_false_uses_ordinary_layers_only(monkeypatch):
         ConvNeXt(**SMALL, fused=fused)(torch.randn(1, 3, 64, 64))
         assert bool(calls) is fused
         calls.clear()
+
+
+@pytest.mark.parametrize(('numbers', 'fused'), [(2**22 - 1, False), (2**22, True)])
+def test_on_a_gpu_without_our_kernels_only_huge_maps_are_worth_the_launches(numbers, fused):
+    x = SimpleNamespace(device=torch.device('cuda', 0), numel=lambda: numbers)
+    assert block_ops._pays_without_triton(x) is fused
 
 
 def test_another_way_is_refused():

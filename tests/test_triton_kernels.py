@@ -194,3 +194,62 @@ def test_without_a_gpu_the_kernels_are_not_used():
     assert not kernels.supports(x, 40)
     assert not kernels.supports(x.double(), 32)
     assert os.environ.get('TRITON_INTERPRET') == '1' or not kernels.supports(x.cpu().half(), 32)
+
+
+class Stand:
+    """A tensor on a GPU that is not here."""
+
+    def __init__(self, address: int, dtype=torch.bfloat16):
+        self.address, self.dtype = address, dtype
+
+    def get_device(self):
+        return 3
+
+    def data_ptr(self):
+        return self.address
+
+
+def test_what_triton_compiled_is_launched_with_addresses_and_looked_at_anew_where_it_must(monkeypatch):
+    seen = []
+
+    class Compiled:
+        function, packed_metadata = 'function', 'metadata'
+
+        def run(self, *given):
+            seen.append(('direct', *given))
+
+    class Kernel:
+        __name__ = 'kernel'
+
+        def __getitem__(self, grid):
+            def launch(*given, num_warps):
+                seen.append(('by Triton', grid, num_warps, *given))
+                return Compiled()
+
+            return launch
+
+    monkeypatch.setattr(kernels, 'DIRECT', True)
+    monkeypatch.setattr(kernels, '_compiled', {})
+    monkeypatch.setattr(torch._C, '_cuda_getDevice', lambda: 3, raising=False)
+    monkeypatch.setattr(torch._C, '_cuda_getCurrentRawStream', lambda device: 70 + device, raising=False)
+    kernel, a, b = Kernel(), Stand(64), Stand(128)
+
+    def launch(*tensors, constants=(96, True), warps=2, number=5):
+        kernels._launch(kernel, (7, 2), tensors, (number,), constants, warps)
+        return seen.pop()
+
+    assert launch(a, b) == ('by Triton', (7, 2), 2, a, b, 5, 96, True)
+    begin = ('direct', 7, 2, 1, 73, 'function', 'metadata', None, None, None)
+    assert launch(a, b) == (*begin, 64, 128, 5, 96, True)
+    assert launch(b, a, number=8) == (*begin, 128, 64, 8, 96, True)
+    for tensors, options in (
+        ((a, Stand(136)), {}),  # which begins at no multiple of 16
+        ((a, Stand(128, torch.float32)), {}),
+        ((a, b), dict(constants=(96, False))),
+        ((a, b), dict(warps=4)),
+    ):
+        assert launch(*tensors, **options)[0] == 'by Triton'
+    assert launch(a, Stand(136))[0] == 'by Triton'
+    monkeypatch.setattr(kernels, 'DIRECT', False)
+    kernels._compiled.clear()
+    assert [launch(a, b)[0] for _ in '12'] == ['by Triton'] * 2

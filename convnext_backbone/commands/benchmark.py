@@ -18,6 +18,7 @@ implementation, of which only finite losses are asked.
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ from ..contest import DROP_PATH, PEERS, Cell, about, admitted, contest, random_w
 from ..errors import UserError
 
 MODES = ('inference', 'training')
-WAYS = ('eager', 'compiled')
+# By torch.compile; captured: as a CUDA graph.
+WAYS = dict(eager={}, compiled=dict(compiled=True), captured=dict(captured=True))
+WAYS['compiled-captured'] = dict(compiled=True, captured=True)
 PRECISIONS = ('float32', 'bfloat16', 'autocast')
 
 
@@ -54,7 +57,13 @@ def parse_args(argv=None):
         help='images; default on a CPU and on a GPU: classify 8, 128; mask_rcnn 1, 2; upernet 2, 16',
     )
     parser.add_argument('--peers', nargs='+', default=list(PEERS), choices=PEERS)
-    parser.add_argument('--ways', nargs='+', default=['eager'], choices=WAYS, help='compiled: torch.compile')
+    parser.add_argument(
+        '--ways',
+        nargs='+',
+        default=['eager'],
+        choices=WAYS,
+        help='compiled: torch.compile; captured: a CUDA graph, the time of the GPU alone',
+    )
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--seconds', type=float, default=0.3, help='of work in a turn, at least')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda where there is a GPU')
@@ -62,12 +71,14 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def check_tasks(args) -> None:
+def check_tasks(args, device: str) -> None:
     """Check the tasks, and that whole models are asked for as there are.
 
     Raises:
         UserError: they are not.
     """
+    if device != 'cuda' and any('captured' in way for way in args.ways):
+        raise UserError(f'--ways captured needs a GPU: {device} has no CUDA graphs')
     for task in args.tasks:
         if task not in ('classify', *steps.CONFIGS) and not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){2}', task):
             known = ', '.join(('classify', *steps.CONFIGS))
@@ -76,7 +87,7 @@ def check_tasks(args) -> None:
             continue
         if args.sizes != ['tiny']:
             raise UserError(f'--tasks {task} is timed with --sizes tiny, got {" ".join(args.sizes)}')
-        if 'compiled' in args.ways:
+        if args.ways != ['eager']:
             raise UserError(f'--tasks {task} is timed with --ways eager: its heads do not compile as a whole')
         if args.precisions and 'bfloat16' in args.precisions:
             raise UserError(
@@ -99,14 +110,15 @@ def cells_of(args, device: str):
                     if whole and precision == 'bfloat16':
                         continue
                     for way in args.ways:
-                        yield Cell(size, task, mode, precision, way == 'compiled', batch, device)
+                        cell = Cell(size, task, mode, precision, False, batch, device)
+                        yield replace(cell, **WAYS[way])
 
 
 def main(argv=None) -> list[dict]:
     """Print the times of every cell and the table, write both to ``--out``, and return the results."""
     args = parse_args(argv)
     device = choose_device(args.device)
-    check_tasks(args)
+    check_tasks(args, device)
     if args.out:
         check_work_dir(args.out, '--out')
     torch.set_flush_denormal(True)

@@ -12,6 +12,8 @@ class Cell:
     Attributes:
         task: ``'classify'``, ``'mask_rcnn'`` or ``'upernet'``; or ``'IMAGESxHEIGHTxWIDTH'``, the maps of the
             backbone.
+        compiled: by ``torch.compile``.
+        captured: a step is a CUDA graph, which one call launches: the GPU's time alone.
     """
 
     size: str
@@ -21,6 +23,7 @@ class Cell:
     compiled: bool
     batch: int
     device: str
+    captured: bool = False
 
     @property
     def image(self) -> tuple[int, int]:
@@ -33,7 +36,7 @@ class Cell:
         return self.task in IMAGES and self.task != 'classify'
 
     def __str__(self) -> str:
-        how = 'compiled' if self.compiled else 'eager'
+        how = ' '.join(['compiled' if self.compiled else 'eager'] + ['captured'] * self.captured)
         height, width = self.image
         what = f'{self.task} {self.size}' if self.whole else self.size
         return f'{what} {self.mode} {self.batch} x {height} x {width} {self.precision} {how}'

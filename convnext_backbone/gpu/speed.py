@@ -17,11 +17,13 @@ ROUNDS, SECONDS = 3, 0.3
 
 
 def cells() -> list[contest.Cell]:
-    """Return the comparisons, bfloat16: eager ones first."""
+    """Return the comparisons, bfloat16: eager ones first, and as CUDA graphs; then by ``torch.compile``."""
     found = []
-    for compiled, size, task, mode in product((False, True), SIZES, TASKS, ('training', 'inference')):
+    for compiled, size, captured, task, mode in product(
+        (False, True), SIZES, (False, True), TASKS, ('training', 'inference')
+    ):
         batch = BATCH if task == 'classify' else int(task.split('x')[0])
-        found.append(contest.Cell(size, task, mode, 'bfloat16', compiled, batch, 'cuda'))
+        found.append(contest.Cell(size, task, mode, 'bfloat16', compiled, batch, 'cuda', captured))
     return found
 
 

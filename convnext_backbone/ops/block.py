@@ -1,5 +1,6 @@
 """Computes a whole ConvNeXt block in fewer passes over memory, and chooses the implementation."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -21,23 +22,22 @@ def block_implementation(block: nn.Module, x: Tensor) -> Callable[[nn.Module, Te
         block: a :class:`convnext_backbone.backbones.block.Block`.
         x: (N, C, H, W).
     """
-    if block.fused and has_plain_layers(block) and supports(block, x):
-        return fused_block
+    if block.fused and has_plain_layers(block) and not trial.being_exported():
+        triton = by_triton(block, x)
+        if triton or _pays_without_triton(x):
+            return functools.partial(fused_block, triton=triton)
     return folded_block if block.folded else None
 
 
-def supports(block: nn.Module, x: Tensor) -> bool:
-    """Return whether the fused block computes with ``x``: on a CPU or with CUDA.
+def _pays_without_triton(x: Tensor) -> bool:
+    """Return whether the fused operators are better than the ordinary layers where PyTorch computes them.
 
-    Not while a program is traced or exported, which is to consist of PyTorch's own operators.
-    ``torch.compile`` takes the operators as they are on a CPU, and on CUDA if our kernels do the work: else
-    it fuses the ordinary layers.
+    On a CPU they are faster. Of huge maps on CUDA they keep half the memory at the same speed; of smaller
+    ones they take longer to launch than to compute. On CUDA ``torch.compile`` gets the layers, to fuse them.
     """
-    if trial.being_exported():
-        return False
     if torch.compiler.is_compiling() and x.device.type == trial.DEVICE:
-        return by_triton(block, x)
-    return x.device.type in ('cpu', 'cuda')
+        return False
+    return x.device.type == 'cpu' or (x.device.type == 'cuda' and x.numel() >= trial.HUGE)
 
 
 def by_triton(block: nn.Module, x: Tensor) -> bool:
@@ -65,31 +65,34 @@ def has_plain_layers(block: nn.Module, without_hooks: bool = True) -> bool:
     )
 
 
-def fused_block(block: nn.Module, x: Tensor) -> Tensor:  # (N, C, H, W) -> same
-    """Compute the block by the fused operators; on a CPU, samples whose branch is dropped are not."""
+def fused_block(block: nn.Module, x: Tensor, triton: bool = False) -> Tensor:  # (N, C, H, W) -> same
+    """Compute the block by the fused operators; on a CPU, samples whose branch is dropped are not.
+
+    ``triton``: as :func:`by_triton` has it.
+    """
     # Under autocast the sum is in float32: in bfloat16 it would lose a branch of small layer scale.
     x = x.to(block.pwconv2.weight.dtype)
     rate = block.drop_path.rate if block.training else 0.0
     if rate == 0.0:
-        return _residual_sum(block, x)
+        return _residual_sum(block, x, triton)
     if torch.compiler.is_compiling() or x.device.type == 'cuda':
         # Of sizes that do not depend on the draw, for which graphs and cuDNN's plans would be made anew. A
         # GPU takes longer to leave samples out, and to put the others back, than to compute them.
-        return _residual_sum(block, x, block.drop_path.scale(x))
+        return _residual_sum(block, x, triton, block.drop_path.scale(x))
     kept = (torch.rand(len(x), device='cpu') >= rate).nonzero().flatten()
     if not len(kept):
         return _Skip.apply(x, *block.parameters())
     if len(kept) == len(x):
-        return _residual_sum(block, x, 1 / (1 - rate))
+        return _residual_sum(block, x, triton, 1 / (1 - rate))
     x = x.permute(0, 2, 3, 1)
     part = x.index_select(0, kept).permute(0, 3, 1, 2)
-    part = _residual_sum(block, part, 1 / (1 - rate)).permute(0, 2, 3, 1)
+    part = _residual_sum(block, part, triton, 1 / (1 - rate)).permute(0, 2, 3, 1)
     return x.index_copy(0, kept, part).permute(0, 3, 1, 2)
 
 
-def _residual_sum(block: nn.Module, x: Tensor, scale: float | Tensor | None = None) -> Tensor:
+def _residual_sum(block: nn.Module, x: Tensor, triton: bool, scale: float | Tensor | None = None) -> Tensor:
     """Return ``x + scale * branch(x)``; ``scale`` is one number, or (N, 1, 1, 1)."""
-    conv, triton, v1 = block.dwconv, by_triton(block, x), isinstance(block.grn, nn.Identity)
+    conv, v1 = block.dwconv, isinstance(block.grn, nn.Identity)
     folded = block.folded
     if folded:
         norm, gain = (None, None, block.norm.eps), None
