@@ -478,7 +478,7 @@ def test_a_compiler_gets_the_layers_that_are_not_tritons(machine, monkeypatch, g
 
     def convolution(x, taps, bias):
         filters = taps.t().reshape(-1, 1, 7, 7)
-        return F.conv2d(x, filters, bias, padding=3, groups=32)
+        return F.conv2d(x.permute(0, 3, 1, 2), filters, bias, padding=3, groups=32).permute(0, 2, 3, 1)
 
     def whole(x, residual, conv, conv_b, norm, norm_b, eps, w1, b1, w2, b2, gain, scale, keep):
         y = F.conv2d(x.permute(0, 3, 1, 2), conv, conv_b, padding=3, groups=32).permute(0, 2, 3, 1)

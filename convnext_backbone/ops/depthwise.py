@@ -81,7 +81,8 @@ class _DepthwiseConv(torch.autograd.Function):
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, triton: bool) -> Tensor:
     if _triton_supports(x, dilation, triton):
-        return triton_kernels.depthwise_conv(x, triton_kernels.taps_of(weight), bias)
+        rows = x.permute(0, 2, 3, 1).contiguous()
+        return triton_kernels.depthwise_conv(rows, triton_kernels.taps_of(weight), bias).permute(0, 3, 1, 2)
     if x.numel() and _native_supports(weight.shape[-1], dilation, x, weight):
         return native.convolution(x, weight, bias)
     pad = weight.shape[-1] // 2 * dilation
@@ -110,10 +111,9 @@ def _gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool)
     """Compute the gradients of the weight (C, 1, K, K) and the bias (C,), in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
     if _triton_supports(x, dilation, triton):
-        bias = x.new_empty(x.shape[1], dtype=wide)
-        sums = triton_kernels.column_sums(grad.permute(0, 2, 3, 1).reshape(-1, x.shape[1]))
-        triton_kernels.totals(sums, bias)
-        weight = x.new_empty(x.shape[1], 1, kernel, kernel, dtype=wide)
+        x, grad = (t.permute(0, 2, 3, 1).contiguous() for t in (x, grad))
+        weight, bias = (x.new_empty(n, dtype=wide) for n in ((x.shape[3], 1, kernel, kernel), (x.shape[3],)))
+        triton_kernels.totals(triton_kernels.column_sums(grad.view(-1, x.shape[3])), bias)
         return weight_gradient(x, grad, weight), bias
     if _native_supports(kernel, dilation, x, grad):
         return native.convolution_gradient(x, grad)
@@ -122,11 +122,14 @@ def _gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, triton: bool)
 
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """Compute the gradient of ``weight`` (C, 1, K, K) by Triton or, of small maps, by cuDNN."""
+    """Compute the gradient of ``weight`` (C, 1, K, K) by Triton or, of small maps, by cuDNN.
+
+    ``x`` and ``grad``: (N, H, W, C), contiguous.
+    """
     kernel = weight.shape[-1]
-    if x.shape[2] * x.shape[3] >= LARGE:
+    if x.shape[1] * x.shape[2] >= LARGE:
         return triton_kernels.depthwise_conv_weight_gradient(x, grad, kernel).to(weight.dtype)
-    return _weight_gradient(x, grad, kernel, 1, weight.dtype)
+    return _weight_gradient(x.permute(0, 3, 1, 2), grad.permute(0, 3, 1, 2), kernel, 1, weight.dtype)
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, wide: torch.dtype) -> Tensor:

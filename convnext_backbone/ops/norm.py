@@ -53,13 +53,14 @@ class _ChannelNorm(torch.autograd.Function):
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return triton_kernels.norm(x.reshape(-1, x.shape[-1]), weight, bias, eps).view(x.shape)
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    return triton_kernels.norm(rows, weight, bias, eps).view(x.shape)
 
 
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = [t.reshape(-1, x.shape[-1]) for t in (grad, x)]
+    rows = [t.reshape(-1, x.shape[-1]).contiguous() for t in (grad, x)]
     dx, sums = triton_kernels.norm_gradient(*rows, weight, bias, eps)
     total, dweight, dbias = (torch.empty_like(weight) for _ in range(3))
     triton_kernels.totals(sums, total, dweight, dbias)

@@ -69,11 +69,12 @@ def _rows_last(x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, H, W, C)
 
 
 def _in(low: torch.dtype, weights: Weights) -> Weights:
-    """Return the weights with those that are multiplied with maps in the data type ``low``."""
-    if weights.w1.dtype == low and weights.conv_weight.dtype == low:
+    """Return the weights with those that are multiplied with maps in the data type ``low``, contiguous."""
+    alike = weights.conv_weight.dtype == weights.w1.dtype == low
+    if alike and weights.w1.is_contiguous() and weights.w2.is_contiguous():
         return weights
     names = ('conv_weight', 'conv_bias', 'w1', 'b1', 'w2', 'b2')
-    return weights._replace(**{name: getattr(weights, name).to(low) for name in names})
+    return weights._replace(**{name: getattr(weights, name).to(low).contiguous() for name in names})
 
 
 class _Block(torch.autograd.Function):
@@ -108,8 +109,8 @@ def _forward(x, residual, *arguments) -> tuple[Tensor, list[Tensor]]:
         shape = 2, n, height, width, c // triton_kernels.CHANNELS
         statistics = x.new_empty(shape, dtype=torch.float32)
     taps = triton_kernels.taps_of(weights.conv_weight)
-    y = triton_kernels.depthwise_conv(x.permute(0, 3, 1, 2), taps, weights.conv_bias, statistics)
-    rows, out = y.permute(0, 2, 3, 1).view(-1, c), torch.empty_like(residual)
+    y = triton_kernels.depthwise_conv(x, taps, weights.conv_bias, statistics)
+    rows, out = y.view(-1, c), torch.empty_like(residual)
     sums = residual.view(-1, c), out.view(-1, c)
     norm, h = (weights.norm_weight, weights.norm_bias, weights.eps), None
     if narrow:
@@ -122,7 +123,7 @@ def _forward(x, residual, *arguments) -> tuple[Tensor, list[Tensor]]:
         g = F.gelu(h) if keep else torch.ops.aten.gelu_(h)
         g = F.linear(g, weights.w2, weights.b2)
         triton_kernels.branch_sum(g, weights.gain, weights.scale, *sums)
-    return out, [y.permute(0, 2, 3, 1), h, taps] if keep else []
+    return out, [y, h, taps] if keep else []
 
 
 def _backward(grad, x, kept, *weights) -> list[Tensor]:
@@ -132,7 +133,7 @@ def _backward(grad, x, kept, *weights) -> list[Tensor]:
     """
     weights, (y, h, taps), c = Weights(*weights), kept, x.shape[-1]
     low, scale = x.dtype, weights.scale
-    w1, w2 = weights.w1.to(low), weights.w2.to(low)
+    w1, w2 = weights.w1.to(low), weights.w2.to(low).contiguous()
     rows, dout = y.view(-1, c), grad.view(-1, c)
     if grad.dtype == low:
         db2 = triton_kernels.column_sums(dout, scale)
@@ -145,10 +146,9 @@ def _backward(grad, x, kept, *weights) -> list[Tensor]:
     norm = weights.norm_weight, weights.norm_bias, weights.eps
     dy, sums = triton_kernels.norm_gradient(dh @ w1, rows, *norm, normed)
     dw1, outer = dh.t() @ normed, dout.t() @ g
-    dy = dy.view(x.shape).permute(0, 3, 1, 2)
-    residual = grad.permute(0, 3, 1, 2)
-    dx = triton_kernels.depthwise_conv(dy, taps, None, turned=True, other=residual).permute(0, 2, 3, 1)
-    dconv = depthwise.weight_gradient(x.permute(0, 3, 1, 2), dy, weights.conv_weight)
+    dy = dy.view(x.shape)
+    dx = triton_kernels.depthwise_conv(dy, taps, None, turned=True, other=grad)
+    dconv = depthwise.weight_gradient(x, dy, weights.conv_weight)
     found = [torch.empty_like(t) for t in (weights.conv_bias, weights.b1, weights.w2, weights.b2)]
     dconv_bias, total_b1, dw2, total_b2 = found
     dnorm = [torch.empty_like(t) for t in weights[2:4] if t is not None]

@@ -297,17 +297,16 @@ def depthwise_conv(
     turned: bool = False,
     other: Tensor | None = None,
 ) -> Tensor:
-    """Compute the convolution: (N, C, H, W) in channels_last memory -> same; ``taps`` of :func:`taps_of`.
+    """Compute the convolution: (N, H, W, C), contiguous, -> same; ``taps`` of :func:`taps_of`.
 
     Into ``statistics``, (2, N, H, W, C / 32) in float32: of each 32 channels of the result the mean, and the
     sum of the squared distances from it, for :func:`linear_gelu`.
 
     Args:
         turned: the filters are turned round, as for the gradient of the input.
-        other: (N, C, H, W) in channels_last memory; is added, the result has its data type.
+        other: (N, H, W, C), contiguous; is added, the result has its data type.
     """
-    n, c, height, width = x.shape
-    x = x.contiguous(memory_format=torch.channels_last)
+    n, height, width, c = x.shape
     out = torch.empty_like(x if other is None else other)
     columns, channels, rows, ahead, warps = CONVOLUTION
     across = n * _ceil(width, columns) * (c // channels)
@@ -326,12 +325,11 @@ def depthwise_conv(
 
 
 def depthwise_conv_weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
-    """Compute the weight gradient, (C, 1, K, K) in float32.
+    """Compute the weight gradient, (C, 1, K, K) in float32, of maps (N, H, W, C), contiguous.
 
     The order of the sums is fixed, so that two runs give the same bits.
     """
-    n, c, height, width = x.shape
-    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    n, height, width, c = x.shape
     *tile, each, warps = WEIGHT_GRADIENT
     columns, channels = tile
     strips = n * _ceil(width, columns)
@@ -430,8 +428,7 @@ def _ceil(a: int, b: int) -> int:
 
 
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Compute LayerNorm of each row, (M, C) -> same; ``weight`` and ``bias`` (C,), or both ``None``."""
-    x = x.contiguous()
+    """Compute LayerNorm of each row, (M, C), contiguous; ``weight`` and ``bias`` (C,), or both ``None``."""
     out = torch.empty_like(x)
     numbers, warps = NORM
     tile = _rows_and_columns(numbers, x.shape[1])
@@ -455,7 +452,6 @@ def norm_gradient(
     weight and bias. The order of the sums is fixed. Into ``normed``, (M, C), if given, what :func:`norm`
     computes.
     """
-    x, grad = x.contiguous(), grad.contiguous()
     dx, affine, save = torch.empty_like(x), weight is not None, normed is not None
     numbers, each, warps = NORM_GRADIENT
     tile = _rows_and_columns(numbers, x.shape[1])
@@ -631,7 +627,7 @@ def column_sums(x: Tensor, scale: Tensor | None = None, out: Tensor | None = Non
     Returns:
         (groups, N) for :func:`totals`.
     """
-    return _pass_over_rows(x.contiguous(), None, scale, out, None)
+    return _pass_over_rows(x, None, scale, out, None)
 
 
 def gelu_gradient(grad: Tensor, hidden: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -795,7 +791,7 @@ def linear_gelu(
     may be ``None``, and eps. Without it, no norm.
     """
     out = x.new_empty(len(x), len(weight))
-    _launch_linear(x.contiguous(), weight.contiguous(), out, bias, second=hidden, norm=norm)
+    _launch_linear(x, weight, out, bias, second=hidden, norm=norm)
     return out
 
 
@@ -812,5 +808,4 @@ def linear_residual(
 
     ``gain`` (N,) is of the columns, ``scale`` (samples,) of as many rows each.
     """
-    weight, residual = weight.contiguous(), residual.contiguous()
     _launch_linear(x, weight, out, bias, gain=gain, scale=scale, residual=residual)
