@@ -33,12 +33,12 @@ CHANNELS = 32  # for which the convolution gives the statistics of the norm
 CONVOLUTION = (4, 32, 56, 2, 2)  # columns, channels and most rows of a program, rows read ahead, warps
 WEIGHT_GRADIENT = (4, 32, 8, 2)  # columns, channels, programs for each processor, warps
 NORM = (4096, 4)  # numbers, warps
-NORM_GRADIENT = (1024, 16, 2)  # numbers, programs for each processor, warps
+NORM_GRADIENT = (1024, 8, 2)  # numbers, programs for each processor, warps
 ELEMENTS = (16, 128, 8, 4)  # rows, columns, programs for each processor, warps
 GELU_GRADIENT = (16, 128, 4, 8)  # the same
 TOTALS = (512, 8)  # rows, columns
 GAIN = (256, 512)  # rows of sums, columns of the weight
-LINEAR = ((64, 128, 32, 4), (64, 128, 64, 4))  # rows, columns, depth, warps: with GELU, with the residual
+LINEAR = ((64, 128, 32, 4), (128, 128, 64, 8))  # rows, columns, depth, warps: with GELU, with the residual
 WIDEST = 256  # channels of the residual up to which _linear is faster than cuBLAS and what follows it
 
 
