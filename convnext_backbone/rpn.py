@@ -1,8 +1,8 @@
 """Computes the gradients of a region proposal network where it has any.
 
-Such a network is trained on a few hundred anchors of an image, drawn at random (Faster R-CNN, arXiv:1506.01497,
-Sec. 3.1.3). The gradient of its maps is zero at all other positions, 99 of 100; what they would add to the
-gradients of inputs and weights is zero, too, and takes an eighth of a training step on a CPU.
+Such a network is trained on a few hundred anchors of an image, drawn at random (Faster R-CNN,
+arXiv:1506.01497, Sec. 3.1.3). The gradient of its maps is zero at all other positions, 99 of 100. What those
+would add to the gradients of inputs and weights is zero, too, but takes its time on a CPU.
 """
 
 import itertools

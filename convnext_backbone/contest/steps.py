@@ -1,8 +1,9 @@
 """Times whole training steps and predictions of a detector and of a segmenter around the backbones, in turn.
 
 Mask R-CNN and UPerNet as published, with random weights: the same heads, the same weights, the same images;
-only the backbone is another library's. Ours trains as ``convnext train`` does, see :mod:`..rpn`. torchvision's
-own Mask R-CNN takes part, too: another implementation around torchvision's backbone, whose losses are others.
+only the backbone is another library's. Ours trains as ``convnext train`` does, see :mod:`..rpn`. All compute
+mmcv's operators by :mod:`..mmcv_ops`, if no compiled ones are there. torchvision's own Mask R-CNN takes part,
+too: another implementation around torchvision's backbone, whose losses are others.
 """
 
 import contextlib
