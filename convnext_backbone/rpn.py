@@ -59,7 +59,8 @@ class _Convolution(torch.autograd.Function):
                 sizes = [len(weight)], (1, 1), _half(weight), (1, 1), False, (0, 0), 1
                 needed = list(ctx.needs_input_grad)
                 return torch.ops.aten.convolution_backward(grad, x, weight, *sizes, needed)
-            return _gradients(grad, places, x, weight)
+            found = _gradients(grad, places, x, weight)
+        return tuple(each if needed else None for each, needed in zip(found, ctx.needs_input_grad))
 
 
 def _half(weight: Tensor) -> tuple[int, int]:

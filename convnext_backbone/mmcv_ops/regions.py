@@ -244,7 +244,8 @@ def _by_windows(maps: Tensor, rois: Tensor, scale: float, aligned: bool) -> bool
     if maps.device.type != 'cpu' or not len(rois):
         return False
     size = _frame(rois, scale, aligned)[1].clamp(min=0)
-    return bool(size.prod(1).sum() > maps[:, 0].numel())
+    sides = size.new_tensor(maps.shape[2:])
+    return bool((size <= 2 * sides).all() and size.prod(1).sum() > maps[:, 0].numel())  # none without end
 
 
 def _axis_weights(start: Tensor, size: Tensor, points: Tensor, bins: int, length: int) -> Tensor:
