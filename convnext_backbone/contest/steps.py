@@ -169,8 +169,12 @@ def whole_model(cfg, weights: dict) -> nn.Module:
     return model
 
 
-def torchvision_mask_rcnn(cfg, weights: dict) -> nn.Module:
-    """Build torchvision's Mask R-CNN with FPN around its ConvNeXt, on the CPU."""
+def torchvision_mask_rcnn(cfg, weights: dict, image: tuple[int, int]) -> nn.Module:
+    """Build torchvision's Mask R-CNN with FPN around its ConvNeXt, on the CPU; it resizes nothing.
+
+    Args:
+        image: height and width of those on which it predicts.
+    """
     from torchvision.models import convnext_tiny
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -181,8 +185,8 @@ def torchvision_mask_rcnn(cfg, weights: dict) -> nn.Module:
     maps = BackboneWithFPN(network.features, layers, cfg.model.neck.in_channels, 256)
     torch.manual_seed(0)
     classes = cfg.model.roi_head.bbox_head.num_classes + 1
-    options = dict(rpn_post_nms_top_n_train=1000, _skip_resize=True)  # as in mmdet, where loading resizes
-    model = MaskRCNN(maps, classes, **options)
+    sides = dict(min_size=min(image), max_size=max(image), _skip_resize=True)  # the last one for training
+    model = MaskRCNN(maps, classes, rpn_post_nms_top_n_train=1000, **sides)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight *= SHARPNESS
     return model
@@ -219,7 +223,7 @@ def entrants(cell: Cell, weights: dict, peers: list[str]) -> list[Entrant]:
             found = [each for each in found if each.name != name]
     if cell.task == 'mask_rcnn' and 'torchvision' in peers:
         try:
-            found.append(TorchvisionEntrant(OTHER, torchvision_mask_rcnn(cfg, weights), batch))
+            found.append(TorchvisionEntrant(OTHER, torchvision_mask_rcnn(cfg, weights, cell.image), batch))
             others = losses_without_chance(found[-1], small)
             if not all(map(torch.isfinite, others.values())):
                 raise ValueError(f'its losses are not finite: {others}')
