@@ -1,8 +1,8 @@
 """Computes the gradients of a region proposal network where it has any.
 
-Such a network is trained on a few hundred anchors of an image, drawn at random (Faster R-CNN, arXiv:1506.01497,
-Sec. 3.1.3). The gradient of its maps is zero at all other positions, 99 of 100; what they would add to the
-gradients of inputs and weights is zero, too, and takes an eighth of a training step on a CPU.
+Such a network is trained on a few hundred anchors of an image, drawn at random (Faster R-CNN,
+arXiv:1506.01497, Sec. 3.1.3). The gradient of its maps is zero at all other positions, 99 of 100. What those
+would add to the gradients of inputs and weights is zero, too, but takes its time on a CPU.
 """
 
 import itertools
@@ -59,7 +59,8 @@ class _Convolution(torch.autograd.Function):
                 sizes = [len(weight)], (1, 1), _half(weight), (1, 1), False, (0, 0), 1
                 needed = list(ctx.needs_input_grad)
                 return torch.ops.aten.convolution_backward(grad, x, weight, *sizes, needed)
-            return _gradients(grad, places, x, weight)
+            found = _gradients(grad, places, x, weight)
+        return tuple(each if needed else None for each, needed in zip(found, ctx.needs_input_grad))
 
 
 def _half(weight: Tensor) -> tuple[int, int]:

@@ -5,6 +5,7 @@ with the code that is tested.
 """
 
 import ast
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -137,14 +138,44 @@ def roi_align_by_definition(maps, rois, size, scale, ratio, mode, aligned):
 
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 2])
-@pytest.mark.parametrize('mode', ['avg', 'max'])
-def test_roi_align_is_the_mean_or_maximum_of_bilinear_samples(mode, ratio, aligned):
+@pytest.mark.parametrize(
+    ('mode', 'by_windows'), [('avg', True), ('avg', False), ('max', False)], ids=['windows', 'avg', 'max']
+)
+def test_roi_align_is_the_mean_or_maximum_of_bilinear_samples(mode, by_windows, ratio, aligned, monkeypatch):
+    monkeypatch.setattr(mmcv_ops.regions, '_by_windows', lambda *region: by_windows)
     geometry = (3, 2), SCALE, ratio, mode, aligned
     agree(
         lambda maps: ops.roi_align(maps, REGIONS, *geometry),
         lambda maps: roi_align_by_definition(maps, REGIONS, *geometry),
         draw(*MAPS),
     )
+
+
+def test_many_regions_go_by_windows_few_and_endless_ones_by_points():
+    maps, region = draw(1, 4, 20, 30), torch.tensor([[0, 2.0, 3.0, 22.0, 13.0]], dtype=torch.float64)
+    by_windows = functools.partial(mmcv_ops.regions._by_windows, maps, scale=1.0, aligned=True)
+    assert by_windows(rois=region.repeat(4, 1))  # 800 pixels, the map has 600
+    assert not by_windows(rois=region.repeat(2, 1))
+    assert not by_windows(rois=region[:0])
+    for end in (1e9, math.inf, math.nan):
+        assert not by_windows(rois=torch.cat([region.repeat(4, 1), region.new_tensor([[0, 2, 3, end, 13]])]))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_roi_align_of_many_regions_under_autocast_is_that_in_float32(dtype):
+    maps, grad = draw(1, 4, 20, 30, dtype=dtype), draw(40, 4, 7, 7, dtype=dtype)
+    corners = uniform(40, 2) * 15
+    rois = torch.cat([torch.zeros(40, 1), corners, corners + 4 + uniform(40, 2, seed=1) * 12], 1).to(dtype)
+    found, expected = [], []
+    for results, kind in ((found, dtype), (expected, torch.float64)):
+        leaf = maps.detach().to(kind).requires_grad_()
+        with torch.autocast('cpu', torch.bfloat16, enabled=kind == dtype):
+            output = ops.roi_align(leaf, rois.to(kind), (7, 7), 1.0, 0, 'avg', True)
+            output.backward(grad.to(kind))
+        results += [output.detach().double(), leaf.grad.double()]
+    for ours, right in zip(found, expected):
+        bound = 1e-5 if dtype == torch.float32 else 1e-2  # the rounding of results in bfloat16
+        assert (ours - right).abs().max() < bound * right.abs().max()
 
 
 def test_the_layer_roi_align_is_the_function():

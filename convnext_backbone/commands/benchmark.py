@@ -155,8 +155,7 @@ def results_of(args, device: str):
             contestants = None  # the memory of whole models is wanted for the next ones
             choose = steps.entrants if cell.whole else admitted
             of_task, contestants = task, choose(cell, weights[cell.size], args.peers)
-        # Regions of a detector change their number with each step: no algorithm is sought for each.
-        torch.backends.cudnn.benchmark = cell.task != 'mask_rcnn'
+        torch.backends.cudnn.benchmark = not cell.whole  # as in their configs: regions change their number
         if cell.whole:
             result = steps.contest(cell, contestants, args.rounds, args.seconds)
         else:

@@ -114,6 +114,7 @@ class Stopwatch:
 
     def run_backward(self, loss: Tensor) -> None:
         """Run the backward pass and count the time of each part."""
+        self.forward[REST] += self._lap()
         self._claim(loss, REST)
         current = [REST]
 

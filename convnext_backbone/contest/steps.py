@@ -1,8 +1,9 @@
 """Times whole training steps and predictions of a detector and of a segmenter around the backbones, in turn.
 
 Mask R-CNN and UPerNet as published, with random weights: the same heads, the same weights, the same images;
-only the backbone is another library's. Ours trains as ``convnext train`` does, see :mod:`..rpn`. torchvision's
-own Mask R-CNN takes part, too: another implementation around torchvision's backbone, whose losses are others.
+only the backbone is another library's. Ours trains as ``convnext train`` does, see :mod:`..rpn`. All compute
+mmcv's operators by :mod:`..mmcv_ops`, if no compiled ones are there. torchvision's own Mask R-CNN takes part,
+too: another implementation around torchvision's backbone, whose losses are others.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from ..config import read_config
 from ..measure import build_model, make_batch
 from ..measure.build import building
 from ..rpn import use_sampled_gradients
+from .backbones import TOLERANCE
 from .cell import Cell
 from .networks import OURS, PEERS
 from .parts import parts_of
@@ -28,7 +30,7 @@ CONFIGS = dict(mask_rcnn='mask_rcnn_convnext_t_1x', upernet='upernet_convnext_t'
 BATCH = dict(mask_rcnn=dict(cpu=1, cuda=2), upernet=dict(cpu=2, cuda=16))  # images; of the recipes on a GPU
 OBJECTS = 8  # in an image; 7.3 in COCO
 SHARPNESS = 1000.0  # factor on the weights of the box classifier; without it, no object passes the threshold
-CHECKED = dict(mask_rcnn=(256, 320), upernet=(512, 512))  # height and width where losses are compared
+CHECKED = (256, 320)  # height and width of the images of which losses are compared
 LOSS_TOLERANCE = 2e-3  # of a loss, relative, in float32: regions are chosen by scores
 OTHER = 'torchvision Mask R-CNN'
 
@@ -167,8 +169,12 @@ def whole_model(cfg, weights: dict) -> nn.Module:
     return model
 
 
-def torchvision_mask_rcnn(cfg, weights: dict) -> nn.Module:
-    """Build torchvision's Mask R-CNN with FPN around its ConvNeXt, on the CPU."""
+def torchvision_mask_rcnn(cfg, weights: dict, image: tuple[int, int]) -> nn.Module:
+    """Build torchvision's Mask R-CNN with FPN around its ConvNeXt, on the CPU; it resizes nothing.
+
+    Args:
+        image: height and width of those on which it predicts.
+    """
     from torchvision.models import convnext_tiny
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -178,7 +184,9 @@ def torchvision_mask_rcnn(cfg, weights: dict) -> nn.Module:
     layers = {str(2 * i + 1): str(i) for i in range(4)}
     maps = BackboneWithFPN(network.features, layers, cfg.model.neck.in_channels, 256)
     torch.manual_seed(0)
-    model = MaskRCNN(maps, cfg.model.roi_head.bbox_head.num_classes + 1, rpn_post_nms_top_n_train=1000)
+    classes = cfg.model.roi_head.bbox_head.num_classes + 1
+    sides = dict(min_size=min(image), max_size=max(image), _skip_resize=True)  # the last one for training
+    model = MaskRCNN(maps, classes, rpn_post_nms_top_n_train=1000, **sides)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight *= SHARPNESS
     return model
@@ -195,8 +203,10 @@ def entrants(cell: Cell, weights: dict, peers: list[str]) -> list[Entrant]:
     cfg = read_config(CONFIGS[cell.task])
     if cell.device == 'cuda':
         cfg.model.backbone.fused = 'triton'  # without the time of trials
+    if cfg.model.data_preprocessor.get('size'):
+        cfg.model.data_preprocessor.size = cell.image
     batch = make_batch(cfg, cell.image, cell.batch, objects=OBJECTS)
-    small = make_batch(cfg, CHECKED[cell.task], 2, objects=OBJECTS)
+    small = make_batch(cfg, CHECKED, 2, objects=OBJECTS)
     model = whole_model(cfg, weights)
     found = [Entrant('ours triton' if cell.device == 'cuda' else 'ours', model, batch)]
     expected = losses_without_chance(found[0], small)
@@ -206,13 +216,14 @@ def entrants(cell: Cell, weights: dict, peers: list[str]) -> list[Entrant]:
             continue
         try:
             found.append(Entrant(name, with_backbone(model, name, cell.size, cfg, weights), batch))
+            same_maps(found[-1], model.backbone)
             same_losses(found[-1], small, expected)
         except Exception as error:  # a package beside others that it does not fit raises anything
             print(f'{name} is left out: {describe(error)}')
             found = [each for each in found if each.name != name]
     if cell.task == 'mask_rcnn' and 'torchvision' in peers:
         try:
-            found.append(TorchvisionEntrant(OTHER, torchvision_mask_rcnn(cfg, weights), batch))
+            found.append(TorchvisionEntrant(OTHER, torchvision_mask_rcnn(cfg, weights, cell.image), batch))
             others = losses_without_chance(found[-1], small)
             if not all(map(torch.isfinite, others.values())):
                 raise ValueError(f'its losses are not finite: {others}')
@@ -250,6 +261,20 @@ def losses_without_chance(entrant: Entrant, batch: dict) -> dict[str, Tensor]:
     torch.manual_seed(1)
     with torch.no_grad():
         return entrant.losses(copy.deepcopy(batch))
+
+
+def same_maps(entrant: Entrant, ours: nn.Module) -> None:
+    """Compare the maps of the backbone with ours; losses alone would forgive much.
+
+    Raises:
+        ValueError: they differ by more than :data:`TOLERANCE` of the largest number.
+    """
+    images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        pairs = zip(ours.eval()(images), entrant.model.backbone.eval()(images), strict=True)
+        difference = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
+    if not difference < TOLERANCE:
+        raise ValueError(f'its maps differ by {difference:.1e} of the largest number')
 
 
 def same_losses(entrant: Entrant, batch: dict, expected: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .layers import _wide
 
 CHUNK = 1 << 24  # numbers that are gathered at once
+REGIONS = 256  # whose weights of rows and columns are computed at once
 
 
 # Points between pixels
@@ -140,7 +141,13 @@ def roi_align_forward(
         pool_mode: 0 maximum, 1 mean.
         aligned: pixels have their centre at half coordinates.
     """
-    maps, rois, bins = _wide(input), _wide(rois).to(_wide(input).dtype), (aligned_height, aligned_width)
+    kind = torch.promote_types(input.dtype, torch.float32)
+    rois, bins = _wide(rois).to(kind), (aligned_height, aligned_width)
+    if pool_mode == 1 and _by_windows(input, rois, spatial_scale, aligned):
+        options = (bins, spatial_scale, sampling_ratio, aligned)
+        output.copy_(_windows_mean(input, rois, *options).permute(0, 3, 1, 2))
+        return
+    maps = input.to(kind)
     if pool_mode == 1:
         rois = _in_order(rois, sampling_ratio, aligned)
         output.copy_(
@@ -200,6 +207,9 @@ def roi_align_backward(
             total.index_put_((image, channel, row, column), grad * weight, accumulate=True)
     elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
         total = _ordered_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
+    elif _by_windows(grad_input, rois, spatial_scale, aligned):
+        options = (bins, spatial_scale, sampling_ratio, aligned)
+        total = _windows_gradient(grad, rois, grad_input.shape, *options).permute(0, 3, 1, 2)
     else:
         rois = _in_order(rois, sampling_ratio, aligned)
         total = torch.ops.torchvision._roi_align_backward(
@@ -223,6 +233,90 @@ def _ordered_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, al
         for row, column, weight in _corners(y, x, height, width):
             total.index_put_((image, row, column), share * weight[..., None], accumulate=True)
     return total.permute(0, 3, 1, 2)
+
+
+# The mean over a grid of points is a product of two matrices with the pixels around a region: one mixes rows,
+# one columns. On a CPU that is several times as fast as torchvision's loop over points.
+
+
+def _by_windows(maps: Tensor, rois: Tensor, scale: float, aligned: bool) -> bool:
+    """Return whether to go by windows: on a CPU, if they have more pixels than the maps, which are copied."""
+    if maps.device.type != 'cpu' or not len(rois):
+        return False
+    size = _frame(rois, scale, aligned)[1].clamp(min=0)
+    sides = size.new_tensor(maps.shape[2:])
+    return bool((size <= 2 * sides).all() and size.prod(1).sum() > maps[:, 0].numel())  # none without end
+
+
+def _axis_weights(start: Tensor, size: Tensor, points: Tensor, bins: int, length: int) -> Tensor:
+    """Return the weight of each pixel along an axis in each bin of each region, (K, bins, length).
+
+    Args:
+        start, size, points: (K,), of each region along the axis; ``points`` of each bin.
+        length: of the map along the axis.
+    """
+    most = max(1, int(points.max()))
+    number = torch.arange(bins, dtype=start.dtype)[:, None]
+    sample = torch.arange(most, dtype=start.dtype)
+    start, size, points = (each[:, None, None] for each in (start, size, points))
+    place = _coordinate(start, size, bins, number, sample, points.clamp(min=1))  # (K, bins, most)
+    weight = ((sample < points) & (place >= -1) & (place <= length)) / points.clamp(min=1)
+    place = place.clamp(0, length - 1).nan_to_num()
+    low = place.floor()
+    found = start.new_zeros(len(start), bins, length)
+    found.scatter_add_(2, low.long(), weight * (1 - (place - low)))
+    found.scatter_add_(2, (low.long() + 1).clamp(max=length - 1), weight * (place - low))
+    return found
+
+
+def _windows(rois, size, bins, spatial_scale, sampling_ratio, aligned):
+    """Yield of each region that has points: its number, image, first and last row and column, and weights.
+
+    Args:
+        size: height and width of the maps.
+
+    Yields:
+        number, image, rows and columns as slices, their weights: (PH, rows) and (PW, columns).
+    """
+    for numbers in torch.arange(len(rois)).split(REGIONS):
+        start, extent = _frame(rois[numbers], spatial_scale, aligned)
+        points = _points_per_bin(extent, bins, sampling_ratio)
+        weights, spans = [], []
+        for axis in range(2):
+            columns = (start[:, axis], extent[:, axis], points[:, axis])
+            weights.append(_axis_weights(*columns, bins[axis], size[axis]))
+            used = (weights[-1] != 0).any(1).byte()
+            ends = size[axis] - used.flip(1).argmax(1)
+            spans.append(torch.stack([used.argmax(1), ends * used.amax(1)], 1).tolist())
+        images = rois[numbers, 0].long().tolist()
+        for k, (image, (y0, y1), (x0, x1)) in enumerate(zip(images, *spans)):
+            if y1 and x1:
+                rows, columns = weights[0][k, :, y0:y1], weights[1][k, :, x0:x1]
+                yield int(numbers[k]), image, slice(y0, y1), slice(x0, x1), rows, columns
+
+
+@torch.autocast('cpu', enabled=False)
+def _windows_mean(maps, rois, bins, *options) -> Tensor:
+    """Return the mean over the points of each bin, (K, PH, PW, C)."""
+    nhwc = maps.permute(0, 2, 3, 1).to(rois.dtype).contiguous()
+    found = nhwc.new_zeros(len(rois), *bins, nhwc.shape[3])
+    for k, image, y, x, rows, columns in _windows(rois, nhwc.shape[1:3], bins, *options):
+        window = nhwc[image, y, x]
+        mixed = (rows @ window.flatten(1)).view(bins[0], *window.shape[1:])  # (PH, columns, C)
+        torch.matmul(columns, mixed, out=found[k])
+    return found
+
+
+@torch.autocast('cpu', enabled=False)
+def _windows_gradient(grad, rois, shape, bins, *options) -> Tensor:
+    """Return the gradient of the maps, (N, H, W, C), from that of the mean, (K, C, PH, PW)."""
+    images, channels, height, width = shape
+    total = grad.new_zeros(images, height, width, channels)
+    of_bins = grad.permute(0, 2, 3, 1).contiguous()
+    for k, image, y, x, rows, columns in _windows(rois, (height, width), bins, *options):
+        mixed = (rows.t() @ of_bins[k].flatten(1)).view(-1, bins[1], channels)  # (rows, PW, C)
+        total[image, y, x] += columns.t() @ mixed
+    return total
 
 
 # RoIPool
