@@ -197,6 +197,12 @@ def check_choice(name: str, value, table):
     )
 
 
+def check_pixels(name: str, value: int | None) -> None:
+    """Raise :class:`UserError` if ``value`` is neither ``None`` nor a number of pixels."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise UserError(f'{name} is a number of pixels, 1 or more, got {value!r}')
+
+
 def check_torch() -> None:
     """Raise :class:`UserError` where torch is older than what this package is written for."""
     import importlib.metadata

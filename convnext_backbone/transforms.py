@@ -1,20 +1,23 @@
 """Reads images and masks, naming a file that is not one, or that does not fit."""
 
+import io
 import os
 import zlib
 
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmengine import fileio
 
 from .classification.robustness import corrupt
 from .datasets.images import header
 from .datasets.masks import check_labels, mask_bytes, read_mask, to_labels
-from .errors import SKIPPED, UnreadableImage, UserError
+from .errors import SKIPPED, UnreadableImage, UserError, check_pixels
 from .registry import TRANSFORMS
 
 DIM = 2**14  # a 16-bit image that stays below has fewer bits, or is nearly black
 MOST_PIXELS = 2**30  # that OpenCV reads
+REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
 @TRANSFORMS.register_module()
@@ -29,19 +32,36 @@ class LoadImage(LoadImageFromFile):
 
     Args:
         bits: how many of the 16 bits count, 9 to 16; 12 for a camera whose values are 0 to 4095.
+        reduce_to: JPEG images are decoded at 1/2, 1/4 or 1/8 of their sides, the smallest whose shorter side
+            has as many pixels, as if the training data had been stored so: boxes, instance masks and masks of
+            classes are reduced with them. For training alone. The pixels differ from those that reading the
+            whole image and resizing it gives.
         skip_corrupt: return ``None`` for an unreadable file, on which mmengine's datasets take another
             sample in training; each is named in the log and counted.
 
     Raises:
         UnreadableImage: unless ``skip_corrupt``.
-        UserError: ``bits`` is out of range.
+        UserError: ``bits`` or ``reduce_to`` is out of range, or the latter does not go with how is read.
     """
 
-    def __init__(self, *, bits: int | None = None, skip_corrupt: bool = False, **kwargs):
+    def __init__(
+        self,
+        *,
+        bits: int | None = None,
+        reduce_to: int | None = None,
+        skip_corrupt: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if bits is not None and bits not in range(9, 17):
             raise UserError(f'LoadImageFromFile: bits must be 9 to 16, got {bits!r}')
-        self.bits, self.skip_corrupt = bits, skip_corrupt
+        check_pixels('LoadImageFromFile.reduce_to', reduce_to)
+        if reduce_to and (self.imdecode_backend != 'cv2' or not self.color_type.startswith('color')):
+            raise UserError(
+                f'LoadImageFromFile: reduce_to is for color_type="color" and imdecode_backend="cv2", got '
+                f'{self.color_type!r} and {self.imdecode_backend!r}'
+            )
+        self.bits, self.reduce_to, self.skip_corrupt = bits, reduce_to, skip_corrupt
         self._skipped = SKIPPED
 
     def transform(self, results: dict) -> dict | None:
@@ -53,6 +73,8 @@ class LoadImage(LoadImageFromFile):
         try:
             if self.color_type != 'unchanged' and (deep := self._deep(file)) is not None:
                 results.update(img=deep, img_shape=deep.shape[:2], ori_shape=deep.shape[:2])
+                return results
+            if self.reduce_to and self._reduce(results):
                 return results
             return super().transform(results)
         except UnreadableImage as error:
@@ -103,6 +125,50 @@ class LoadImage(LoadImageFromFile):
         scaled = image * (255 / most) if self.bits else image // 256
         image = (scaled + 0.5 * bool(self.bits)).astype(np.uint8)
         return image.astype(np.float32) if self.to_float32 else image
+
+    def _reduce(self, results: dict) -> bool:
+        """Load a large JPEG at a part of its size; return whether it is one."""
+        content = fileio.get(results['img_path'], backend_args=self.backend_args)
+        if content[:2] != b'\xff\xd8':
+            return False
+        found = header(io.BytesIO(content))
+        size = (found.height, found.width)
+        factor = next((n for n in (8, 4, 2) if min(size) >= n * self.reduce_to), None)
+        if factor is None:
+            return False
+        if results.get('seg_map_path') and 'instances' in results:
+            raise UserError(
+                'LoadImageFromFile: reduce_to is for boxes, instance masks, and masks of classes of mmseg; '
+                'this dataset of mmdet has masks of classes, too: leave it out'
+            )
+        ignores = 'ignore_orientation' in self.color_type
+        flags = REDUCED[factor] | (cv2.IMREAD_IGNORE_ORIENTATION if ignores else 0)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        if image is None:
+            return False  # mmcv says what is wrong with it
+        whole = size if ignores else found.upright[::-1]
+        results.update(img=image.astype(np.float32) if self.to_float32 else image)
+        results.update(img_shape=image.shape[:2], ori_shape=image.shape[:2], reduced_from=whole)
+        if results.get('instances'):
+            results['instances'] = [_reduced(one, whole, image.shape[:2]) for one in results['instances']]
+        return True
+
+
+def _reduced(instance: dict, whole: tuple[int, int], size: tuple[int, int]) -> dict:
+    """Return a dataset's object of an image of ``whole`` (height, width) in the same at ``size``."""
+    scale = np.array([size[1] / whole[1], size[0] / whole[0]])
+    instance = dict(instance, bbox=(np.reshape(instance['bbox'], (2, 2)) * scale).reshape(-1).tolist())
+    mask = instance.get('mask')
+    if isinstance(mask, dict):
+        from pycocotools import mask as coco
+
+        if isinstance(mask['counts'], list):
+            mask = coco.frPyObjects(mask, *mask['size'])
+        small = cv2.resize(coco.decode(mask), size[::-1], interpolation=cv2.INTER_NEAREST)
+        instance['mask'] = coco.encode(np.asfortranarray(small))
+    elif mask:
+        instance['mask'] = [(np.reshape(one, (-1, 2)) * scale).reshape(-1).tolist() for one in mask]
+    return instance
 
 
 def _why(file: str) -> str:
@@ -169,7 +235,7 @@ class LoadMask(BaseTransform):
                 raise
             self._skipped.add(file, str(error))
             return None
-        size = results.get('ori_shape')
+        size = results.get('reduced_from', results.get('ori_shape'))
         if size is not None and tuple(size[:2]) != mask.shape:
             raise UserError(
                 f'the mask {file} is {mask.shape[1]} x {mask.shape[0]} pixels, its image '
@@ -178,7 +244,10 @@ class LoadMask(BaseTransform):
         labels = to_labels(mask, reduce, results.get('label_map'), self.ignore_index)
         if self.num_classes:
             check_labels(labels, self.num_classes, self.ignore_index, f'the mask {file}')
-        results['gt_seg_map'] = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+        labels = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+        if 'reduced_from' in results:
+            labels = cv2.resize(labels, results['ori_shape'][::-1], interpolation=cv2.INTER_NEAREST)
+        results['gt_seg_map'] = labels
         results.setdefault('seg_fields', []).append('gt_seg_map')
         return results
 

@@ -17,16 +17,17 @@ from timm.data.readers.img_extensions import IMG_EXTENSIONS
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset, IterableDataset
 
-from ..errors import SKIPPED, UnreadableImage, UserError
+from ..errors import SKIPPED, UnreadableImage, UserError, check_pixels
 from ..registry import DATASETS, FUNCTIONS
 
 
 @FUNCTIONS.register_module()
 def collate_images(samples: list[dict]) -> dict:
     """Stack items of the datasets below: ``inputs`` (N, 3, H, W) in channels_last, ``labels`` (N,)."""
-    inputs = torch.stack([sample['inputs'] for sample in samples])
-    labels = torch.tensor([sample['labels'] for sample in samples])
-    return dict(inputs=inputs.contiguous(memory_format=torch.channels_last), labels=labels)
+    first = samples[0]['inputs']
+    inputs = torch.empty((len(samples), *first.shape), dtype=first.dtype, memory_format=torch.channels_last)
+    torch.stack([sample['inputs'] for sample in samples], out=inputs)
+    return dict(inputs=inputs, labels=torch.tensor([sample['labels'] for sample in samples]))
 
 
 def open_image(file: str | Path) -> Image.Image:
@@ -59,6 +60,9 @@ class ImageDataset(Dataset):
             and counted.
         images: text file that lists the images of the split below ``data_root`` (``CLASS/a.jpg``), where the
             folder has no splits; by default all of the folder.
+        reduce_to: JPEG images are decoded at 1/2, 1/4 or 1/8 of their sides, the smallest whose shorter side
+            has as many pixels. The pixels differ from those that reading the whole image and resizing it
+            gives.
 
     Items are ``dict(inputs=Tensor (3, H, W), labels=int)``; ``metainfo['classes']`` names the classes in
     the order of the labels.
@@ -78,7 +82,9 @@ class ImageDataset(Dataset):
         class_index: str | dict[str, int] | None = None,
         skip_corrupt: bool = False,
         images: str = '',
+        reduce_to: int | None = None,
     ):
+        check_pixels('ImageDataset.reduce_to', reduce_to)
         transform = dict(transform)
         index = class_index or None
         if isinstance(index, str):
@@ -107,6 +113,7 @@ class ImageDataset(Dataset):
         index = index or getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', {})
         self.metainfo = dict(classes=tuple(sorted(index, key=index.get))) if index else {}
         self._skipped = SKIPPED if skip_corrupt else None
+        self._reduce_to = reduce_to
 
     def __len__(self) -> int:
         return len(self._images)
@@ -114,7 +121,10 @@ class ImageDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         try:
             stream, label = self._images.reader[index]
-            image = Image.open(stream).convert('RGB')
+            image = Image.open(stream)
+            if self._reduce_to:
+                image.draft(None, (self._reduce_to, self._reduce_to))  # changes nothing but JPEGs
+            image = image.convert('RGB')
         except (OSError, SyntaxError, ValueError) as error:  # timm would silently take the next one
             name = self.filename(index)
             if self._skipped is None:

@@ -3,21 +3,34 @@
 convnext plan cascade_convnext_t
 convnext plan CONFIG --batch 4 --gpus 16      another batch per GPU, another number of GPUs
 convnext plan CONFIG --out plans              write plans/plan.json too
+convnext plan CONFIG --loading                images per second of the data loader instead, on your data
 
 Memory by part, the largest batch, time, disk, what would help, and the hours on up to 512 GPUs. Neither data
-nor weights are needed; a few minutes on a CPU, where the times are those of this machine.
+nor weights are needed; a few minutes on a CPU, where the times are those of this machine. With --loading
+nothing is trained: the training images are read and augmented by 0, 1, 2, 4 ... worker processes.
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import torch
+from mmengine.registry import DefaultScope
 
+from ..checks import check_config
 from ..cli import Parser
-from ..config import check_work_dir, choose_device, choose_precision, read_config, set_data_root, task_of
+from ..config import (
+    check_work_dir,
+    choose_device,
+    choose_precision,
+    read_config,
+    set_data_root,
+    task_of,
+    use_stand_ins,
+)
 from ..errors import UserError
 from ..plan import (
     BUCKET,
@@ -34,12 +47,15 @@ from ..plan import (
     disk_of,
     estimate,
     helps,
+    images_per_second,
     largest_batch,
     largest_shape,
     least_batch,
     length_of,
     measure_steps,
+    parts_of_an_image,
     variants,
+    worker_counts,
 )
 
 MOST_GPUS = 512
@@ -62,6 +78,7 @@ def parse_args(argv=None):
         default=INFINIBAND / 1e9,
         help='bandwidth between machines, for each GPU; default 40, InfiniBand NDR',
     )
+    parser.add_argument('--loading', action='store_true', help='measure the data loader instead of the model')
     parser.add_argument('--out', type=Path, metavar='DIR', help='write the numbers to plan.json there')
     parser.add_argument('--device', choices=DEVICES, help='default: cuda where there is a GPU')
     parser.add_config_options()
@@ -78,7 +95,7 @@ def main(argv=None) -> dict:
     """Print the plan, and return it as it is written to ``plan.json``.
 
     Raises:
-        UserError: bad input, or not even one image fits.
+        UserError: bad input, not even one image fits, or with ``--loading`` the data is not there.
     """
     args = parse_args(argv)
     if args.out:
@@ -93,18 +110,23 @@ def main(argv=None) -> dict:
             )
         if args.data_root:
             set_data_root(cfg, args.data_root)
-        notes = choose_precision(cfg, False, device)
-        plan = _Plan(args, cfg, device)
-    print(plan.title(), flush=True)
-    print('\n'.join(notes), end='\n' if notes else '')
-    for section in (plan.memory, plan.batches, plan.time, plan.disk, plan.changes, plan.cluster):
-        print(f'\n{section()}', flush=True)
+        if not args.loading:
+            notes = choose_precision(cfg, False, device)
+            plan = _Plan(args, cfg, device)
+    if args.loading:
+        found = _loading(args.config, cfg)
+    else:
+        print(plan.title(), flush=True)
+        print('\n'.join(notes), end='\n' if notes else '')
+        for section in (plan.memory, plan.batches, plan.time, plan.disk, plan.changes, plan.cluster):
+            print(f'\n{section()}', flush=True)
+        found = plan.found
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         file = args.out / 'plan.json'
-        file.write_text(json.dumps(plan.found, indent=1) + '\n')
+        file.write_text(json.dumps(found, indent=1) + '\n')
         print(f'\nwritten: {file}')
-    return plan.found
+    return found
 
 
 def gib(size: float) -> str:
@@ -353,3 +375,45 @@ class _Plan:
                 'result this does not say'
             )
         return '\n'.join(lines)
+
+
+def _loading(name: str, cfg) -> dict:
+    """Print what the data loader of a training gives, and where its time goes; return the numbers.
+
+    Raises:
+        UserError: the data is not there, or has less than two rounds of batches.
+    """
+    check_config(cfg, ('train_dataloader',), 'none').raise_errors()
+    with contextlib.redirect_stdout(sys.stderr):
+        use_stand_ins(cfg)
+    scope, batch = cfg.get('default_scope') or 'mmengine', cfg.train_dataloader.get('batch_size', 1)
+    print(f'{name}: batches of {batch} images of train_dataloader, as a training reads them', flush=True)
+    rates = {}
+    with DefaultScope.overwrite_default_scope(scope):
+        print('\nworkers   images/s   per worker')
+        for workers in worker_counts():
+            rates[workers] = images_per_second(_loader(cfg, workers))
+            each = f'{rates[workers] / workers:12.1f}' if workers else '           -'
+            print(f'{workers:7d} {rates[workers]:10.1f} {each}', flush=True)
+        parts = parts_of_an_image(_loader(cfg, 0))
+    whole = sum(parts.values())
+    print('\nWhere the time of an image goes, one process      ms    share')
+    for part, seconds in [*parts.items(), ('all', whole)]:
+        print(f'  {part:43s} {seconds * 1e3:8.2f} {seconds / whole:8.1%}')
+    print(
+        '  each step without those within it; files that the machine has read before come from its memory;\n'
+        '  a training that takes N images/s needs N / (images/s per worker) workers, and as many cores'
+    )
+    return dict(config=name, batch=batch, images_per_second=rates, seconds_of_an_image=parts)
+
+
+def _loader(cfg, workers: int):
+    """Build the data loader of a training with a number of workers; it begins anew where the data ends."""
+    from ..engine.runner import Runner, resumable
+
+    loader = copy.deepcopy(cfg.train_dataloader)
+    loader.num_workers = workers
+    if not workers:
+        loader.persistent_workers = False
+        loader.pop('prefetch_factor', None)
+    return Runner.build_dataloader(resumable(loader, True, 0), seed=0)

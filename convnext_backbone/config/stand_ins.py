@@ -55,7 +55,16 @@ def use_stand_ins(cfg: Config) -> list[str]:
 
     Returns:
         One line that names what was replaced; none if nothing was.
+
+    Raises:
+        UserError: ``default_hooks`` is no dict, or images are reduced where predictions are compared.
     """
+    for key in ('val_dataloader', 'test_dataloader', 'tta_pipeline'):
+        if any(node.get('reduce_to') and 'Load' in type_name(node) for node in dicts(cfg.get(key))):
+            raise UserError(
+                f'{key}: reduce_to of LoadImageFromFile is for the training pipeline: predictions belong to '
+                'the whole image; leave it out there'
+            )
     add_default_hooks(cfg)
     train_cfg = cfg.get('train_cfg') or {}
     if train_cfg and 'type' not in train_cfg:

@@ -1,15 +1,18 @@
-"""Reads annotations and masks truly: what is added to the datasets and metrics of mmdet and mmseg."""
+"""Reads annotations and masks truly: what is added to datasets, steps and metrics of mmdet and mmseg."""
 
 import functools
 import sys
+from inspect import getattr_static
 
 from mmengine.logging import print_log
 
 from .annotations import Annotations, forget_annotations, read_annotations
 from .coco import EvaluatesByName, LabelsByName
 from .masks import ListsImages, NamesAbsentClasses
+from .parcel import InOnePiece
+from .steps import CountsByTable, PacksPlanes
 
-__all__ = ['Annotations', 'forget_annotations', 'improve', 'read_annotations']
+__all__ = ['Annotations', 'InOnePiece', 'forget_annotations', 'improve', 'read_annotations']
 
 # Module and class; what is mixed into it and all that inherits from it; the attributes that those must not
 # have changed, since ours take their place; what the log says.
@@ -24,16 +27,19 @@ IMPROVED = (
     ),
     ('mmseg.datasets', 'BaseSegDataset', ListsImages, (), 'labels checked against the classes'),
     ('mmseg.evaluation', 'IoUMetric', NamesAbsentClasses, (), 'absent classes named'),
+    ('mmdet.datasets.transforms', 'PackDetInputs', PacksPlanes, (), 'colours split by OpenCV'),
+    ('mmseg.datasets.transforms', 'PackSegInputs', PacksPlanes, (), 'colours split by OpenCV'),
+    ('mmseg.datasets.transforms', 'RandomCrop', CountsByTable, ('crop_bbox',), 'classes counted by a table'),
 )
 
 
 def improve(cls: type) -> type:
-    """Return a dataset's or a metric's class with ours mixed in; ``cls`` itself if none of ours is for it."""
+    """Return the class of a dataset, step or metric with ours mixed in; ``cls`` if none of ours is for it."""
     for module, name, mixin, replaced, what in IMPROVED:
         base = getattr(sys.modules.get(module), name, None)
         if base is None or not issubclass(cls, base) or issubclass(cls, mixin):
             continue
-        if all(getattr(cls, attribute) is getattr(base, attribute) for attribute in replaced):
+        if all(getattr_static(cls, key) is getattr_static(base, key) for key in replaced):
             return _mixed(cls, mixin, what)
     return cls
 

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import IO
 
 import PIL
 from PIL import Image
@@ -53,7 +54,7 @@ def each(function: Callable, items: Sequence, text: str) -> list:
         Image.MAX_IMAGE_PIXELS = most
 
 
-def header(file: str | os.PathLike) -> Header:
+def header(file: str | os.PathLike | IO[bytes]) -> Header:
     """Read the header of an image file.
 
     Raises:

@@ -84,7 +84,8 @@ class DataHook(Hook):
         runner.logger.warning(
             f'the data loader gives {self._images / spent:.1f} images/s, the model could take '
             f'{self._images / (spent - self._waited):.1f} ({self._waited / spent:.0%} of the time is spent '
-            f'waiting): raise train_dataloader.num_workers, now {workers}'
+            f'waiting): raise train_dataloader.num_workers, now {workers}; convnext plan CONFIG '
+            '--loading says where the time goes'
         )
 
 

@@ -20,7 +20,7 @@ from mmengine.dist import (
 )
 from mmengine.hooks import EMAHook, LoggerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import DATASETS, METRICS
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.runner import Runner as MMEngineRunner
 
 from ..checkpoint.formats import dataset_meta
@@ -33,9 +33,9 @@ from ..checkpoint.read import (
 )
 from ..checkpoint.sharding import is_sharded
 from ..checkpoint.write import read_metadata, write_checkpoint
-from ..config import check_classes, datasets, use_stand_ins
+from ..config import check_classes, datasets, dicts, use_stand_ins
 from ..config.text import format_once
-from ..datasets import forget_annotations, improve
+from ..datasets import InOnePiece, forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
 from ..mmcv_ops import log_choice
 from ..registry import class_of, type_name
@@ -136,17 +136,22 @@ class Runner(MMEngineRunner):
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
-        """Build as in mmengine, from datasets with ours mixed in; the seed of an image goes with it.
+        """Build as in mmengine, from datasets and steps with ours mixed in; an image brings its seed along.
 
-        ``dataloader`` is a config, which stays as it is, or a ready data loader.
+        Its processes hand batches over :class:`~convnext_backbone.datasets.InOnePiece`. ``dataloader`` is a
+        config, which stays as it is, or a ready data loader.
         """
         if isinstance(dataloader, dict):
             dataloader = copy.deepcopy(dataloader)
             for _, dataset in datasets({'': dataloader}, ('',)):
                 _improve(dataset, DATASETS)
+                for step in dicts(dataset.get('pipeline')):
+                    _improve(step, TRANSFORMS)
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         if hasattr(loader.dataset, 'set_loader'):
             loader.dataset.set_loader(loader.num_workers, loader.batch_size)
+        if loader.num_workers:
+            loader.collate_fn = InOnePiece(loader.collate_fn)
         if isinstance(loader.batch_sampler, ResumableBatchSampler):
             loader.dataset.__getitems__ = functools.partial(
                 fetch_seeded, loader.dataset
@@ -176,7 +181,7 @@ class Runner(MMEngineRunner):
                 process has other data.
         """
         if isinstance(loop, dict) and (kind := type_name(loop)) in LOOPS:
-            data = _resumable(self._train_data, kind.endswith('IterLoop'), self.seed)
+            data = resumable(self._train_data, kind.endswith('IterLoop'), self.seed)
             loop = {**loop, 'dataloader': data} if isinstance(data, dict) else loop
         loop = super().build_train_loop(loop)
         size = len(loop.dataloader.dataset)
@@ -465,8 +470,15 @@ def _improve(node, registry) -> None:
         node['type'] = improve(cls)
 
 
-def _resumable(loader, endless: bool, seed: int):
-    """Return the config of a data loader whose batches can be left out without being read; streams cannot."""
+def resumable(loader, endless: bool, seed: int):
+    """Return the config of a data loader whose batches can be left out without being read.
+
+    Streams, and what is no config, come back as they are.
+
+    Args:
+        endless: one pass over the data after the other.
+        seed: of the random augmentations.
+    """
     if not isinstance(loader, dict) or not loader.get('sampler'):
         return loader
     loader = copy.deepcopy(loader)
