@@ -68,9 +68,11 @@ def test_a_step_that_differs_from_the_cpus_is_found(monkeypatch):
     assert not wrong(steps.check('cpu'))
     plain, calls = block_ops.fused_block, []
 
-    def uneven(block, x):
+    def uneven(block, x, triton):
         calls.append(1)
-        return plain(block, x) * (1.1 if len(calls) == 12 + 5 else 1)  # of 12 blocks, in the second pass
+        return plain(block, x, triton) * (
+            1.1 if len(calls) == 12 + 5 else 1
+        )  # of 12 blocks, in the second pass
 
     monkeypatch.setattr(block_ops, 'fused_block', uneven)
     assert any('gradient of the backbone' in line for line in wrong(steps.check('cpu')))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import command
 
+from convnext_backbone.backbones.block import Block
 from convnext_backbone.gpu import kernels as checked
 from convnext_backbone.gpu.rows import wrong
 from convnext_backbone.ops import triton_kernels as kernels
@@ -112,6 +113,23 @@ def test_a_network_trains_by_the_kernels_as_by_the_layers(autocast, bound, wide)
 def test_operators_tell_torch_compile_what_they_give():
     """Shapes, data types and order in memory, forward and backward."""
     assert not wrong(checked.operators_for_compilation(DEVICE))
+
+
+@direct
+@pytest.mark.parametrize('layer_scale', [0.5, slow(None)])
+def test_a_compiled_training_step_is_that_of_eager_mode(layer_scale):
+    """As one graph, with stochastic depth off; with a gain and without."""
+    torch.manual_seed(0)
+    block = Block(32, layer_scale=layer_scale, fused='triton').to(DEVICE)
+    x, found = torch.randn(2, 32, 6, 7, device=DEVICE), []
+    for run in (block, torch.compile(block, fullgraph=True, backend='aot_eager')):
+        block.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16):
+            out = run(x)
+        out.square().mean().backward()
+        found.append([out, *(p.grad for p in block.parameters())])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager)
 
 
 @direct

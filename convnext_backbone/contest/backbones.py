@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import fuse_for_inference
 from ..backbones.convnext import ARCHITECTURES
-from ..errors import UserError
+from ..errors import UserError, describe
 from ..ops import mlp
 from .cell import Cell
 from .networks import CLASSES, OURS, PEERS, network, ours
@@ -204,7 +204,7 @@ def contest(cell: Cell, weights: dict, builders: dict, rounds: int, seconds: flo
         contestant()  # compiles, allocates, chooses algorithms
         contestant.measure_memory()
         if cell.captured:
-            contestant.capture()
+            _capture(contestant)
     limits = [measured_limits(cell.device, cell.precision)]
     found = standing(in_turn(contestants, rounds, seconds, cell.device), OURS)
     limits.append(measured_limits(cell.device, cell.precision))  # the machine may be another's, too, at times
@@ -227,6 +227,16 @@ def contest(cell: Cell, weights: dict, builders: dict, rounds: int, seconds: flo
     gc.collect()
     torch.compiler.reset()
     return result
+
+
+def _capture(contestant: Contestant) -> None:
+    try:
+        contestant.capture()
+    except Exception as error:  # whatever a library raises; nothing is computed after it
+        name = contestant.name
+        raise UserError(
+            f'{name} cannot be captured as a CUDA graph: {describe(error)}; name the others by --peers'
+        ) from None
 
 
 def admitted(cell: Cell, weights: dict, peers: list[str]) -> dict[str, Callable]:

@@ -94,8 +94,8 @@ class _Block(torch.autograd.Function):
         kept, weights = tensors[:3], Weights(*tensors[3:7], ctx.eps, *tensors[7:])
         dx, *found = operator('block_backward', _backward)(_rows_last(grad), x, kept, *weights)
         dconv, dconv_bias, dw1, db1, dw2, db2, *rest = found
-        dgain = None if weights.gain is None else rest.pop(0)
-        dnorm = (None, None) if weights.norm_weight is None else rest
+        dgain = None if weights.gain is None else rest[0]
+        dnorm = (None, None) if weights.norm_weight is None else rest[-2:]
         return dx.permute(0, 3, 1, 2), None, dconv, dconv_bias, *dnorm, None, dw1, db1, dw2, db2, dgain, None
 
 

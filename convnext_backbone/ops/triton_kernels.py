@@ -39,7 +39,7 @@ GELU_GRADIENT = (16, 128, 4, 8)  # the same
 TOTALS = (512, 8)  # rows, columns
 GAIN = (256, 512)  # rows of sums, columns of the weight
 LINEAR = ((64, 128, 32, 4), (128, 128, 64, 8))  # rows, columns, depth, warps: with GELU, with the residual
-WIDEST = 256  # channels of the residual up to which _linear is faster than cuBLAS and what follows it
+WIDEST = 128  # channels of the residual up to which _linear is faster than cuBLAS and what follows it
 
 
 def supports(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> bool:

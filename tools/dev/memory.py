@@ -24,16 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 from convnext_backbone.cli import Parser, run
 from convnext_backbone.config import choose_device, choose_precision, read_config
-from convnext_backbone.contest import (
-    PEERS,
-    Cell,
-    about,
-    admitted,
-    loss_of,
-    ours,
-    random_weights,
-    timed,
-)
+from convnext_backbone.contest import PEERS, Cell, about, admitted, ours, random_weights
+from convnext_backbone.contest.backbones import loss_of
+from convnext_backbone.contest.timing import timed
 from convnext_backbone.engine.launch import shard
 from convnext_backbone.plan import CARDS, Line, LiveBytes, measure_steps
 from convnext_backbone.plan.steps import bytes_of
