@@ -7,7 +7,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from convnext_backbone import ConvNeXt
-from convnext_backbone.contest import DROP_PATH, Cell, Contestant, ours, random_weights
+from convnext_backbone.contest import DROP_PATH, Cell, ours, random_weights
+from convnext_backbone.contest.backbones import Contestant
 from convnext_backbone.plan import Line
 from tools.dev.memory import CONTEXT, SIDES, count, fixed_bytes, largest, lines_of
 

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import fuse_for_inference
 from ..backbones.convnext import ARCHITECTURES
-from ..errors import UserError, describe
+from ..errors import UserError
 from ..ops import mlp
 from .cell import Cell
 from .networks import CLASSES, OURS, PEERS, network, ours
-from .timing import in_turn, kept_memory, peak_memory, standing, timed
+from .timing import describe, in_turn, kept_memory, peak_memory, standing, timed
 
 DROP_PATH = dict(tiny=0.1, small=0.4, base=0.5, large=0.5, xlarge=0.5)  # paper, Table 5 (xlarge: as large)
 TOLERANCE = 1e-3  # of the largest number of our output, in float32

@@ -24,7 +24,7 @@ from .backbones import TOLERANCE
 from .cell import Cell
 from .networks import OURS, PEERS
 from .parts import parts_of
-from .timing import in_turn, kept_memory, peak_memory, standing
+from .timing import describe, in_turn, kept_memory, peak_memory, standing
 
 CONFIGS = dict(mask_rcnn='mask_rcnn_convnext_t_1x', upernet='upernet_convnext_t')
 BATCH = dict(mask_rcnn=dict(cpu=1, cuda=2), upernet=dict(cpu=2, cuda=16))  # images; of the recipes on a GPU
@@ -234,11 +234,6 @@ def entrants(cell: Cell, weights: dict, peers: list[str]) -> list[Entrant]:
     if cell.device == 'cpu':  # after the others were copied from it
         use_sampled_gradients(model)
     return found
-
-
-def describe(error: Exception) -> str:
-    """Return an error in one short line."""
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
 
 
 def with_backbone(model: nn.Module, name: str, size: str, cfg, weights: dict) -> nn.Module:

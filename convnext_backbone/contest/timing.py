@@ -98,6 +98,11 @@ def kept_memory(model: nn.Module, forward: Callable) -> float:
     return found
 
 
+def describe(error: Exception) -> str:
+    """Return an error in one short line."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+
+
 def about(device: str) -> str:
     """Name the processor or GPU, the versions and the date in one line."""
     if device == 'cuda':
