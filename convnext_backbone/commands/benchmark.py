@@ -16,6 +16,7 @@ the parts of a step. One whose losses differ from ours is left out; torchvision'
 implementation, of which only finite losses are asked.
 """
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -141,6 +142,7 @@ def results_of(args, device: str):
         task = (cell.size, cell.task if cell.whole else cell.task != 'classify')
         if task != of_task:
             contestants = None  # the memory of whole models is wanted for the next ones
+            gc.collect()
             choose = steps.entrants if cell.whole else admitted
             of_task, contestants = task, choose(cell, weights[cell.size], args.peers)
         torch.backends.cudnn.benchmark = not cell.whole  # as in their configs: regions change their number
