@@ -47,7 +47,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--modes', nargs='+', default=list(MODES), choices=MODES)
     parser.add_argument(
-        '--precisions', nargs='+', choices=PRECISIONS, help='default: all; whole models have no bfloat16'
+        '--precisions', nargs='+', choices=PRECISIONS, help='default: all; whole models: float32 autocast'
     )
     parser.add_argument(
         '--batch',
@@ -81,8 +81,8 @@ def check_tasks(args) -> None:
             raise UserError(f'--tasks {task} is timed with --ways eager: its heads do not compile as a whole')
         if args.precisions and 'bfloat16' in args.precisions:
             raise UserError(
-                f'--tasks {task} is timed in float32 and autocast, as it is trained: its heads do not '
-                'compute in bfloat16 as a whole; leave bfloat16 out of --precisions'
+                f'--tasks {task} is timed in float32 and autocast, as such models are trained: leave bfloat16 out '
+                'of --precisions'
             )
 
 
