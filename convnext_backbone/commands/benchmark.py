@@ -78,11 +78,11 @@ def check_tasks(args) -> None:
         if args.sizes != ['tiny']:
             raise UserError(f'--tasks {task} is timed with --sizes tiny, got {" ".join(args.sizes)}')
         if 'compiled' in args.ways:
-            raise UserError(f'--tasks {task} is timed with --ways eager: its heads do not compile as a whole')
+            raise UserError(f'--tasks {task} is timed with --ways eager, got {" ".join(args.ways)}')
         if args.precisions and 'bfloat16' in args.precisions:
             raise UserError(
-                f'--tasks {task} is timed in float32 and autocast, as such models are trained: leave bfloat16 out '
-                'of --precisions'
+                f'--tasks {task} is timed in float32 and autocast, as such models are trained: leave '
+                'bfloat16 out of --precisions'
             )
 
 
