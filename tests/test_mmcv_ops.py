@@ -153,9 +153,9 @@ def test_roi_align_is_the_mean_or_maximum_of_bilinear_samples(mode, by_windows, 
 
 def test_many_regions_go_by_windows_few_and_endless_ones_by_points():
     maps, region = draw(1, 4, 20, 30), torch.tensor([[0, 2.0, 3.0, 22.0, 13.0]], dtype=torch.float64)
-    by_windows = functools.partial(mmcv_ops.regions._by_windows, maps, scale=1.0, aligned=True)
-    assert by_windows(rois=region.repeat(4, 1))  # 800 pixels, the map has 600
-    assert not by_windows(rois=region.repeat(2, 1))
+    by_windows = functools.partial(mmcv_ops.regions._by_windows, maps, bins=(7, 7), scale=1.0, aligned=True)
+    assert by_windows(rois=region.repeat(4, 1))  # 4 * 49 bins, the map has 600 pixels
+    assert not by_windows(rois=region.repeat(3, 1))
     assert not by_windows(rois=region[:0])
     for end in (1e9, math.inf, math.nan):
         assert not by_windows(rois=torch.cat([region.repeat(4, 1), region.new_tensor([[0, 2, 3, end, 13]])]))

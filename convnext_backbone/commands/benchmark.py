@@ -16,6 +16,7 @@ the parts of a step. One whose losses differ from ours is left out; torchvision'
 implementation, of which only finite losses are asked.
 """
 
+import gc
 import json
 import re
 from dataclasses import replace
@@ -49,7 +50,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--modes', nargs='+', default=list(MODES), choices=MODES)
     parser.add_argument(
-        '--precisions', nargs='+', choices=PRECISIONS, help='default: all; whole models have no bfloat16'
+        '--precisions', nargs='+', choices=PRECISIONS, help='default: all; whole models: float32 autocast'
     )
     parser.add_argument(
         '--batch',
@@ -88,11 +89,11 @@ def check_tasks(args, device: str) -> None:
         if args.sizes != ['tiny']:
             raise UserError(f'--tasks {task} is timed with --sizes tiny, got {" ".join(args.sizes)}')
         if args.ways != ['eager']:
-            raise UserError(f'--tasks {task} is timed with --ways eager: its heads do not compile as a whole')
+            raise UserError(f'--tasks {task} is timed with --ways eager, got {" ".join(args.ways)}')
         if args.precisions and 'bfloat16' in args.precisions:
             raise UserError(
-                f'--tasks {task} is timed in float32 and autocast, as it is trained: its heads do not '
-                'compute in bfloat16 as a whole; leave bfloat16 out of --precisions'
+                f'--tasks {task} is timed in float32 and autocast, as such models are trained: leave '
+                'bfloat16 out of --precisions'
             )
 
 
@@ -153,6 +154,7 @@ def results_of(args, device: str):
         task = (cell.size, cell.task if cell.whole else cell.task != 'classify')
         if task != of_task:
             contestants = None  # the memory of whole models is wanted for the next ones
+            gc.collect()
             choose = steps.entrants if cell.whole else admitted
             of_task, contestants = task, choose(cell, weights[cell.size], args.peers)
         torch.backends.cudnn.benchmark = not cell.whole  # as in their configs: regions change their number

@@ -143,7 +143,7 @@ def roi_align_forward(
     """
     kind = torch.promote_types(input.dtype, torch.float32)
     rois, bins = _wide(rois).to(kind), (aligned_height, aligned_width)
-    if pool_mode == 1 and _by_windows(input, rois, spatial_scale, aligned):
+    if pool_mode == 1 and _by_windows(input, rois, bins, spatial_scale, aligned):
         options = (bins, spatial_scale, sampling_ratio, aligned)
         output.copy_(_windows_mean(input, rois, *options).permute(0, 3, 1, 2))
         return
@@ -207,7 +207,7 @@ def roi_align_backward(
             total.index_put_((image, channel, row, column), grad * weight, accumulate=True)
     elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
         total = _ordered_gradient(grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned)
-    elif _by_windows(grad_input, rois, spatial_scale, aligned):
+    elif _by_windows(grad_input, rois, bins, spatial_scale, aligned):
         options = (bins, spatial_scale, sampling_ratio, aligned)
         total = _windows_gradient(grad, rois, grad_input.shape, *options).permute(0, 3, 1, 2)
     else:
@@ -239,13 +239,15 @@ def _ordered_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, al
 # one columns. On a CPU that is several times as fast as torchvision's loop over points.
 
 
-def _by_windows(maps: Tensor, rois: Tensor, scale: float, aligned: bool) -> bool:
-    """Return whether to go by windows: on a CPU, if they have more pixels than the maps, which are copied."""
-    if maps.device.type != 'cpu' or not len(rois):
+def _by_windows(maps: Tensor, rois: Tensor, bins: tuple[int, int], scale: float, aligned: bool) -> bool:
+    """Return whether to go by windows: on a CPU, if bins of four pixels each have more than the maps.
+
+    The maps are copied then, which fewer regions are not worth.
+    """
+    if maps.device.type != 'cpu' or 4 * len(rois) * bins[0] * bins[1] <= maps[:, 0].numel():
         return False
-    size = _frame(rois, scale, aligned)[1].clamp(min=0)
-    sides = size.new_tensor(maps.shape[2:])
-    return bool((size <= 2 * sides).all() and size.prod(1).sum() > maps[:, 0].numel())  # none without end
+    size = _frame(rois, scale, aligned)[1]
+    return bool((size <= 2 * size.new_tensor(maps.shape[2:])).all())  # none without end
 
 
 def _axis_weights(start: Tensor, size: Tensor, points: Tensor, bins: int, length: int) -> Tensor:
