@@ -37,6 +37,8 @@ FUNCTIONS = {  # dotted name: parameters
     'mmengine.runner.Runner._init_model_weights': 'self',
     # the store through which all processes met, whichever launcher made it: another would need a port
     'torch.distributed.distributed_c10d._get_default_store': '',
+    # shared memory of a size, as torch's own collation makes it: share_memory_() would copy nothing into it
+    'torch.UntypedStorage._new_shared': 'size device',
     'mmcv.utils.ext_loader.load_ext': 'name funcs',
     # whether a head predicts as the one whose prediction is written anew for an exported file
     'mmdet.models.roi_heads.bbox_heads.BBoxHead._predict_by_feat_single': (
