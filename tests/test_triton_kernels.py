@@ -2,6 +2,7 @@
 
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -248,8 +249,9 @@ def test_what_triton_compiled_is_launched_with_addresses_and_looked_at_anew_wher
 
     monkeypatch.setattr(kernels, 'DIRECT', True)
     monkeypatch.setattr(kernels, '_compiled', {})
-    monkeypatch.setattr(torch._C, '_cuda_getDevice', lambda: 3, raising=False)
-    monkeypatch.setattr(torch._C, '_cuda_getCurrentRawStream', lambda device: 70 + device, raising=False)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 3)
+    active = SimpleNamespace(get_current_stream=lambda device: 70 + device)
+    monkeypatch.setattr(triton.runtime, 'driver', SimpleNamespace(active=active))
     kernel, a, b = Kernel(), Stand(64), Stand(128)
 
     def launch(*tensors, constants=(96, True), warps=2, number=5):

@@ -52,7 +52,9 @@ def depthwise_conv(
     arguments = x, weight, bias, dilation, triton
     if torch.is_grad_enabled():
         return _DepthwiseConv.apply(*arguments)
-    return operator('depthwise_conv', _forward)(*arguments)
+    if torch.compiler.is_compiling():
+        return torch.ops.convnext_backbone.depthwise_conv(*arguments)
+    return _forward(*arguments)
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -60,7 +62,7 @@ class _DepthwiseConv(torch.autograd.Function):
     def forward(ctx, x, weight, bias, dilation, triton):
         ctx.save_for_backward(x, weight)
         ctx.options = dilation, triton
-        return operator('depthwise_conv', _forward)(x, weight, bias, dilation, triton)
+        return operator('depthwise_conv', _forward, x)(x, weight, bias, dilation, triton)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -69,9 +71,9 @@ class _DepthwiseConv(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         dx = dw = db = None
         if ctx.needs_input_grad[0]:  # the same convolution with the filters turned round
-            dx = operator('depthwise_conv', _forward)(grad, weight.flip(2, 3), None, *ctx.options)
+            dx = operator('depthwise_conv', _forward, grad)(grad, weight.flip(2, 3), None, *ctx.options)
         if any(ctx.needs_input_grad[1:3]):
-            gradient = operator('depthwise_conv_gradient', _gradient)
+            gradient = operator('depthwise_conv_gradient', _gradient, grad)
             found = gradient(x, grad, weight.shape[-1], *ctx.options)
             dw, db = (
                 t.to(weight.dtype) if wanted else None for t, wanted in zip(found, ctx.needs_input_grad[1:])

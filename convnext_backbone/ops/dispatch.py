@@ -3,11 +3,20 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 
-def operator(name: str, function: Callable) -> Callable:
-    """Return the operator of PyTorch's registry, which ``torch.compile`` takes as it is, or its function.
+def operator(name: str, function: Callable, x: Tensor) -> Callable:
+    """Return the operator of PyTorch's registry, or on CUDA the function that computes it.
 
-    The registry takes longer to call than a small map to compute.
+    The registry takes longer to call than a GPU needs for a small map. ``torch.compile`` takes the operator
+    as it is, and so does what watches operators: it is to see one, not what it consists of.
+
+    Args:
+        name: of the operator.
+        function: with its arguments.
+        x: one of them.
     """
-    return getattr(torch.ops.convnext_backbone, name) if torch.compiler.is_compiling() else function
+    if x.is_cuda and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack():
+        return function
+    return getattr(torch.ops.convnext_backbone, name)

@@ -93,7 +93,7 @@ def norm_mlp(
 class _NormMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, *weights):
-        out, hidden = operator('norm_mlp', _forward)(x, residual, *weights, True, False)
+        out, hidden = operator('norm_mlp', _forward, x)(x, residual, *weights, True, False)
         ctx.eps = weights[2]
         ctx.save_for_backward(x, *weights[:2], *weights[3:], *hidden)
         return out
@@ -103,7 +103,7 @@ class _NormMLP(torch.autograd.Function):
     def backward(ctx, grad):
         x, *tensors = ctx.saved_tensors
         weights, hidden = Weights(*tensors[:2], ctx.eps, *tensors[2:8]), tensors[8:]
-        found = operator('norm_mlp_backward', _backward)(grad, x, hidden, *weights)
+        found = operator('norm_mlp_backward', _backward, grad)(grad, x, hidden, *weights)
         dx, dw1, db1, dw2, db2 = found[:5]
         dgain = None if weights.gain is None else found[5]
         dnorm = (None, None) if weights.norm_weight is None else found[-2:]

@@ -35,7 +35,7 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, triton: bo
         x = x.float()
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _ChannelNorm.apply(x, weight, bias, eps)
-    return operator('channel_norm', _forward)(x, weight, bias, eps)
+    return operator('channel_norm', _forward, x)(x, weight, bias, eps)
 
 
 class _ChannelNorm(torch.autograd.Function):
@@ -43,12 +43,12 @@ class _ChannelNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps):
         ctx.save_for_backward(x, weight, bias)
         ctx.eps = eps
-        return operator('channel_norm', _forward)(x, weight, bias, eps)
+        return operator('channel_norm', _forward, x)(x, weight, bias, eps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        found = operator('channel_norm_backward', _backward)(grad, *ctx.saved_tensors, ctx.eps)
+        found = operator('channel_norm_backward', _backward, grad)(grad, *ctx.saved_tensors, ctx.eps)
         return *found, None
 
 

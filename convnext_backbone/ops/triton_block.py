@@ -61,7 +61,7 @@ def triton_block(x: Tensor, weights: Weights) -> Tensor:  # (N, C, H, W) -> same
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *weights)):
         return _Block.apply(x, low, *weights)
     x = _rows_last(x)
-    return operator('block', _forward)(x.to(low), x, *_in(low, weights), False)[0].permute(0, 3, 1, 2)
+    return operator('block', _forward, x)(x.to(low), x, *_in(low, weights), False)[0].permute(0, 3, 1, 2)
 
 
 def _rows_last(x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, H, W, C)
@@ -82,7 +82,7 @@ class _Block(torch.autograd.Function):
     def forward(ctx, x, low, *weights):
         x, weights = _rows_last(x), Weights(*weights)
         small = x.to(low)
-        out, kept = operator('block', _forward)(small, x, *_in(low, weights), True)
+        out, kept = operator('block', _forward, x)(small, x, *_in(low, weights), True)
         ctx.eps, ctx.low = weights.eps, low
         ctx.save_for_backward(small, *kept, *weights[:4], *weights[5:])
         return out.permute(0, 3, 1, 2)
@@ -92,7 +92,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx, grad):
         x, *tensors = ctx.saved_tensors
         kept, weights = tensors[:3], Weights(*tensors[3:7], ctx.eps, *tensors[7:])
-        dx, *found = operator('block_backward', _backward)(_rows_last(grad), x, kept, *weights)
+        dx, *found = operator('block_backward', _backward, grad)(_rows_last(grad), x, kept, *weights)
         dconv, dconv_bias, dw1, db1, dw2, db2, *rest = found
         dgain = None if weights.gain is None else rest[0]
         dnorm = (None, None) if weights.norm_weight is None else rest[-2:]

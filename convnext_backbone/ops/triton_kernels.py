@@ -107,7 +107,7 @@ def _launch(kernel, grid: tuple[int, int], tensors: tuple, numbers: tuple, const
     compiled is called as it calls it, with addresses. It runs on the current device, so that is set.
     """
     device = tensors[0].get_device()
-    if device >= 0 and device != torch._C._cuda_getDevice():
+    if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
             _launch(kernel, grid, tensors, numbers, constants, warps)
         return
@@ -120,9 +120,10 @@ def _launch(kernel, grid: tuple[int, int], tensors: tuple, numbers: tuple, const
         if DIRECT and device >= 0 and aligned:
             _compiled[key] = found
         return
+    stream = triton.runtime.driver.active.get_current_stream(device)
     found.run(
-        *grid, 1, torch._C._cuda_getCurrentRawStream(device), found.function, found.packed_metadata,
-        None, None, None, *addresses, *numbers, *constants,
+        *grid, 1, stream, found.function, found.packed_metadata, None, None, None, *addresses, *numbers,
+        *constants,
     )  # fmt: skip
 
 
