@@ -69,7 +69,7 @@ VALUES = [  # dotted names that are read, or set
     'mmengine.model.BaseModule.is_init',
     'mmengine.runner.checkpoint.load_url',
     f'torch.compiler.{EXPORTING}',  # see there
-    'torch._C._len_torch_dispatch_stack',  # whether something watches operators
+    'torch.utils._python_dispatch._get_current_dispatch_mode',  # whether something watches operators
     'torch.autograd.forward_ad._current_level',  # a level may be active without a tangent at the input
     'timm.data.readers.reader_wds._decode',  # timm logs an image that cannot be read without its name
     'timm.data.readers.reader_wds.ReaderWds._lazy_init',  # where timm binds _decode

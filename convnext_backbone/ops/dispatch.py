@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 def operator(name: str, function: Callable, x: Tensor) -> Callable:
@@ -17,6 +18,6 @@ def operator(name: str, function: Callable, x: Tensor) -> Callable:
         function: with its arguments.
         x: one of them.
     """
-    if x.is_cuda and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack():
+    if x.is_cuda and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None:
         return function
     return getattr(torch.ops.convnext_backbone, name)
