@@ -84,6 +84,7 @@ def test_the_detector_takes_over_every_backbone_tensor_of_the_classifier(detecto
     assert 'coco/bbox_mAP_50' in log
     assert 'coco/segm_mAP_50' in log
     assert 'stand-ins: gradients of 3 convolutions of RPNHead at sampled positions' in log
+    assert 'stand-ins: targets of 1 mask heads of masks that are there once' in log
 
 
 @pytest.mark.matrix

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..backbones import fuse_for_inference
 from ..checkpoint.formats import from_released, released_names
 from ..config import read_config
+from ..mask_targets import use_masks_once
 from ..measure import build_model, make_batch
 from ..measure.build import building
 from ..rpn import use_sampled_gradients
@@ -231,7 +232,8 @@ def entrants(cell: Cell, weights: dict, peers: list[str]) -> list[Entrant]:
         except Exception as error:
             print(f'{OTHER} is left out: {describe(error)}')
             found = [each for each in found if each.name != OTHER]
-    if cell.device == 'cpu':  # after the others were copied from it
+    use_masks_once(model)  # after the others were copied from it
+    if cell.device == 'cpu':
         use_sampled_gradients(model)
     return found
 

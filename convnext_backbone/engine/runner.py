@@ -37,6 +37,7 @@ from ..config import check_classes, datasets, dicts, use_stand_ins
 from ..config.text import format_once
 from ..datasets import InOnePiece, forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
+from ..mask_targets import use_masks_once
 from ..mmcv_ops import log_choice
 from ..registry import class_of, type_name
 from ..rpn import use_sampled_gradients
@@ -90,8 +91,10 @@ class Runner(MMEngineRunner):
         return super().from_cfg(cfg).log_notes(notes)
 
     def build_model(self, model):
-        """Build as in mmengine; on a CPU a region proposal network computes gradients where it has any."""
+        """Build as in mmengine; heads of mmdet compute the same with less work."""
         model = super().build_model(model)
+        if number := use_masks_once(model):
+            self.logger.info(f'stand-ins: targets of {number} mask heads of masks that are there once')
         if get_device() == 'cpu' and (number := use_sampled_gradients(model)):
             self.logger.info(f'stand-ins: gradients of {number} convolutions of RPNHead at sampled positions')
         return model
