@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision import ops
 
 from convnext_backbone.mask_targets import MasksOnce, use_masks_once
 
@@ -29,6 +30,9 @@ def test_masks_are_cut_as_mmdet_cuts_them(binarize):
     options = dict(out_shape=(28, 28), inds=numbers, device='cpu', binarize=binarize)
     expected = right.crop_and_resize(boxes, **options)
     found = MasksOnce(right).crop_and_resize(boxes, **options)
+    rois = torch.from_numpy(np.concatenate([numbers[:, None], boxes], 1)).float()
+    shares = ops.roi_align(torch.from_numpy(masks)[:, None].float(), rois, 28, 1.0, -1, True)[:, 0]
+    assert torch.equal(torch.from_numpy(found.masks), shares >= 0.5 if binarize else shares)
     assert type(found) is type(expected)
     assert found.masks.dtype == expected.masks.dtype
     np.testing.assert_array_equal(found.masks, expected.masks)
@@ -39,7 +43,7 @@ def test_masks_are_cut_as_mmdet_cuts_them(binarize):
 
 def test_the_head_learns_the_same_and_copies_no_mask_for_a_region(monkeypatch):
     pytest.importorskip('mmdet')
-    from mmcv import ops
+    from mmcv import ops as mmcv_ops
     from mmdet.models.task_modules.samplers import SamplingResult
     from mmdet.structures.mask import BitmapMasks, mask_target
     from mmengine.config import ConfigDict
@@ -61,8 +65,10 @@ def test_the_head_learns_the_same_and_copies_no_mask_for_a_region(monkeypatch):
     assert torch.equal(expected, mask_target(boxes, numbers, [each.masks for each in objects], cfg))
     assert use_masks_once(model) == 1
     assert use_masks_once(model) == 0  # it is already
-    given, align = [], ops.roi_align
-    monkeypatch.setattr(ops, 'roi_align', lambda maps, *rest: given.append(len(maps)) or align(maps, *rest))
+    given, align = [], mmcv_ops.roi_align
+    monkeypatch.setattr(
+        mmcv_ops, 'roi_align', lambda maps, *rest: given.append(len(maps)) or align(maps, *rest)
+    )
     found = head.get_targets(results, objects, cfg)
     assert torch.equal(found, expected)
     assert given == [3, 2]  # objects, not regions

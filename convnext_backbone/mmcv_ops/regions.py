@@ -242,9 +242,11 @@ def _ordered_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, al
 def _by_windows(maps: Tensor, rois: Tensor, bins: tuple[int, int], scale: float, aligned: bool) -> bool:
     """Return whether to go by windows: on a CPU, if bins of four pixels each have more than the maps.
 
-    The maps are copied then, which fewer regions are not worth.
+    The maps are copied then, which fewer regions are not worth. Maps of one channel are masks: what a threshold
+    at one half makes of them is to stay, whatever the order of sums.
     """
-    if maps.device.type != 'cpu' or 4 * len(rois) * bins[0] * bins[1] <= maps[:, 0].numel():
+    few = 4 * len(rois) * bins[0] * bins[1] <= maps[:, 0].numel()
+    if maps.device.type != 'cpu' or maps.shape[1] == 1 or few:
         return False
     size = _frame(rois, scale, aligned)[1]
     return bool((size <= 2 * size.new_tensor(maps.shape[2:])).all())  # none without end
