@@ -242,8 +242,8 @@ def _ordered_gradient(grad, rois, shape, bins, spatial_scale, sampling_ratio, al
 def _by_windows(maps: Tensor, rois: Tensor, bins: tuple[int, int], scale: float, aligned: bool) -> bool:
     """Return whether to go by windows: on a CPU, if bins of four pixels each have more than the maps.
 
-    The maps are copied then, which fewer regions are not worth. Maps of one channel are masks: what a threshold
-    at one half makes of them is to stay, whatever the order of sums.
+    The maps are copied then, which fewer regions are not worth. Maps of one channel are masks: what a
+    threshold at one half makes of them is to stay, whatever the order of sums.
     """
     few = 4 * len(rois) * bins[0] * bins[1] <= maps[:, 0].numel()
     if maps.device.type != 'cpu' or maps.shape[1] == 1 or few:
