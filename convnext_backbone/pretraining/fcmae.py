@@ -209,5 +209,5 @@ def _masked_block(block: nn.Module, x: Tensor, visible: Tensor, where: Tensor | 
 def _depthwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Compute a depthwise convolution, on a CPU by our operator, whose weight gradient is fast."""
     if x.device.type == 'cpu' and x.is_contiguous(memory_format=torch.channels_last):
-        return ops.depthwise_conv(x, conv.weight, conv.bias)[0]
+        return ops.depthwise_conv(x, conv.weight, conv.bias)
     return conv(x)
