@@ -80,10 +80,10 @@ class ConvNeXt(FourStageBackbone):
         frozen_stages: as in mmdet's ResNet; see :class:`DenseBackbone`.
         with_cp: gradient checkpointing; see :class:`DenseBackbone`.
         output_norm: a norm on every emitted map; ``False`` for a classifier, which has its own.
-        fused: ``True``: blocks compute by :mod:`convnext_backbone.ops`, and in training leave out the samples
-            whose branch is dropped; on CUDA by our Triton kernels where a trial at first use finds them
-            right and faster (see docs/speed.md). ``'triton'``: by those without a trial, wherever they
-            support it. ``False``: by the ordinary layers.
+        fused: ``True``: blocks compute by :mod:`convnext_backbone.ops`: on a CPU by our kernels, in training
+            without the samples whose branch is dropped; on CUDA by our Triton kernels where a trial at first
+            use finds them right and faster (see docs/speed.md). ``'triton'``: by those without a trial,
+            wherever they support it. ``False``: by the ordinary layers.
         init_cfg: as in mmengine.
 
     Raises:
