@@ -175,6 +175,7 @@ def test_the_objects_are_those_that_mmdet_finds(kind):
         assert_same_objects(found, mmdet_predicts(model, image), 1e-5)
 
 
+@pytest.mark.xdist_group('exported')
 def test_a_file_gives_mmdets_objects_for_images_of_any_size(exported):
     model = build('mask_rcnn')
     for size in SIZES:
@@ -183,6 +184,7 @@ def test_a_file_gives_mmdets_objects_for_images_of_any_size(exported):
         )
 
 
+@pytest.mark.xdist_group('exported')
 def test_a_file_finds_one_object_or_none(exported):
     image = noise((101, 133), 1)
     scores = run_file(exported / 'm.onnx', image)[1]
@@ -192,6 +194,7 @@ def test_a_file_finds_one_object_or_none(exported):
     assert shapes == [(0, 4), (0,), (0,), (0, 28, 28)]
 
 
+@pytest.mark.xdist_group('exported')
 def test_a_file_knows_how_its_images_are_read(exported):
     session = onnxruntime.InferenceSession(exported / 'm.onnx')
     facts = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
@@ -238,6 +241,7 @@ def photo(tmp_path_factory):
     return file
 
 
+@pytest.mark.xdist_group('exported')
 def test_predict_needs_nothing_of_ours_and_finds_what_the_predictor_finds(exported, photo, tmp_path):
     result = run_predict(exported / 'm.onnx', photo, '--out', tmp_path / 'p', '--draw', '--min-score', '0.05')
     assert result.returncode == 0, result.stderr
@@ -261,6 +265,7 @@ def test_predict_needs_nothing_of_ours_and_finds_what_the_predictor_finds(export
     assert Image.open(tmp_path / 'p' / f'{photo.name}.png').size == Image.open(photo).size
 
 
+@pytest.mark.xdist_group('exported')
 def test_predict_says_what_is_wrong_in_one_line(exported, photo, tmp_path):
     (tmp_path / 'text.onnx').write_text('no model')
     (tmp_path / 'text.jpg').write_text('no image')

@@ -68,9 +68,9 @@ def train(config: Path, steps: int = 2) -> list[tuple]:
 
 @pytest.mark.long
 def test_copies_of_one_set_train_the_same_number_for_number(tmp_path):
-    """COCO, YOLO and Pascal VOC, whose classes are in three orders."""
+    """COCO and Pascal VOC, whose classes are in other orders."""
     found = []
-    for write in (as_coco, as_yolo, as_voc):
+    for write in (as_coco, as_voc):
         root = write(tmp_path / write.__name__)
         before = snapshot(root)
         config = make(root, '--model', 'faster_rcnn')
@@ -78,7 +78,7 @@ def test_copies_of_one_set_train_the_same_number_for_number(tmp_path):
         assert snapshot(root) == before
     assert len(found[0]) == 2
     assert len(dict(found[0][0])) >= 5
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

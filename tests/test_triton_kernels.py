@@ -49,7 +49,9 @@ def test_all_kernels_in_the_interpreter(tests):
 
 @direct
 @every_dtype
-@pytest.mark.parametrize('shape', [*checked.MAPS[:3], *map(slow, checked.MAPS[3:])], ids=str)
+@pytest.mark.parametrize(
+    'shape', [checked.MAPS[0], slow(checked.MAPS[1]), checked.MAPS[2], *map(slow, checked.MAPS[3:])], ids=str
+)
 def test_depthwise_convolution(shape, dtype):
     assert not wrong(checked.depthwise_convolution(shape, dtype, DEVICE))
 
@@ -122,7 +124,7 @@ def test_a_compiled_training_step_is_that_of_eager_mode(layer_scale):
     """As one graph, with stochastic depth off; with a gain and without."""
     torch.manual_seed(0)
     block = Block(32, layer_scale=layer_scale, fused='triton').to(DEVICE)
-    x, found = torch.randn(2, 32, 6, 7, device=DEVICE), []
+    x, found = torch.randn(2, 32, 2, 3, device=DEVICE), []
     for run in (block, torch.compile(block, fullgraph=True, backend='aot_eager')):
         block.zero_grad()
         with torch.autocast(DEVICE, torch.bfloat16):
