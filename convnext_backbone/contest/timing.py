@@ -1,7 +1,7 @@
 """Times contestants in turn and measures their memory; names the machine."""
 
 import contextlib
-import importlib
+import importlib.metadata
 import platform
 import re
 import statistics
@@ -112,8 +112,8 @@ def about(device: str) -> str:
         name = f'CPU, {torch.get_num_threads()} threads, {processor()}, {own} our kernels'
     versions = [f'torch {torch.__version__}']
     for package in PEERS:
-        with contextlib.suppress(Exception):  # said when it is asked to compute
-            versions.append(f'{package} {importlib.import_module(package).__version__}')
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f'{package} {importlib.metadata.version(package)}')
     return f'{name}, {", ".join(versions)}, {date.today().isoformat()}'
 
 
