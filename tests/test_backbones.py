@@ -319,7 +319,7 @@ def test_reading_the_backbone_imports_no_detection_library():
     assert command('-c', code).stdout.strip().endswith('[]')
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+@pytest.mark.parametrize('scope', ['mmdet', pytest.param('mmseg', marks=pytest.mark.slow)])
 def test_backbone_is_found_from_any_scope_without_custom_imports(scope):
     code = (  # mmcv's operators first: without a compiled mmcv neither scope can be imported
         'from convnext_backbone.mmcv_ops import install; install(); '

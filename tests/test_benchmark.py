@@ -32,7 +32,7 @@ def cell(**changes):
 
 @pytest.mark.long
 def test_it_runs_all_contestants_and_writes_its_results(tmp_path, capsys):
-    peers = [peer for peer in ('timm', 'torchvision') if importlib.util.find_spec(peer)]
+    peers = [peer for peer in ('torchvision',) if importlib.util.find_spec(peer)]
     options = ['--precisions', 'float32', '--peers', *peers, '--out', str(tmp_path)]
     results = benchmark.main([*QUICK, *options])
     assert [r['mode'] for r in results] == ['inference', 'training']

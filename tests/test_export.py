@@ -62,13 +62,15 @@ CASES = {
 }
 
 
-# of maps and segmenters, one format in every run
+# in every run: one network in each format, and the others in ONNX, each part of them once
+ALWAYS = {('onnx', name) for name in CASES if name in ('classifier V2', 'UPerNet', 'four maps')}
+ALWAYS |= {(format, 'classifier V2') for format in exporting.SUFFIXES}
 FORMATS_AND_CASES = [
     pytest.param(
         format,
         case,
         id=f'{format}-{name}',
-        marks=pytest.mark.slow if format != 'onnx' and 'classifier' not in name else (),
+        marks=pytest.mark.slow if (format, name) not in ALWAYS else (),
     )
     for format in exporting.SUFFIXES
     for name, case in CASES.items()

@@ -467,6 +467,7 @@ def test_few_compiled_graphs_serve_images_of_many_sizes(way, monkeypatch):
                 torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize('way', ['kernels', pytest.param('pytorch', marks=pytest.mark.slow)], indirect=True)
 def test_few_compiled_graphs_serve_training_images_of_many_sizes(way, monkeypatch):
     model = ConvNeXt(**SMALL, drop_path_rate=0.3, layer_scale_init_value=0.5).train()
     for _, maps in maps_of_many_sizes(model, monkeypatch):
