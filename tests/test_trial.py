@@ -452,7 +452,7 @@ def test_a_block_is_tritons_as_a_whole_or_v2_its_convolution(verdict, grn, machi
         given.append(('convolution', triton))
         return F.conv2d(x, weight, bias, padding=3, groups=x.shape[1])
 
-    def whole(x, weights):
+    def whole(x, conv, weights):
         given.append('whole')
         return x
 
@@ -650,10 +650,10 @@ def test_pytorch_itself_is_right_in_every_comparison(kernels, monkeypatch, opera
     assert trial_child._try(asked) == dict(triton=True, why='1x')
 
 
-def by_pytorch(x, weights):
+def by_pytorch(x, filters, weights):
     """The same as ``triton_block``."""
     low = torch.bfloat16
-    conv, conv_b, norm, norm_b, eps, *rest, gain, scale = weights
+    (conv, conv_b), (norm, norm_b, eps, *rest, gain, scale) = filters, weights
     y = F.conv2d(x.to(low), conv.to(low), conv_b.to(low), padding=3, groups=x.shape[1])
     w1, b1, w2, b2 = (t.to(low) for t in rest)
     y = F.linear(F.layer_norm(y.permute(0, 2, 3, 1), (x.shape[1],), norm, norm_b, eps).to(low), w1, b1)

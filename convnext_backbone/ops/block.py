@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from . import trial
 from .depthwise import depthwise_conv
-from .mlp import norm_mlp
-from .triton_block import Weights, triton_block
+from .mlp import Weights, norm_mlp
+from .triton_block import triton_block
 
 FUSED = (True, False, 'triton')  # what a block can be asked for
 
@@ -105,8 +105,7 @@ def _residual_sum(block: nn.Module, x: Tensor, triton: bool, scale: float | Tens
         gain = x.new_full((x.shape[1],), scale) if gain is None else gain * scale
     of_samples = scale.flatten() if isinstance(scale, Tensor) else None
     if v1 and triton:
-        weights = Weights(conv.weight, conv.bias, *norm, *first, *second, gain, of_samples)
-        return triton_block(x, weights)
+        return triton_block(x, (conv.weight, conv.bias), Weights(*norm, *first, *second, gain, of_samples))
     y = depthwise_conv(x, conv.weight, conv.bias, conv.dilation[0], triton).permute(0, 2, 3, 1)
     if not v1:
         y = (_folded_mlp(block, y) if folded else _mlp(block, y)).permute(0, 3, 1, 2)

@@ -134,8 +134,8 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     return _weight_gradient(x.permute(0, 3, 1, 2), grad.permute(0, 3, 1, 2), kernel, 1, weight.dtype)
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, wide: torch.dtype) -> Tensor:
-    """Compute the gradient of the weight by PyTorch's operators."""
+def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, dtype: torch.dtype) -> Tensor:
+    """Compute the gradient of the weight in a data type, by PyTorch's operators."""
     n, c, height, width = x.shape
     if x.device.type != 'cpu':
         weight = x.new_empty(c, 1, kernel, kernel)
@@ -143,7 +143,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, wide: 
         options = ([1, 1], pad, [dilation] * 2, False, [0, 0], c, [False, True, False])
         with _without_search(x):
             found = torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[1]
-        return found.to(wide, memory_format=torch.contiguous_format)
+        return found.to(dtype, memory_format=torch.contiguous_format)
     pad = kernel // 2 * dilation
     padded = x.new_zeros(n, c, height + 2 * pad, width)  # NCHW memory: each (sample, channel) is a group
     padded[:, :, pad : pad + height].copy_(x)
@@ -154,7 +154,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int, wide: 
         filters = grad[:, :, top : top + band].reshape(n * c, 1, -1, width)
         rows = padded[:, :, top : top + filters.shape[2] + 2 * pad].reshape(1, n * c, -1, width)
         found = F.conv2d(rows, filters, padding=(0, pad), stride=dilation, groups=n * c)
-        found = found.view(n, c, 1, kernel, kernel).sum(0, dtype=wide)
+        found = found.view(n, c, 1, kernel, kernel).sum(0, dtype=dtype)
         total = found if total is None else total + found
     return total
 

@@ -25,18 +25,27 @@ CHUNK_BYTES = 2**23  # of the hidden layer; measured: 4 to 16 MiB are alike, 2 i
 PACKED_ROWS = 4096  # from which on it pays to reorder a weight for a single use; measured: 1000 to 4000
 
 _library = torch.library.Library('convnext_backbone', 'FRAGMENT')
-_weights = (
+WEIGHTS = (  # in an operator's schema
     'Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1, Tensor b1, Tensor w2, Tensor b2, '
     'Tensor? gain, Tensor? scale'
 )
 _library.define(
-    f'norm_mlp(Tensor x, Tensor residual, {_weights}, bool keep, bool constant) -> (Tensor, Tensor[])'
+    f'norm_mlp(Tensor x, Tensor residual, {WEIGHTS}, bool keep, bool constant) -> (Tensor, Tensor[])'
 )
-_library.define(f'norm_mlp_backward(Tensor grad, Tensor x, Tensor[] hidden, {_weights}) -> Tensor[]')
+_library.define(f'norm_mlp_backward(Tensor grad, Tensor x, Tensor[] hidden, {WEIGHTS}) -> Tensor[]')
 
 
 class Weights(NamedTuple):
-    """Holds what :func:`norm_mlp` computes with, in the order of the operators' arguments."""
+    """Holds what norm and MLP of a block compute with, in the order of the operators' arguments.
+
+    Attributes:
+        norm_weight: (C,); norm_bias too; ``None``: no affine part.
+        eps: of the norm.
+        w1: (D, C); b1 (D,).
+        w2: (C, D); b2 (C,).
+        gain: (C,), or ``None``: 1.
+        scale: (N,), of stochastic depth, without gradient, or ``None``: 1.
+    """
 
     norm_weight: Tensor | None
     norm_bias: Tensor | None

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import depthwise
-from .mlp import norm_mlp
+from .mlp import Weights, norm_mlp
 from .norm import channel_norm
 from .trial import ROWS, Kind, first_line, pytorch
-from .triton_block import Weights, triton_block
+from .triton_block import triton_block
 
 NUMBERS = 2**23  # in the map of a large or huge call; so that its hidden layer fits, whatever its channels
 LARGE_MAP, SMALL_MAP = (1, 101), (2, 37, 51)  # samples, height, width; odd, so that edges are tried
@@ -191,7 +191,7 @@ def _block(kind: Kind) -> tuple[Callable, Callable, list[tuple]]:
         def run(x, conv, conv_b, norm_w, norm_b, w1, b1, w2, b2, gain, scale=None):
             norm = norm_w, norm_b, EPS
             if triton:
-                return triton_block(x, Weights(conv, conv_b, *norm, w1, b1, w2, b2, gain, scale))
+                return triton_block(x, (conv, conv_b), Weights(*norm, w1, b1, w2, b2, gain, scale))
             y = depthwise.depthwise_conv(x, conv, conv_b).permute(0, 2, 3, 1)
             y = norm_mlp(y, x.permute(0, 2, 3, 1), norm, (w1, b1), (w2, b2), gain, scale)
             return y.permute(0, 3, 1, 2)

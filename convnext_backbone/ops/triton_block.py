@@ -5,101 +5,74 @@ before GELU. Stochastic depth is a factor of each sample, so that no size depend
 counts: on a GPU a small map takes less time than Python needs to ask for it.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import depthwise, triton_kernels
 from .dispatch import operator
+from .mlp import WEIGHTS, Weights
 
 _library = torch.library.Library('convnext_backbone', 'FRAGMENT')
-_weights = (
-    'Tensor conv_weight, Tensor conv_bias, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1, '
-    'Tensor b1, Tensor w2, Tensor b2, Tensor? gain, Tensor? scale'
-)
-_library.define(f'block(Tensor x, Tensor residual, {_weights}, bool keep) -> (Tensor, Tensor[])')
-_library.define(f'block_backward(Tensor grad, Tensor x, Tensor[] kept, {_weights}) -> Tensor[]')
+_arguments = f'Tensor conv_weight, Tensor conv_bias, {WEIGHTS}'
+_library.define(f'block(Tensor x, Tensor residual, {_arguments}, bool keep) -> (Tensor, Tensor[])')
+_library.define(f'block_backward(Tensor grad, Tensor x, Tensor[] kept, {_arguments}) -> Tensor[]')
 
 
-class Weights(NamedTuple):
-    """Holds what a block computes with, in the order of the operators' arguments.
-
-    Attributes:
-        conv_weight: (C, 1, K, K); conv_bias (C,).
-        norm_weight: (C,); norm_bias too; ``None``: no affine part.
-        eps: of the norm.
-        w1: (D, C); b1 (D,).
-        w2: (C, D); b2 (C,).
-        gain: (C,), or ``None``: 1.
-        scale: (N,), of stochastic depth, without gradient, or ``None``: 1.
-    """
-
-    conv_weight: Tensor
-    conv_bias: Tensor
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    eps: float
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
-    gain: Tensor | None
-    scale: Tensor | None
-
-
-def triton_block(x: Tensor, weights: Weights) -> Tensor:  # (N, C, H, W) -> same
+def triton_block(x: Tensor, conv: tuple[Tensor, Tensor], weights: Weights) -> Tensor:  # (N, C, H, W) -> same
     """Compute a block, ``x + scale * gain * mlp(norm(conv(x)))``; under autocast all but the sum in its type.
 
     Args:
         x: the result has its data type, and is in channels_last memory.
-        weights: of data types of their own, which their gradients have, too.
+        conv: filters (C, 1, K, K) and their bias (C,).
+        weights: as ``conv`` of data types of their own, which their gradients have, too.
     """
     device = x.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *weights)):
-        return _Block.apply(x, low, *weights)
-    x = _rows_last(x)
-    return operator('block', _forward, x)(x.to(low), x, *_in(low, weights), False)[0].permute(0, 3, 1, 2)
+    given = x, *conv, *weights
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given):
+        return _Block.apply(x, low, *conv, *weights)
+    x, arguments = _rows_last(x), _in(low, *conv, weights)
+    return operator('block', _forward, x)(x.to(low), x, *arguments, False)[0].permute(0, 3, 1, 2)
 
 
 def _rows_last(x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, H, W, C)
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _in(low: torch.dtype, weights: Weights) -> Weights:
-    """Return the weights with those that are multiplied with maps in the data type ``low``, contiguous."""
-    alike = weights.conv_weight.dtype == weights.w1.dtype == low
-    if alike and weights.w1.is_contiguous() and weights.w2.is_contiguous():
-        return weights
-    names = ('conv_weight', 'conv_bias', 'w1', 'b1', 'w2', 'b2')
-    return weights._replace(**{name: getattr(weights, name).to(low).contiguous() for name in names})
+def _in(low: torch.dtype, filters: Tensor, bias: Tensor, weights: Weights) -> tuple:
+    """Return all with those that are multiplied with maps in the data type ``low``, contiguous."""
+    alike = filters.dtype == weights.w1.dtype == low
+    if not (alike and weights.w1.is_contiguous() and weights.w2.is_contiguous()):
+        filters, bias = (t.to(low).contiguous() for t in (filters, bias))
+        names = ('w1', 'b1', 'w2', 'b2')
+        weights = weights._replace(**{n: getattr(weights, n).to(low).contiguous() for n in names})
+    return filters, bias, *weights
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, low, *weights):
+    def forward(ctx, x, low, filters, bias, *weights):
         x, weights = _rows_last(x), Weights(*weights)
-        small = x.to(low)
-        out, kept = operator('block', _forward, x)(small, x, *_in(low, weights), True)
-        ctx.eps, ctx.low = weights.eps, low
-        ctx.save_for_backward(small, *kept, *weights[:4], *weights[5:])
+        small, arguments = x.to(low), _in(low, filters, bias, weights)
+        out, kept = operator('block', _forward, x)(small, x, *arguments, True)
+        ctx.eps = weights.eps
+        ctx.save_for_backward(small, *kept, filters, bias, *weights[:2], *weights[3:])
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, *tensors = ctx.saved_tensors
-        kept, weights = tensors[:3], Weights(*tensors[3:7], ctx.eps, *tensors[7:])
-        dx, *found = operator('block_backward', _backward, grad)(_rows_last(grad), x, kept, *weights)
+        kept, conv, weights = tensors[:3], tensors[3:5], Weights(*tensors[5:7], ctx.eps, *tensors[7:])
+        dx, *found = operator('block_backward', _backward, grad)(_rows_last(grad), x, kept, *conv, *weights)
         dconv, dconv_bias, dw1, db1, dw2, db2, *rest = found
         dgain = None if weights.gain is None else rest[0]
         dnorm = (None, None) if weights.norm_weight is None else rest[-2:]
         return dx.permute(0, 3, 1, 2), None, dconv, dconv_bias, *dnorm, None, dw1, db1, dw2, db2, dgain, None
 
 
-def _forward(x, residual, *arguments) -> tuple[Tensor, list[Tensor]]:
+def _forward(x, residual, filters, bias, *arguments) -> tuple[Tensor, list[Tensor]]:
     """Compute the result; if ``keep``, the convolution's output, the hidden layer and the taps besides."""
     weights, keep = Weights(*arguments[:-1]), arguments[-1]
     n, height, width, c = x.shape
@@ -108,8 +81,8 @@ def _forward(x, residual, *arguments) -> tuple[Tensor, list[Tensor]]:
     if narrow:
         shape = 2, n, height, width, c // triton_kernels.CHANNELS
         statistics = x.new_empty(shape, dtype=torch.float32)
-    taps = triton_kernels.taps_of(weights.conv_weight)
-    y = triton_kernels.depthwise_conv(x, taps, weights.conv_bias, statistics)
+    taps = triton_kernels.taps_of(filters)
+    y = triton_kernels.depthwise_conv(x, taps, bias, statistics)
     rows, out = y.view(-1, c), torch.empty_like(residual)
     sums = residual.view(-1, c), out.view(-1, c)
     norm, h = (weights.norm_weight, weights.norm_bias, weights.eps), None
@@ -126,7 +99,7 @@ def _forward(x, residual, *arguments) -> tuple[Tensor, list[Tensor]]:
     return out, [y, h, taps] if keep else []
 
 
-def _backward(grad, x, kept, *weights) -> list[Tensor]:
+def _backward(grad, x, kept, filters, bias, *weights) -> list[Tensor]:
     """Compute the gradients of x, filters and their bias, w1, b1, w2, b2, gain, and both of the norm.
 
     The last three where they are. Of the weights in their own data types, as many as there are.
@@ -148,10 +121,10 @@ def _backward(grad, x, kept, *weights) -> list[Tensor]:
     dw1, outer = dh.t() @ normed, dout.t() @ g
     dy = dy.view(x.shape)
     dx = triton_kernels.depthwise_conv(dy, taps, None, turned=True, other=grad)
-    dconv = depthwise.weight_gradient(x, dy, weights.conv_weight)
-    found = [torch.empty_like(t) for t in (weights.conv_bias, weights.b1, weights.w2, weights.b2)]
+    dconv = depthwise.weight_gradient(x, dy, filters)
+    found = [torch.empty_like(t) for t in (bias, weights.b1, weights.w2, weights.b2)]
     dconv_bias, total_b1, dw2, total_b2 = found
-    dnorm = [torch.empty_like(t) for t in weights[2:4] if t is not None]
+    dnorm = [torch.empty_like(t) for t in weights[:2] if t is not None]
     triton_kernels.totals(sums, dconv_bias, *dnorm, more=(db1, total_b1))
     dgain = []
     if weights.gain is None:
@@ -170,10 +143,9 @@ for _device in ('CPU', 'CUDA'):
 
 
 @torch.library.register_fake('convnext_backbone::block')
-def _(x, residual, *arguments):
+def _(x, residual, filters, bias, *arguments):
     weights, keep = Weights(*arguments[:-1]), arguments[-1]
     rows = x.numel() // x.shape[-1]
-    filters = weights.conv_weight
     kept = (
         torch.empty_like(x),
         x.new_empty(rows, len(weights.w1)),
@@ -183,8 +155,8 @@ def _(x, residual, *arguments):
 
 
 @torch.library.register_fake('convnext_backbone::block_backward')
-def _(grad, x, kept, *weights):
+def _(grad, x, kept, filters, bias, *weights):
     weights = Weights(*weights)
-    order = ('conv_weight', 'conv_bias', 'w1', 'b1', 'w2', 'b2', 'gain', 'norm_weight', 'norm_bias')
-    found = [getattr(weights, name) for name in order]
+    order = ('w1', 'b1', 'w2', 'b2', 'gain', 'norm_weight', 'norm_bias')
+    found = [filters, bias, *(getattr(weights, name) for name in order)]
     return [torch.empty_like(grad), *(torch.empty_like(t) for t in found if t is not None)]
