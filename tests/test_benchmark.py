@@ -74,6 +74,8 @@ def test_limits_are_those_of_the_paper_and_of_a_hand_calculation():
     assert contest.flops(step) == pytest.approx(24 * 4.456e9, rel=1e-3)
     eager = cell(mode='training', batch=4)  # stochastic depth from 0 to 0.1: 5 % of the work is left out
     assert contest.flops(eager) == pytest.approx(0.95 * 24 * 4.456e9, rel=1e-3)
+    on_a_gpu = cell(mode='training', batch=4, device='cuda')  # where dropped samples are computed
+    assert contest.flops(on_a_gpu) == pytest.approx(24 * 4.456e9, rel=1e-3)
     maps = 3 * 96 * 56**2 + 3 * 192 * 28**2 + 9 * 384 * 14**2 + 3 * 768 * 7**2
     parameters = sum(p.numel() for p in contest.backbone_parameters('tiny'))
     assert parameters == pytest.approx(27.82e6, rel=1e-3)
