@@ -25,6 +25,7 @@ from .config import (
     use_stand_ins,
 )
 from .errors import UserError, report_build_errors
+from .heads import save_work
 from .predictions import class_shares, image_size, rle
 from .registry import SCOPE, class_of, type_name
 from .tiles import (
@@ -95,6 +96,7 @@ class Predictor:
             raise UserError(f'{config} has no test_dataloader or no visualizer: not a detector or segmenter')
         self.model, content, _ = trained_model(cfg, checkpoint, prefix=prefix)
         self.model.to(self.device)
+        save_work(self.model, self.device)
         use_stand_ins(cfg)
         self.meta = _with_colours(_names_of(content, cfg, checkpoint))
         steps = [

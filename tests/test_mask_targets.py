@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision import ops
 
-from convnext_backbone.mask_targets import MasksOnce, use_masks_once
+from convnext_backbone.heads.mask_targets import MasksOnce, use_masks_once
 
 
 def drawn(objects: int, regions: int, size=(40, 56)):

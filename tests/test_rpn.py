@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext_backbone.rpn import SampledConv2d, is_plain, use_sampled_gradients
+from convnext_backbone.heads.rpn import SampledConv2d, is_plain, use_sampled_gradients
 
 
 def sampled(convolution: nn.Conv2d) -> SampledConv2d:

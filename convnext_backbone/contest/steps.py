@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from ..backbones import fuse_for_inference
 from ..checkpoint.formats import from_released, released_names
 from ..config import read_config
-from ..mask_targets import use_masks_once
+from ..heads import save_work
 from ..measure import build_model, make_batch
 from ..measure.build import building
-from ..rpn import use_sampled_gradients
 from .backbones import TOLERANCE
 from .cell import Cell
 from .networks import OURS, PEERS
@@ -232,9 +231,7 @@ def entrants(cell: Cell, weights: dict, peers: list[str]) -> list[Entrant]:
         except Exception as error:
             print(f'{OTHER} is left out: {describe(error)}')
             found = [each for each in found if each.name != OTHER]
-    use_masks_once(model)  # after the others were copied from it
-    if cell.device == 'cpu':
-        use_sampled_gradients(model)
+    save_work(model, cell.device)  # after the others were copied from it
     return found
 
 

@@ -37,10 +37,9 @@ from ..config import check_classes, datasets, dicts, use_stand_ins
 from ..config.text import format_once
 from ..datasets import InOnePiece, forget_annotations, improve
 from ..errors import SKIPPED, Stopped, UserError, report_build_errors
-from ..mask_targets import use_masks_once
+from ..heads import save_work
 from ..mmcv_ops import log_choice
 from ..registry import class_of, type_name
-from ..rpn import use_sampled_gradients
 from ..tiles.model import TiledModel
 from . import launch, state
 from .checkpoint_hook import CheckpointHook
@@ -91,12 +90,10 @@ class Runner(MMEngineRunner):
         return super().from_cfg(cfg).log_notes(notes)
 
     def build_model(self, model):
-        """Build as in mmengine; heads of mmdet compute the same with less work."""
+        """Build as in mmengine; heads of mmdet and mmseg compute the same with less work."""
         model = super().build_model(model)
-        if number := use_masks_once(model):
-            self.logger.info(f'stand-ins: targets of {number} mask heads of masks that are there once')
-        if get_device() == 'cpu' and (number := use_sampled_gradients(model)):
-            self.logger.info(f'stand-ins: gradients of {number} convolutions of RPNHead at sampled positions')
+        for line in save_work(model, get_device()):
+            self.logger.info(f'stand-ins: {line}')
         return model
 
     build_optim_wrapper = report_build_errors(MMEngineRunner.build_optim_wrapper)

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from ..config import task_of
 from ..config.keys import dicts
 from ..errors import UserError, message
+from ..heads import save_work
 from ..measure import build_model, building, make_batch
 
 FORKS = multiprocessing.get_context('forkserver')  # its children begin without anybody's memory
@@ -148,6 +149,7 @@ class _Training:
         self.model = build_model(cfg, 'cpu')
         self.model.init_weights()
         self.model.to(device).train()
+        save_work(self.model, device)  # as our Runner
         wrapper = copy.deepcopy(cfg.optim_wrapper)
         wrapper.accumulative_counts = self.counts
         self.wrapper = build_optim_wrapper(self.model, wrapper)

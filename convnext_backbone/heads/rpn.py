@@ -6,12 +6,13 @@ would add to the gradients of inputs and weights is zero, too, but takes its tim
 """
 
 import itertools
-import sys
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from .change import heads_of
 
 MOST = 1 / 8  # of the positions; with a gradient at more of them the usual way is as fast
 
@@ -114,8 +115,7 @@ def use_sampled_gradients(model: nn.Module) -> int:
     Returns:
         How many convolutions there are.
     """
-    head = getattr(sys.modules.get('mmdet.models.dense_heads'), 'RPNHead', None)
-    heads = [part for part in model.modules() if head is not None and isinstance(part, head)]
+    heads = heads_of(model, 'mmdet.models.dense_heads.RPNHead')
     found = [part for each in heads for part in each.modules() if is_plain(part)]
     for convolution in found:
         convolution.__class__ = SampledConv2d

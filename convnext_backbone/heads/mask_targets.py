@@ -4,12 +4,14 @@ mmdet copies the whole mask of an object, as large as the image and in float32, 
 for an image of 800 x 1280 with 128 regions half a gigabyte.
 """
 
-import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .change import heads_of, override
 
 
 class MasksOnce:
@@ -52,15 +54,13 @@ def use_masks_once(model: nn.Module) -> int:
     Returns:
         How many heads there are.
     """
-    base = getattr(sys.modules.get('mmdet.models.roi_heads.mask_heads'), 'FCNMaskHead', None)
-    heads = [part for part in model.modules() if base is not None and isinstance(part, base)]
-    heads = [head for head in heads if type(head).get_targets is base.get_targets]
+    heads = heads_of(model, 'mmdet.models.roi_heads.mask_heads.FCNMaskHead', 'get_targets')
     for head in heads:
-        head.__class__ = _sparing(type(head))
+        override(head, get_targets=_get_targets_of(type(head)))
     return len(heads)
 
 
-def _sparing(head: type) -> type:
+def _get_targets_of(head: type) -> Callable:
     from mmdet.structures.mask import BitmapMasks
 
     def get_targets(self, sampling_results: list, batch_gt_instances: list, rcnn_train_cfg) -> Tensor:
@@ -71,5 +71,4 @@ def _sparing(head: type) -> type:
         ]
         return head.get_targets(self, sampling_results, once, rcnn_train_cfg)
 
-    body = dict(get_targets=get_targets, __module__=head.__module__, __doc__=head.__doc__)
-    return type(head.__name__, (head,), body)
+    return get_targets

@@ -1,0 +1,140 @@
+"""Computes the loss of each pixel strip by strip, without a score of every class for every pixel at once.
+
+The scores of a segmenter are enlarged to the size of the labels. In mmseg's way 150 of them for each of
+512 x 512 pixels are kept for the backward pass, and their logarithms as well: 300 MiB an image in float32,
+which is most of what UPerNet keeps, and all of it passes through the memory several times. Since the loss is
+a mean over pixels, its gradient by the small map of scores can be summed up at once.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .change import heads_of, override
+from .fusion import shares
+
+STRIP = (
+    2**21
+)  # numbers in a strip of rows: few enough for the cache, so many that two dozen strips are an image
+
+
+class _SumOfLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, scores: Tensor, labels: Tensor, ignored: int, align_corners: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum of cross entropies, and of how many pixels the highest score is the label's.
+
+        Args:
+            scores: (N, K, h, w).
+            labels: (N, H, W), integers below K, or ``ignored``.
+            ignored: the label of pixels that do not count.
+            align_corners: how scores are enlarged, see ``torch.nn.functional.interpolate``; bilinear.
+        """
+        _check(labels, scores.shape[1], ignored)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        right = shares(scores.shape[3], labels.shape[2], 1, align_corners)[:, 0].to(wide)
+        down = shares(scores.shape[2], labels.shape[1], 1, align_corners)[:, 0].to(wide)
+        wanted = ctx.needs_input_grad[0]
+        grads, total, hits = [], torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
+        with torch.autocast(scores.device.type, enabled=False):
+            for image, own in zip(scores, labels):
+                long_rows = image.to(wide) @ right.t()  # (K, h, W)
+                grad = torch.zeros_like(long_rows) if wanted else None
+                loss, hit = _add_strips(long_rows, own, down, ignored, grad)
+                total, hits = total + loss, hits + hit
+                grads += [grad @ right] if wanted else []
+        if wanted:
+            ctx.save_for_backward(torch.stack(grads))
+            ctx.dtype = scores.dtype
+        return total.to(wide), hits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+        (grads,) = ctx.saved_tensors
+        return (grads * grad).to(ctx.dtype), None, None, None
+
+
+def _add_strips(
+    rows: Tensor, labels: Tensor, down: Tensor, ignored: int, grad: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of losses of an image and the number of hits; add to ``grad`` its gradient.
+
+    Args:
+        rows: scores with their columns enlarged, (K, h, W).
+        labels: (H, W).
+        down: (H, h), by which rows are enlarged.
+        ignored: see :class:`_SumOfLosses`.
+        grad: of ``rows``, or ``None``.
+    """
+    total, hits = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
+    height = max(1, STRIP // rows[:, 0].numel())
+    for own, part in zip(labels.split(height), down.split(height)):
+        used = part.any(0).nonzero()
+        window = slice(int(used[0]), int(used[-1]) + 1)  # rows of the small map
+        part = part[:, window]
+        scores = part @ rows[:, window]  # (K, height, W)
+        counts = own != ignored
+        index = torch.where(counts, own, 0)[None]
+        of_label = scores.gather(0, index)[0]
+        highest, best = scores.max(0)
+        hits += ((best == own) & counts).sum()
+        chances = scores.sub_(highest).exp_()
+        sums = chances.sum(0)
+        losses = sums.log() + highest - of_label
+        total += torch.where(counts, losses, 0).sum(dtype=torch.float64)
+        if grad is not None:
+            chances *= counts / sums
+            chances.scatter_add_(0, index, -counts[None].to(chances))
+            grad[:, window] += part.t() @ chances
+    return total, hits
+
+
+def _check(labels: Tensor, classes: int, ignored: int) -> None:
+    wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
+    if len(wrong):
+        raise IndexError(f'Target {wrong[0]} is out of bounds.')  # as torch.nn.functional.cross_entropy
+
+
+def use_strips(model: nn.Module) -> int:
+    """Have mmseg's decode heads compute cross entropy strip by strip, on a CPU.
+
+    Args:
+        model: any; it is changed in place.
+
+    Returns:
+        How many heads there are.
+    """
+    heads = heads_of(model, 'mmseg.models.decode_heads.decode_head.BaseDecodeHead', 'loss_by_feat')
+    heads = [head for head in heads if head.sampler is None and _is_plain(head.loss_decode)]
+    for head in heads:
+        override(head, loss_by_feat=_loss_by_feat_of(type(head).loss_by_feat))
+    return len(heads)
+
+
+def _is_plain(loss: nn.Module) -> bool:
+    """Return whether a loss is mmseg's cross entropy, with equal weights for all classes."""
+    from mmseg.models.losses import CrossEntropyLoss
+    from mmseg.models.losses.cross_entropy_loss import cross_entropy
+
+    if type(loss) is not CrossEntropyLoss or loss.class_weight is not None:
+        return False
+    return loss.cls_criterion is cross_entropy and loss.reduction == 'mean'
+
+
+def _loss_by_feat_of(original):
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
+        """Compute loss and accuracy as the original does."""
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        enlarged = all(size > own for size, own in zip(labels.shape[1:], seg_logits.shape[2:]))
+        if seg_logits.device.type != 'cpu' or torch.compiler.is_compiling() or not enlarged:
+            return original(self, seg_logits, batch_data_samples)
+        total, hits = _SumOfLosses.apply(seg_logits, labels, self.ignore_index, self.align_corners)
+        eps, loss = torch.finfo(torch.float32).eps, self.loss_decode
+        counted = (labels != self.ignore_index).sum().item()
+        over = counted if loss.avg_non_ignore else labels.numel()
+        accuracy = (hits + eps) * (100.0 / (counted + eps))  # as mmseg.models.losses.accuracy
+        return {loss.loss_name: loss.loss_weight * (total / (over + eps)), 'acc_seg': accuracy[None]}
+
+    return loss_by_feat

@@ -1,0 +1,128 @@
+"""Maps convolved at their own size: as if they had been enlarged, concatenated and convolved."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convnext_backbone.heads import fusion
+from convnext_backbone.heads.fusion import FusingConv2d, use_small_maps
+
+SIZES = [(13, 17), (7, 9), (13, 17), (4, 5), (1, 3)]
+CHANNELS = [5, 2, 3, 4, 6]
+
+
+def pair(kernel, bias=True, dtype=torch.float64, channels=CHANNELS):
+    usual = nn.Conv2d(sum(channels), 7, kernel, padding=[k // 2 for k in kernel], bias=bias, dtype=dtype)
+    ours = copy.deepcopy(usual)
+    ours.__class__ = FusingConv2d
+    return usual, ours
+
+
+def enlarged(maps, align_corners):
+    size = maps[0].shape[2:]
+    return torch.cat([F.interpolate(m, size, mode='bilinear', align_corners=align_corners) for m in maps], 1)
+
+
+def gradients(convolve, module, maps, autocast=False):
+    maps = [m.detach().clone().requires_grad_() for m in maps]
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        y = convolve(maps)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y.backward(weights.to(y.dtype))
+    return [y.detach(), *(m.grad for m in maps), *(p.grad for p in module.parameters())]
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize(('kernel', 'bias'), [((3, 3), True), ((3, 5), False), ((1, 1), True)], ids=str)
+def test_results_are_those_of_the_enlarged_maps(monkeypatch, kernel, bias, align_corners):
+    monkeypatch.setattr(fusion, 'MOST', 100)  # so small maps would have more products so
+    torch.manual_seed(0)
+    usual, ours = pair(kernel, bias)
+    ours.align_corners = align_corners
+    maps = [torch.randn(2, c, *size, dtype=torch.float64) for c, size in zip(CHANNELS, SIZES)]
+    expected = gradients(lambda maps: usual(enlarged(maps, align_corners)), usual, maps)
+    added, real = [], torch.baddbmm
+    monkeypatch.setattr(torch, 'baddbmm', lambda *a: added.append(a) or real(*a))
+    found = gradients(lambda maps: ours(tuple(maps)), ours, maps)
+    assert len(added) == 1
+    assert len(found) == 6 + 1 + bias
+    for right, own in zip(expected, found):
+        torch.testing.assert_close(own, right, rtol=1e-12, atol=1e-12)
+    x = maps[0].repeat(1, 4, 1, 1)
+    assert torch.equal(ours(x), usual(x))
+
+
+def test_under_autocast_they_are_as_exact(monkeypatch):
+    torch.manual_seed(0)
+    channels, sizes = [64, 64, 64], [(24, 20), (12, 10), (6, 5)]
+    usual, ours = pair((3, 3), dtype=torch.float32, channels=channels)
+    maps = [torch.randn(2, c, *size).relu() for c, size in zip(channels, sizes)]
+    doubles, exact = [m.double() for m in maps], copy.deepcopy(usual).double()
+    right = gradients(lambda maps: exact(enlarged(maps, False)), exact, doubles)
+    others = gradients(lambda maps: usual(enlarged(maps, False)), usual, maps, autocast=True)
+    found = gradients(lambda maps: ours(tuple(maps)), ours, maps, autocast=True)
+    assert found[0].dtype == torch.bfloat16
+    for expected, other, own in zip(right, others, found):
+        assert (own - expected).norm() <= 1.5 * (other - expected).norm()  # there is one more rounding
+
+
+def test_maps_that_would_take_as_long_are_enlarged(monkeypatch):
+    convolution = FusingConv2d(2048, 512, 3, padding=1, device='meta')
+    size = torch.Size((128, 128))
+    # 9 * 64 * 64 * (512 + 128) + 3 * 128 * 64 * 128 products are 0.35 of 9 * 128 * 128 * 512
+    for own, cheaper in {(64, 64): True, (8, 8): True, (128, 128): False, (100, 100): False}.items():
+        assert convolution._is_cheaper(torch.empty(1, 512, *own, device='meta'), size) is cheaper
+    assert not convolution._is_cheaper(torch.empty(1, 8, 64, 64, device='meta'), size)
+    usual, ours = pair((3, 3), dtype=torch.float32)
+    monkeypatch.setattr(torch, 'baddbmm', None)
+    maps = [torch.randn(2, c, *size) for c, size in zip(CHANNELS, SIZES)]
+    maps[1:] = [torch.randn(2, c, 12, 16) for c in CHANNELS[1:]]
+    assert torch.equal(ours(tuple(maps)), usual(enlarged(maps, False)))
+
+
+def head(kind=None, **settings):
+    heads = pytest.importorskip('mmseg.models.decode_heads')
+    kind = kind or heads.UPerHead
+    given = dict(in_channels=[4, 6, 8, 10], in_index=[0, 1, 2, 3], channels=8, num_classes=5, **settings)
+    return kind(norm_cfg=dict(type='BN'), **given).double()
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_the_head_computes_the_same(monkeypatch, align_corners):
+    monkeypatch.setattr(fusion, 'MOST', 100)
+    torch.manual_seed(0)
+    usual = head(align_corners=align_corners)
+    ours = copy.deepcopy(usual)
+    assert use_small_maps(ours) == 1
+    assert use_small_maps(ours) == 0  # it does already
+    assert isinstance(ours, type(usual))
+    assert type(ours).__name__ == 'UPerHead'
+    assert list(ours.state_dict()) == list(usual.state_dict())
+    maps = [torch.randn(2, c, 32 >> k, 40 >> k, dtype=torch.float64) for k, c in enumerate((4, 6, 8, 10))]
+    found, expected = (gradients(each._forward_feature, each, maps) for each in (ours, usual))
+    for own, right in zip(found, expected):
+        if right is not None:  # the classifier has no part in it
+            torch.testing.assert_close(own, right, rtol=1e-10, atol=1e-10)
+    means = [each.fpn_bottleneck.bn.running_mean for each in (ours, usual)]
+    torch.testing.assert_close(*means, rtol=1e-10, atol=1e-12)
+
+
+def test_other_heads_stay():
+    heads = pytest.importorskip('mmseg.models.decode_heads')
+
+    class Own(heads.UPerHead):
+        def psp_forward(self, inputs):
+            return self.bottleneck(torch.cat([inputs[-1], *self.psp_modules(inputs[-1])], 1))
+
+    circular = head()
+    circular.fpn_bottleneck.conv.padding_mode = 'reflect'
+    first = head()
+    first.bottleneck.order = ('norm', 'act', 'conv')
+    pooling = head()
+    pooling.psp_modules.__class__ = type('PPM', (type(pooling.psp_modules),), {})
+    others = head(Own), circular, first, pooling, nn.Linear(2, 2)
+    assert [use_small_maps(each) for each in others] == [0] * 5
+    assert type(circular.bottleneck.conv) is nn.Conv2d
