@@ -110,6 +110,31 @@ def test_the_head_computes_the_same(monkeypatch, align_corners):
     torch.testing.assert_close(*means, rtol=1e-10, atol=1e-12)
 
 
+def test_tensors_are_on_the_device_of_the_maps(monkeypatch):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr(fusion, 'MOST', 100)
+    maps = [torch.empty(2, c, *size) for c, size in zip(CHANNELS, SIZES)]
+    _, ours = pair((3, 3), dtype=torch.float32)
+    ours(tuple(maps))  # matrices are kept
+    with FakeTensorMode(allow_non_fake_inputs=True):  # has CUDA's rules without its hardware
+        ours.weight, ours.bias = (
+            nn.Parameter(torch.empty(p.shape, device='cuda')) for p in ours.parameters()
+        )
+        maps = [torch.empty(m.shape, device='cuda') for m in maps]
+        found = ours(tuple(maps))
+        assert (found.device.type, found.shape) == ('cuda', (2, 7, 13, 17))
+        with pytest.raises(RuntimeError, match='device'):
+            ours((maps[0], *(torch.empty(m.shape) for m in maps[1:])))
+
+
+def test_matrices_made_for_inference_serve_training():
+    fusion.shares.cache_clear()
+    with torch.inference_mode():
+        fusion.shares(3, 7, 1, False)
+    assert not fusion.shares(3, 7, 1, False).is_inference()
+
+
 def test_other_heads_stay():
     heads = pytest.importorskip('mmseg.models.decode_heads')
 

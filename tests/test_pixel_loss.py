@@ -41,7 +41,7 @@ def losses(head, scores, truth):
 @pytest.mark.parametrize('size', [(20, 28), (19, 31)], ids=str)
 @pytest.mark.parametrize('avg_non_ignore', [False, True])
 def test_losses_and_gradients_are_those_of_mmseg(monkeypatch, avg_non_ignore, size, align_corners):
-    monkeypatch.setattr(pixel_loss, 'STRIP', 3 * CLASSES * size[1])  # rows of three
+    monkeypatch.setitem(pixel_loss.STRIP, 'cpu', 3 * CLASSES * size[1])  # rows of three
     usual = head(dict(type='CrossEntropyLoss', avg_non_ignore=avg_non_ignore, loss_weight=0.4), align_corners)
     ours = copy.deepcopy(usual)
     assert use_strips(ours) == 1
@@ -117,6 +117,22 @@ OTHERS = {
     'two losses': dict(loss=[dict(type='CrossEntropyLoss'), dict(type='DiceLoss')]),
     'a sampler': dict(sampler=dict(type='OHEMPixelSampler', min_kept=10)),
 }
+
+
+def test_tensors_are_on_the_device_of_the_scores():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    ours = head()
+    use_strips(ours)
+    losses(ours, torch.randn(1, CLASSES, 4, 4), labels(1, 16, 16))  # matrices are kept
+    with FakeTensorMode(allow_non_fake_inputs=True):  # has CUDA's rules without its hardware
+        truth = torch.empty(1, 1, 16, 16, dtype=torch.long, device='cuda')
+        samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=truth[0]))]
+        scores = torch.empty(1, CLASSES, 4, 4, device='cuda', requires_grad=True)
+        found = ours.loss_by_feat(scores, samples)
+        with pytest.raises(RuntimeError, match='device'):
+            found['loss_ce'] + torch.ones(1)
+    assert {value.device.type for value in found.values()} == {'cuda'}
 
 
 @pytest.mark.parametrize('settings', OTHERS.values(), ids=OTHERS)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..backbones import ConvNeXt
 from ..config import read_config
 from ..config.keys import dicts
+from ..heads import save_work
 from ..measure import build_model, make_batch
 from ..measure.build import building
 from .rows import Row, same
@@ -63,6 +64,7 @@ def training_step(name: str, device: str) -> Iterator[Row]:
     """Compare losses and the backbone's gradient of a step with the CPU's; mixed precision is finite."""
     model, data = make_model(name)
     expected, right = _step(model, data, 'cpu')
+    save_work(model, device)  # as our Runner does
     found, gradient = _step(model, data, device)
     for key, value in expected.items():
         if 'loss' in key:  # not the share of right classes, which is a count

@@ -19,10 +19,10 @@ def save_work(model: nn.Module, device: str) -> list[str]:
         What was changed, one line for each kind.
     """
     done = {'targets of {} mask heads of masks that are there once': use_masks_once(model)}
+    done['{} UPerHeads convolve maps before they enlarge them'] = use_small_maps(model)
+    done['losses of {} decode heads strip by strip'] = use_strips(model)
     if device == 'cpu':
         done['gradients of {} convolutions of RPNHead at sampled positions'] = use_sampled_gradients(model)
-        done['{} UPerHeads convolve maps before they enlarge them'] = use_small_maps(model)
-        done['losses of {} decode heads strip by strip'] = use_strips(model)
     return [line.format(number) for line, number in done.items() if number]
 
 

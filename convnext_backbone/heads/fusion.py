@@ -7,6 +7,8 @@ computed at the size of each map, a 4th, 16th and 64th of the pixels, and what i
 their sums.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,11 +41,11 @@ class FusingConv2d(nn.Conv2d):
             return super().forward(x)
         size = x[0].shape[2:]
         small = [self._is_cheaper(each, size) for each in x]
-        if x[0].device.type != 'cpu' or torch.compiler.is_compiling() or not any(small):
+        if torch.compiler.is_compiling() or not any(small):
             return super().forward(torch.cat([self._enlarged(each, size) for each in x], 1))
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
+        weight, bias, device = self.weight, self.bias, x[0].device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
             x = [each.to(dtype) for each in x]
             weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
         weights = weight.split([each.shape[1] for each in x], 1)
@@ -93,11 +95,13 @@ def _add_small(out: Tensor, pairs: list[tuple[Tensor, Tensor]], align_corners: b
     return out.view(n, high, wide, d).permute(0, 3, 1, 2)
 
 
+@functools.lru_cache(32)
+@torch.inference_mode(False)  # what is kept serves training, too
 def shares(size: int, enlarged: int, taps: int, align_corners: bool) -> Tensor:
     """Return how much of each pixel of a line is under each tap of a kernel on the enlarged line.
 
     Returns:
-        (enlarged, taps, size), float64; zero beyond the ends.
+        (enlarged, taps, size), float64, on the CPU; zero beyond the ends. Not to be changed.
     """
     unit = torch.eye(size, dtype=torch.float64)[None, :, :, None]
     line = F.interpolate(unit, (enlarged, 1), mode='bilinear', align_corners=align_corners)[0, :, :, 0].t()
@@ -106,7 +110,7 @@ def shares(size: int, enlarged: int, taps: int, align_corners: bool) -> Tensor:
 
 
 def use_small_maps(model: nn.Module) -> int:
-    """Have the bottlenecks of mmseg's ``UPerHead`` convolve maps before they are enlarged, on a CPU.
+    """Have the bottlenecks of mmseg's ``UPerHead`` convolve maps before they are enlarged.
 
     Args:
         model: any; it is changed in place.

@@ -6,6 +6,8 @@ which is most of what UPerNet keeps, and all of it passes through the memory sev
 a mean over pixels, its gradient by the small map of scores can be summed up at once.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -13,9 +15,8 @@ from torch.autograd.function import once_differentiable
 from .change import heads_of, override
 from .fusion import shares
 
-STRIP = (
-    2**21
-)  # numbers in a strip of rows: few enough for the cache, so many that two dozen strips are an image
+# Numbers in a strip of rows: on a CPU they fit into the cache; elsewhere strips are to be few.
+STRIP = dict(cpu=2**21, cuda=2**23)
 
 
 class _SumOfLosses(torch.autograd.Function):
@@ -31,23 +32,23 @@ class _SumOfLosses(torch.autograd.Function):
             ignored: the label of pixels that do not count.
             align_corners: how scores are enlarged, see ``torch.nn.functional.interpolate``; bilinear.
         """
-        _check(labels, scores.shape[1], ignored)
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        right = shares(scores.shape[3], labels.shape[2], 1, align_corners)[:, 0].to(wide)
-        down = shares(scores.shape[2], labels.shape[1], 1, align_corners)[:, 0].to(wide)
-        wanted = ctx.needs_input_grad[0]
-        grads, total, hits = [], torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
+        if labels.device.type == 'cpu':
+            _check(labels, scores.shape[1], ignored)
+        wide = dict(dtype=torch.promote_types(scores.dtype, torch.float32), device=scores.device)
+        right = shares(scores.shape[3], labels.shape[2], 1, align_corners)[:, 0].to(**wide)
+        down = shares(scores.shape[2], labels.shape[1], 1, align_corners)[:, 0].to(**wide)
+        wanted, grads, total, hits = ctx.needs_input_grad[0], [], 0, 0
         with torch.autocast(scores.device.type, enabled=False):
             for image, own in zip(scores, labels):
-                long_rows = image.to(wide) @ right.t()  # (K, h, W)
+                long_rows = image.to(**wide) @ right.t()  # (K, h, W)
                 grad = torch.zeros_like(long_rows) if wanted else None
-                loss, hit = _add_strips(long_rows, own, down, ignored, grad)
+                loss, hit = _add_strips(long_rows, own, down, align_corners, ignored, grad)
                 total, hits = total + loss, hits + hit
                 grads += [grad @ right] if wanted else []
         if wanted:
             ctx.save_for_backward(torch.stack(grads))
             ctx.dtype = scores.dtype
-        return total.to(wide), hits
+        return total.to(**wide), hits
 
     @staticmethod
     @once_differentiable
@@ -57,7 +58,7 @@ class _SumOfLosses(torch.autograd.Function):
 
 
 def _add_strips(
-    rows: Tensor, labels: Tensor, down: Tensor, ignored: int, grad: Tensor | None
+    rows: Tensor, labels: Tensor, down: Tensor, align_corners: bool, ignored: int, grad: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of losses of an image and the number of hits; add to ``grad`` its gradient.
 
@@ -65,15 +66,14 @@ def _add_strips(
         rows: scores with their columns enlarged, (K, h, W).
         labels: (H, W).
         down: (H, h), by which rows are enlarged.
-        ignored: see :class:`_SumOfLosses`.
+        align_corners, ignored: see :class:`_SumOfLosses`.
         grad: of ``rows``, or ``None``.
     """
-    total, hits = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
-    height = max(1, STRIP // rows[:, 0].numel())
-    for own, part in zip(labels.split(height), down.split(height)):
-        used = part.any(0).nonzero()
-        window = slice(int(used[0]), int(used[-1]) + 1)  # rows of the small map
-        part = part[:, window]
+    total, hits, first = 0, 0, 0
+    for own in labels.split(max(1, STRIP[rows.device.type] // rows[:, 0].numel())):
+        window = _window(first, first + len(own), *down.shape, align_corners)
+        part = down[first : first + len(own), window]
+        first += len(own)
         scores = part @ rows[:, window]  # (K, height, W)
         counts = own != ignored
         index = torch.where(counts, own, 0)[None]
@@ -91,6 +91,15 @@ def _add_strips(
     return total, hits
 
 
+def _window(first: int, end: int, enlarged: int, size: int, align_corners: bool) -> slice:
+    """Return the rows of a map of which the rows ``first`` to ``end - 1`` of the enlarged one are made."""
+
+    def place(row: int) -> float:
+        return row * (size - 1) / (enlarged - 1) if align_corners else (row + 0.5) * size / enlarged - 0.5
+
+    return slice(max(0, math.floor(place(first))), min(size, math.floor(place(end - 1)) + 2))
+
+
 def _check(labels: Tensor, classes: int, ignored: int) -> None:
     wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
     if len(wrong):
@@ -98,7 +107,7 @@ def _check(labels: Tensor, classes: int, ignored: int) -> None:
 
 
 def use_strips(model: nn.Module) -> int:
-    """Have mmseg's decode heads compute cross entropy strip by strip, on a CPU.
+    """Have mmseg's decode heads compute cross entropy strip by strip.
 
     Args:
         model: any; it is changed in place.
@@ -128,11 +137,11 @@ def _loss_by_feat_of(original):
         """Compute loss and accuracy as the original does."""
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
         enlarged = all(size > own for size, own in zip(labels.shape[1:], seg_logits.shape[2:]))
-        if seg_logits.device.type != 'cpu' or torch.compiler.is_compiling() or not enlarged:
+        if seg_logits.device.type not in STRIP or torch.compiler.is_compiling() or not enlarged:
             return original(self, seg_logits, batch_data_samples)
         total, hits = _SumOfLosses.apply(seg_logits, labels, self.ignore_index, self.align_corners)
         eps, loss = torch.finfo(torch.float32).eps, self.loss_decode
-        counted = (labels != self.ignore_index).sum().item()
+        counted = (labels != self.ignore_index).sum()
         over = counted if loss.avg_non_ignore else labels.numel()
         accuracy = (hits + eps) * (100.0 / (counted + eps))  # as mmseg.models.losses.accuracy
         return {loss.loss_name: loss.loss_weight * (total / (over + eps)), 'acc_seg': accuracy[None]}
