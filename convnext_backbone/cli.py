@@ -1,6 +1,8 @@
 """Runs the command ``convnext``; holds what its commands share: options of every run, errors in one line."""
 
 import argparse
+import atexit
+import contextlib
 import importlib
 import inspect
 import multiprocessing
@@ -13,6 +15,7 @@ from types import ModuleType
 from . import __version__
 from .errors import Stopped, UserError, check_torch, message, missing_package, suggest
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as a shell has it
 STOPPED = 75  # exit status of a training that was asked to end and can be resumed (EX_TEMPFAIL of sysexits.h)
 COMMANDS = {  # each a module of convnext_backbone.commands
     'train': 'train a classifier, a detector or a segmenter',
@@ -143,7 +146,7 @@ def run(main: Callable[[], object]) -> None:
     """Run a command; a user's error becomes one line on stderr and exit status 1.
 
     So does a package that is not installed. A training that was stopped by SIGTERM or SIGUSR1, with a
-    checkpoint, ends with status 75.
+    checkpoint, ends with status 75; at Ctrl-C a command ends with 130, at once.
     """
     try:
         main()
@@ -159,13 +162,21 @@ def run(main: Callable[[], object]) -> None:
         print(f'{rank}error: {text}', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _end_children()
+        with contextlib.suppress(BaseException):  # of whatever wants to know of the end, such as wandb
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+        os._exit(INTERRUPTED)  # Python would wait for threads, and clear PyTorch away for seconds
     finally:
-        # of a data loader; the end of one that hangs is not waited for, and is no error, as torch takes it
-        if children := multiprocessing.active_children():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for child in children:
-                child.kill()
+        _end_children()
+
+
+def _end_children() -> None:
+    """End those of a data loader; one that hangs is not waited for, and is no error, as torch takes it."""
+    if children := multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for child in children:
+            child.kill()
 
 
 def _leave_processes() -> None:

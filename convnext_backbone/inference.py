@@ -23,11 +23,12 @@ from .config import (
     use_plain_batch_norm,
     use_preprocessors,
     use_stand_ins,
+    without_annotations,
 )
 from .errors import UserError, report_build_errors
 from .heads import save_work
 from .predictions import class_shares, image_size, rle
-from .registry import SCOPE, class_of, type_name
+from .registry import class_of
 from .tiles import (
     Pixels,
     Reduced,
@@ -99,12 +100,7 @@ class Predictor:
         save_work(self.model, self.device)
         use_stand_ins(cfg)
         self.meta = _with_colours(_names_of(content, cfg, checkpoint))
-        steps = [
-            step
-            for step in cfg.test_dataloader.dataset.pipeline
-            if 'LoadAnnotations' not in type_name(step) and type_name(step) != f'{SCOPE}.LoadMask'
-        ]
-        steps = Compose(steps).transforms
+        steps = Compose(without_annotations(cfg.test_dataloader.dataset.pipeline)).transforms
         first = next((k for k, step in enumerate(steps) if type(step).__name__.startswith('Load')), None)
         self.reader = LoadImageFromFile() if first is None else steps[first]
         self._rest = Compose(steps if first is None else [*steps[:first], *steps[first + 1 :]])

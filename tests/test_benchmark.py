@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from convnext_backbone.contest import backbones as contest
 from convnext_backbone.contest import cell as cells
-from convnext_backbone.contest import networks, parts, steps
+from convnext_backbone.contest import networks, parts, steps, timing
 from convnext_backbone.errors import UserError
 
 benchmark = tool('benchmark')
@@ -49,6 +50,18 @@ def test_it_runs_all_contestants_and_writes_its_results(tmp_path, capsys):
     assert table.count('\n|') == 2 + len(results)
     assert (tmp_path / 'benchmark.png').stat().st_size > 5000
     assert 'computes the same' in capsys.readouterr().out
+
+
+def test_what_the_times_of_a_cell_say():
+    """By hand: medians 20 and 30 ms; ratios of the rounds 3, 1 and 1.5; 4 images in 20 ms."""
+    times = dict(ours=[0.01, 0.03, 0.02], slow=[0.06, 0.06, 0.05], peer=[0.03, 0.03, 0.03])
+    runs = [SimpleNamespace(name=name, kept=kept, peak=None) for name, kept in zip(times, (1, 2, 3))]
+    found = timing.standing(cell(batch=4), runs, times)
+    assert found['milliseconds'] == dict(ours=20, slow=60, peer=30)
+    assert (found['ours'], found['best_peer'], found['batch']) == ('ours', 'peer', 4)
+    assert found['ratio'] == pytest.approx(1.5) and found['ratio_range'] == pytest.approx([1, 3])
+    assert found['images_per_second'] == pytest.approx(200)
+    assert found['kept_mib'] == dict(ours=1, slow=2, peer=3) and found['peak_mib']['slow'] is None
 
 
 def test_a_peer_that_computes_something_else_is_left_out(monkeypatch, capsys):

@@ -535,6 +535,39 @@ def test_weights_of_clip_are_not_for_images_of_imagenet(changes, where):
     assert all(right in text for text in found.values())
 
 
+OPENAI = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+
+
+@pytest.mark.parametrize('loaded', ['model.backbone', 'model'])
+def test_a_classifiers_images_are_those_of_its_weights(loaded):
+    """OpenAI's numbers, as its ``clip.py`` has them; without any, timm's transform takes ImageNet's."""
+    init = dict(type='convnext_backbone.Pretrained', checkpoint='clip_convnext_base_laion2b')
+    cfg = config('convnext_b_in22k_in1k', {'model.backbone.init_cfg': None, f'{loaded}.init_cfg': init})
+    split = 'train_dataloader.dataset.transform'
+    transform = cfg.train_dataloader.dataset.transform
+    text = warnings(cfg)[f'{split}.mean']
+    assert 'got [0.485, 0.456, 0.406]' in text and str(list(OPENAI['std'])) in text
+    for key in ('mean', 'std'):
+        assert list(warnings(cfg)) == [f'{split}.{key}']
+        transform[key] = OPENAI[key]
+    assert warnings(cfg) == {}
+    transform.normalize = False
+    assert 'mean=[122.771, 116.746, 104.094]' in warnings(cfg)['model.data_preprocessor.mean']
+    pixels = {key: [255 * value for value in values] for key, values in OPENAI.items()}
+    cfg.model.data_preprocessor = dict(type='mmengine.ImgDataPreprocessor', **pixels)
+    assert warnings(cfg) == {}
+
+
+def test_a_classifier_with_weights_of_imagenet_takes_its_images():
+    cfg = config('convnext_b_in22k_in1k')
+    assert warnings(cfg) == {}
+    transform = cfg.train_dataloader.dataset.transform
+    del transform['mean'], transform['std']  # timm's own are ImageNet's
+    assert warnings(cfg) == {}
+    transform.mean = (0.5, 0.5, 0.5)
+    assert list(warnings(cfg)) == ['train_dataloader.dataset.transform.mean']
+
+
 @pytest.mark.parametrize(('divisor', 'warns'), [(1, True), (16, True), (32, False), (64, False)])
 def test_the_border_must_reach_the_last_map(divisor, warns):
     where = 'model.data_preprocessor.pad_size_divisor'

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -599,6 +600,25 @@ loader = DataLoader(list(range(8)), num_workers=2, persistent_workers=True)
 run(lambda: print(len(list(loader))))
 time.sleep(1)  # in which the end of a worker is heard of
 """
+
+
+INTERRUPTED = """
+import atexit, time
+from concurrent.futures import ThreadPoolExecutor
+from convnext_backbone.cli import run
+def work():
+    ThreadPoolExecutor().submit(time.sleep, 60)
+    raise KeyboardInterrupt
+atexit.register(print, 'told')
+run(work)
+"""
+
+
+def test_an_interrupt_ends_a_command_at_once_with_what_was_to_be_done_at_its_end():
+    """130 is what a shell has after Ctrl-C: 128 and the number of SIGINT."""
+    options = dict(capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, '-c', INTERRUPTED], **options)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, 'told\n', '')
 
 
 def test_the_end_of_data_loaders_is_no_error():

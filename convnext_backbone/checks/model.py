@@ -32,7 +32,7 @@ from ..measure import (
 )
 from .builds import check_build
 from .sizes import check_sizes
-from .swapped import bracketed, check_swapped
+from .swapped import bracketed, check_images, check_swapped
 
 STRIDES = (  # where a head's settings say the strides of the maps that it receives
     'anchor_generator.strides',
@@ -63,6 +63,10 @@ def check_model(cfg: Config, findings: Findings, splits=(TRAINING,), amount: str
     task = task_of(cfg.model)
     if task in ('classification', 'pretraining'):
         _check_whole(cfg, findings)
+        try:
+            check_images(cfg, findings, splits)
+        except Exception as error:
+            _note(findings, error)
         if task == 'pretraining' and TRAINING in splits:
             _check_patches(cfg, findings)
         return

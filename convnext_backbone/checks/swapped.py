@@ -1,8 +1,8 @@
-"""Warns of what goes wrong in silence in a config whose backbone was replaced by ours."""
+"""Warns of what goes wrong in silence in a config whose backbone was replaced by ours, or its weights."""
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.config import Config
@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 
 from ..backbones import ConvNeXt, DenseBackbone, IsotropicConvNeXt
 from ..backbones.layers import GlobalResponseNorm
-from ..checkpoint.zoo import normalisation, released_as
+from ..checkpoint.zoo import MEAN, RELEASED, STD, normalisation, released_as
 from ..config import datasets, dicts, task_of
 from ..config.keys import walk
 from ..errors import some, suggest
@@ -52,6 +52,38 @@ def check_swapped(cfg: Config, findings: Findings, measured: Measured, trains: b
     ]
     if networks and task_of(cfg.model) not in ('classification', 'pretraining'):
         _Swapped(cfg, findings, measured, networks).check(trains)
+
+
+def check_images(cfg: Config, findings: Findings, splits) -> None:
+    """Report images of a classifier or an autoencoder that are not normalised as those of released weights.
+
+    Args:
+        cfg: of a run.
+        findings: gets a warning (kind ``swapped``) for each place that normalises, with the value to set.
+        splits: keys of the data loaders that will be used.
+    """
+    weights = next((n['checkpoint'] for n in dicts(cfg.model) if released_as(n.get('checkpoint'))), None)
+    if weights is None:
+        return
+    known, wrong = RELEASED[released_as(weights)], {}
+    for split, data in datasets(cfg, splits):
+        place, node = f'{split}.dataset.transform', data.get('transform')
+        if not isinstance(node, dict):
+            continue
+        given, right = (node.get('mean', MEAN), node.get('std', STD)), (known.mean, known.std)
+        tolerance = ROUNDED / 255
+        if not node.get('normalize', True):  # the model does it, of pixels from 0 to 255
+            place, node = 'model.data_preprocessor', cfg.model.get('data_preprocessor') or {}
+            given, right = (node.get('mean'), node.get('std')), normalisation(weights)
+            tolerance = ROUNDED
+        for key, own, values in zip(('mean', 'std'), given, right):
+            if not is_near(own, values, tolerance):
+                mean, std = map(bracketed, right)
+                text = f'{weights} was trained on images with mean={mean}, std={std}: set these'
+                wrong[f'{place}.{key}'] = f'got {bracketed(own)}, but {text}'
+                break
+    for where, text in wrong.items():
+        findings.add('warning', 'swapped', where, text)
 
 
 def _backbones(model: dict) -> Iterator[tuple[str, dict]]:
@@ -298,10 +330,10 @@ class _Swapped:
             )
 
 
-def is_near(given, values: list[float]) -> bool:
+def is_near(given, values: Sequence[float], tolerance: float = ROUNDED) -> bool:
     """Return whether a mean or standard deviation of pixels is the other, up to its rounding."""
     several = isinstance(given, (list, tuple)) and len(given) == len(values)
-    return several and all(abs(a - b) < ROUNDED for a, b in zip(given, values))
+    return several and all(abs(a - b) < tolerance for a, b in zip(given, values))
 
 
 def bracketed(value) -> str:

@@ -235,7 +235,7 @@ class Run:
                 yield found or (image, None)
             return
         groups = {}  # of images, or frames of a video, that make equal inputs
-        with ThreadPoolExecutor(1, 'read') as pool:
+        with one_thread('read') as pool:
             for image, future in ahead(pool, self._read, images, 2 * self.batch):
                 if (read := self.attempt(image, future.result)) is None:
                     yield image, None
@@ -300,30 +300,36 @@ class Run:
         return replace(image, pixels=pixels), sample
 
 
+@contextlib.contextmanager
+def one_thread(name: str) -> Iterator[ThreadPoolExecutor]:
+    """Give a thread to compute in; at an error or interrupt what it computes is not waited for."""
+    pool = ThreadPoolExecutor(1, name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, number: int) -> Iterator[tuple]:
     """Yield each item and the future of ``function`` of it, of which ``number`` are begun ahead.
 
-    An error of ``items``, an interrupt too, comes after what was begun before it.
+    An error of ``items`` comes after what was begun before it, an interrupt at once.
     """
     waiting: deque[tuple[object, Future]] = deque()
     items, error = iter(items), None
-    try:
-        while True:
-            try:
-                item = next(items)
-            except BaseException as end:
-                error = end
-                break
-            waiting.append((item, pool.submit(function, item)))
-            while waiting and (len(waiting) > number or waiting[0][1].done()):
-                yield waiting.popleft()
-        while waiting:
+    while True:
+        try:
+            item = next(items)
+        except Exception as end:
+            error = end
+            break
+        waiting.append((item, pool.submit(function, item)))
+        while waiting and (len(waiting) > number or waiting[0][1].done()):
             yield waiting.popleft()
-        if not isinstance(error, StopIteration):
-            raise error
-    finally:
-        for _, future in waiting:
-            future.cancel()
+    while waiting:
+        yield waiting.popleft()
+    if not isinstance(error, StopIteration):
+        raise error
 
 
 def encoded_by(run: Run, writers: list, results: Iterator[tuple[Image, object]]) -> Iterator[list | None]:
@@ -333,7 +339,7 @@ def encoded_by(run: Run, writers: list, results: Iterator[tuple[Image, object]])
         image, sample = result
         return None if sample is None else [writer.encode(image, sample) for writer in writers]
 
-    with ThreadPoolExecutor(1, 'encode') as pool:
+    with one_thread('encode') as pool:
         for (image, _), future in ahead(pool, encode, results, 2):
             yield run.attempt(image, future.result)
 

@@ -12,7 +12,15 @@ from .adapt import (
     use_plain_batch_norm,
     write_details,
 )
-from .data import check_classes, class_counts, datasets, num_classes, set_data_root, transform_of
+from .data import (
+    check_classes,
+    class_counts,
+    datasets,
+    num_classes,
+    set_data_root,
+    transform_of,
+    without_annotations,
+)
 from .files import CONFIGS, check_new_config, check_work_dir, config_names, find_config, published, sizes
 from .keys import apply_options, check_keys, dicts, hooks_of, nodes
 from .read import read_config
@@ -58,5 +66,6 @@ __all__ = [
     'use_plain_batch_norm',
     'use_preprocessors',
     'use_stand_ins',
+    'without_annotations',
     'write_details',
 ]

@@ -1,14 +1,16 @@
 """Reads what a config says about its data: where it lies, which classes its heads predict."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 
 from ..errors import UserError, some
-from ..registry import type_name
+from ..registry import SCOPE, type_name
 from .keys import walk
 
+LOADS_ANNOTATIONS = re.compile(rf'Load\w*Annotation|^{SCOPE}\.LoadMask$')  # types of OpenMMLab's, and ours
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -25,6 +27,11 @@ def datasets(cfg: Config, splits=DATALOADERS) -> Iterator[tuple[str, dict]]:
                 stack += inner if isinstance(inner, (list, tuple)) else [inner]
             else:
                 yield split, dataset
+
+
+def without_annotations(pipeline: Sequence) -> list:
+    """Return the steps of a pipeline, but for those that load boxes, masks or depth."""
+    return [step for step in pipeline if not LOADS_ANNOTATIONS.search(type_name(step))]
 
 
 def transform_of(cfg: Config) -> dict | None:

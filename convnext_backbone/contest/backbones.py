@@ -206,20 +206,13 @@ def contest(cell: Cell, weights: dict, builders: dict, rounds: int, seconds: flo
         if cell.captured:
             _capture(contestant)
     limits = [measured_limits(cell.device, cell.precision)]
-    found = standing(in_turn(contestants, rounds, seconds, cell.device), OURS)
+    result = standing(cell, contestants, in_turn(contestants, rounds, seconds, cell.device))
     limits.append(measured_limits(cell.device, cell.precision))  # the machine may be another's, too, at times
     rate, bandwidth = (max(values) for values in zip(*limits))
     roof = max(flops(cell) / rate, least_bytes(cell) / bandwidth) * 1000
-    own = found['milliseconds'][found['ours']]
-    result = dict(
-        cell=str(cell),
-        **vars(cell),
-        **found,
-        images_per_second=cell.batch / own * 1000,
-        kept_mib={c.name: c.kept for c in contestants},
-        peak_mib={c.name: c.peak for c in contestants},
+    result.update(
         roofline_milliseconds=roof,
-        roofline_share=roof / own,
+        roofline_share=roof / result['milliseconds'][result['ours']],
         matrix_tflops=rate / 1e12,
         copy_gb_per_second=bandwidth / 1e9,
     )

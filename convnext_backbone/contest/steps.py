@@ -309,16 +309,8 @@ def contest(cell: Cell, all_entrants: list[Entrant], rounds: int, seconds: float
         return None
     if cell.device == 'cpu':
         seconds = 0  # one step is a turn
-    found = standing(in_turn(running, rounds, seconds, cell.device), OURS)
-    shown = {entrant.name: entrant for entrant in running}
-    result = dict(
-        cell=str(cell),
-        **vars(cell),
-        **found,
-        images_per_second=cell.batch / found['milliseconds'][found['ours']] * 1000,
-        kept_mib={name: entrant.kept for name, entrant in shown.items()},
-        peak_mib={name: entrant.peak for name, entrant in shown.items()},
-        parts={name: shown[name].parts() for name in (found['ours'], found['best_peer'])},
-    )
+    result = standing(cell, running, in_turn(running, rounds, seconds, cell.device))
+    best = result['ours'], result['best_peer']
+    result['parts'] = {each.name: each.parts() for each in running if each.name in best}
     gc.collect()
     return result

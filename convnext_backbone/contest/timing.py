@@ -6,7 +6,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import native
-from .networks import PEERS
+from .cell import Cell
+from .networks import OURS, PEERS
 
 
 def timed(work: Callable, device: str, times: int = 1) -> float:
@@ -51,21 +52,30 @@ def in_turn(contestants: list, rounds: int, seconds: float, device: str) -> dict
     return times
 
 
-def standing(times: dict[str, list[float]], own_names: Iterable[str]) -> dict:
-    """Return what the times say: medians, spread, and the ratio of the best peer's to the best of ours."""
+def standing(cell: Cell, contestants: list, times: dict[str, list[float]]) -> dict:
+    """Return what is said of a cell: medians, spread, memory, the best peer's time over the best of ours.
+
+    Args:
+        contestants: with what they measured of their memory, ``kept`` and ``peak``.
+        times: as :func:`in_turn` returns them.
+    """
     medians = {name: statistics.median(values) for name, values in times.items()}
     best, own = (
-        min((name for name in medians if (name in own_names) is mine), key=medians.get)
-        for mine in (False, True)
+        min((name for name in medians if (name in OURS) is mine), key=medians.get) for mine in (False, True)
     )
     ratios = [a / b for a, b in zip(times[best], times[own])]
     return dict(
+        cell=str(cell),
+        **vars(cell),
         milliseconds={name: value * 1000 for name, value in medians.items()},
         spread={name: [min(v) * 1000, max(v) * 1000] for name, v in times.items()},
         ours=own,
         best_peer=best,
         ratio=statistics.median(ratios),
         ratio_range=[min(ratios), max(ratios)],
+        images_per_second=cell.batch / medians[own],
+        kept_mib={each.name: each.kept for each in contestants},
+        peak_mib={each.name: each.peak for each in contestants},
     )
 
 

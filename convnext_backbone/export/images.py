@@ -10,12 +10,12 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from ..classification.data import image_transform, open_image
-from ..config import image_format, task_of, transform_of, use_stand_ins
+from ..config import image_format, task_of, transform_of, use_stand_ins, without_annotations
 from ..errors import UserError
 from ..registry import SCOPE, type_name
 
 LOADS = ('LoadImageFromFile', f'{SCOPE}.LoadImage')
-IGNORED = ('LoadAnnotations', f'{SCOPE}.LoadMask', 'PackDetInputs', 'PackSegInputs')
+PACKS = ('PackDetInputs', 'PackSegInputs')
 
 
 def describe(cfg: Config, classes: Sequence[str] | None, palette=None) -> dict:
@@ -51,9 +51,9 @@ def _steps(cfg: Config) -> list[dict] | None:
     if task_of(cfg.model) == 'classification':
         return _of_timm(transform_of(cfg))
     steps = []
-    for step in dataset.get('pipeline') or [{}]:
+    for step in without_annotations(dataset.get('pipeline') or [{}]):
         kind = type_name(step)
-        if kind in IGNORED or (kind in LOADS and step.get('color_type', 'color') == 'color'):
+        if kind in PACKS or (kind in LOADS and step.get('color_type', 'color') == 'color'):
             continue
         scale, pad = step.get('scale'), step.get('pad_val', 0)
         value = pad.get('img', 0) if isinstance(pad, dict) else pad
@@ -108,8 +108,8 @@ def read_images(cfg: Config, files: Sequence[Path]) -> list[Tensor]:
         raise UserError('the config has no test_dataloader: it does not say how images are read')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     use_stand_ins(cfg)
-    steps = [step for step in cfg.test_dataloader.dataset.pipeline if type_name(step) not in IGNORED[:2]]
-    pipeline, form = Compose(steps), image_format(cfg)
+    pipeline = Compose(without_annotations(cfg.test_dataloader.dataset.pipeline))
+    form = image_format(cfg)
     return [_normalised(pipeline(dict(img_path=str(file), img_id=0))['inputs'], form) for file in files]
 
 
