@@ -17,7 +17,9 @@ from convnext_backbone.checks import model as model_check
 from convnext_backbone.checks.model import check_model
 from convnext_backbone.checks.swapped import DILATED
 from convnext_backbone.config import read_config
+from convnext_backbone.engine import run
 from convnext_backbone.engine.layer_decay import LayerDecayConstructor
+from convnext_backbone.errors import UserError
 from convnext_backbone.findings import Findings
 from convnext_backbone.measure import Measured, build_model, channel_keys, measure, settings
 from convnext_backbone.measure.trial import try_training
@@ -566,6 +568,19 @@ def test_a_classifier_with_weights_of_imagenet_takes_its_images():
     assert warnings(cfg) == {}
     transform.mean = (0.5, 0.5, 0.5)
     assert list(warnings(cfg)) == ['train_dataloader.dataset.transform.mean']
+
+
+def test_the_checks_know_the_weights_that_an_option_names(tmp_path, monkeypatch):
+    def images_of(cfg, splits, amount):
+        findings = Findings()
+        check_model(cfg, findings, splits)
+        raise UserError('; '.join(finding.text for finding in findings))
+
+    monkeypatch.setattr(run, 'check_config', images_of)
+    with pytest.raises(
+        UserError, match=r'clip_convnext_base_laion2b was trained on images with mean=\[0.481'
+    ):
+        run.train('convnext_b_in1k', pretrained='clip_convnext_base_laion2b', work_dir=tmp_path)
 
 
 @pytest.mark.parametrize(('divisor', 'warns'), [(1, True), (16, True), (32, False), (64, False)])

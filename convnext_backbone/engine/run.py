@@ -65,8 +65,8 @@ def train(
     resume = 'auto' if resume is True else _text(resume)
     pretrained = _text(pretrained)
     splits = ('train_dataloader', 'val_dataloader')
-    cfg, device, notes = run_config(config, splits, skip_corrupt=skip_corrupt, **options)
-    notes += configs.start_from(cfg, resume, pretrained, pretrained_weights, pretrained_prefix)
+    weights = dict(resume=resume, pretrained=pretrained, weights=pretrained_weights, prefix=pretrained_prefix)
+    cfg, device, notes = run_config(config, splits, start=weights, skip_corrupt=skip_corrupt, **options)
     if new_lr and resume is None and not cfg.get('resume'):
         raise UserError('--new-lr is for --resume: a new training has the learning rate of its config anyway')
     notes += configs.set_batch(cfg, auto_scale_lr)
@@ -152,6 +152,7 @@ def run_config(
     config: str | os.PathLike | Config,
     splits: tuple[str, ...],
     *,
+    start: dict | None = None,
     work_dir: str | os.PathLike | None = None,
     data_root: str | os.PathLike | None = None,
     device: str | None = None,
@@ -165,6 +166,7 @@ def run_config(
     Args:
         config: see :func:`read_config`.
         splits: the data loaders that will be used; their files must exist.
+        start: of a training, where its weights come from, known to the checks: arguments of ``start_from``.
         work_dir, data_root, device, launcher, cfg_options: the options of every run, see ``convnext train
             --help``.
         check_data: how many images and masks are read before the run: ``'sample'``, ``'all'`` or ``'none'``.
@@ -196,6 +198,7 @@ def run_config(
         configs.skip_corrupt_images(cfg)
     alone = device == 'cpu' or launcher == 'none'
     notes = configs.use_plain_batch_norm(cfg) if alone else []
+    notes += configs.start_from(cfg, **start) if start is not None else []
     first = int(os.environ.get('RANK', 0)) == 0  # of several processes one reads images
     findings = check_config(cfg, splits, check_data if first else 'none')
     findings.raise_errors()
