@@ -26,7 +26,7 @@ from .config import (
     without_annotations,
 )
 from .errors import UserError, report_build_errors
-from .heads import save_work
+from .heads import predict_classes, save_work
 from .predictions import class_shares, image_size, rle
 from .registry import class_of
 from .tiles import (
@@ -108,7 +108,7 @@ class Predictor:
         self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': f'predictor-{id(self)}'})
         self.visualizer.dataset_meta = self.meta
 
-    def predict(self, image: str | Path | np.ndarray):
+    def predict(self, image: str | Path | np.ndarray, logits: bool = False):
         """Return the data sample of mmdet or mmseg for an image, on the CPU.
 
         A detector's has ``pred_instances`` (boxes x1 y1 x2 y2 in pixels, labels, scores, masks), a
@@ -119,20 +119,25 @@ class Predictor:
 
         Args:
             image: a file, or its pixels as OpenCV reads them, (H, W, 3) uint8 BGR.
+            logits: a segmenter's has ``seg_logits``, too, (classes, height, width) in float32: 7 GiB of 150
+                classes and 12 megapixels.
 
         Raises:
             UnreadableImage: the file is no image.
             UserError: there is no such file.
         """
-        return self.predict_prepared([self.prepare(image)])[0]
+        return self.predict_prepared([self.prepare(image)], logits)[0]
 
     @torch.no_grad()
-    def predict_prepared(self, images: Sequence[dict]) -> list:
+    def predict_prepared(self, images: Sequence[dict], logits: bool = False) -> list:
         """Return the data sample of each of some images that :meth:`prepare` gave, computed at once.
 
         Images of other sizes are padded to the largest: only among equal sizes is a result what it is alone.
+        ``logits``: see :meth:`predict`.
         """
-        return [sample.cpu() for sample in self.model.test_step(pseudo_collate(list(images)))]
+        batch = pseudo_collate(list(images))
+        samples = self.model.test_step(batch) if logits else predict_classes(self.model, batch)
+        return [sample.cpu() for sample in samples]
 
     def predict_by_tiles(self, image: str | Path | np.ndarray, tiling: Tiling, min_score: float = 0.0):
         """Return the prediction for an image, computed tile by tile, and what :meth:`draw` draws it on.
@@ -152,7 +157,7 @@ class Predictor:
         source = Pixels(image) if given else source_of(image, self.reader)
 
         def predict(images: Sequence[np.ndarray]) -> list:
-            return self.predict_prepared([self.prepare(tile) for tile in images])
+            return self.predict_prepared([self.prepare(tile) for tile in images], logits=True)
 
         sample = predict_by_tiles(predict, source, tiling, threshold_of(self.model), min_score)
         return sample, source.whole()

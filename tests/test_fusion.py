@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convnext_backbone.heads import fusion
+from convnext_backbone.heads.bilinear import shares
 from convnext_backbone.heads.fusion import FusingConv2d, use_small_maps
 
 SIZES = [(13, 17), (7, 9), (13, 17), (4, 5), (1, 3)]
@@ -129,10 +130,10 @@ def test_tensors_are_on_the_device_of_the_maps(monkeypatch):
 
 
 def test_matrices_made_for_inference_serve_training():
-    fusion.shares.cache_clear()
+    shares.cache_clear()
     with torch.inference_mode():
-        fusion.shares(3, 7, 1, False)
-    assert not fusion.shares(3, 7, 1, False).is_inference()
+        shares(3, 7, 1, False)
+    assert not shares(3, 7, 1, False).is_inference()
 
 
 def test_other_heads_stay():

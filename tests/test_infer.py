@@ -186,7 +186,7 @@ def test_label_maps_are_the_argmax_and_bad_images_do_not_end_the_run(segmenter, 
         map_file = PIL.Image.open(out / f'labels/{name}.png')
         assert map_file.mode == 'P'
         assert map_file.getpalette()[:18] == np.ravel(predictor.meta['palette']).tolist()
-        logits = predictor.predict(folder / name).seg_logits.data
+        logits = predictor.predict(folder / name, logits=True).seg_logits.data
         assert len(logits.argmax(0).unique()) > 1
         assert np.array_equal(map_file, logits.argmax(0))
         result = json.loads((out / f'{name}.json').read_text())
@@ -202,7 +202,7 @@ def test_pixels_are_predicted_as_their_file(segmenter, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / 'a.png'), pixels)
     predictor = Predictor(SEGMENTER, segmenter, 'cpu')
-    by_file, by_pixels = (predictor.predict(image) for image in (tmp_path / 'a.png', pixels))
+    by_file, by_pixels = (predictor.predict(image, logits=True) for image in (tmp_path / 'a.png', pixels))
     assert torch.equal(by_file.seg_logits.data, by_pixels.seg_logits.data)
     assert np.array_equal(predictor.draw(tmp_path / 'a.png', by_file), predictor.draw(pixels, by_pixels))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..backbones import fuse_for_inference
 from ..checkpoint.formats import from_released, released_names
 from ..config import read_config
-from ..heads import save_work
+from ..heads import predict_classes, save_work
 from ..measure import build_model, make_batch
 from ..measure.build import building
 from .backbones import TOLERANCE
@@ -71,7 +71,10 @@ class Entrant:
 
     def predict(self) -> None:
         """Predict on the batch."""
-        self.model(**self.model.data_preprocessor(self.batch, False), mode='predict')
+        if self.name in OURS:  # as our Predictor
+            predict_classes(self.model, self.batch)
+        else:
+            self.model.test_step(self.batch)
 
     def prepare(self, cell: Cell) -> None:
         """Move the model to the cell's device and set its mode; ours folds its weights to predict."""

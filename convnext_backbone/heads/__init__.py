@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .class_map import predict_classes
 from .fusion import use_small_maps
 from .mask_targets import use_masks_once
 from .pixel_loss import use_strips
@@ -26,4 +27,4 @@ def save_work(model: nn.Module, device: str) -> list[str]:
     return [line.format(number) for line, number in done.items() if number]
 
 
-__all__ = ['save_work']
+__all__ = ['predict_classes', 'save_work']

@@ -14,10 +14,16 @@ def heads_of(model: nn.Module, name: str, *methods: str) -> list[nn.Module]:
         name: of the class, with its package, as ``'mmdet.models.dense_heads.RPNHead'``.
         methods: those that are to be the class's own.
     """
+    return [part for part in model.modules() if computes_as(part, name, *methods)]
+
+
+def computes_as(part: nn.Module, name: str, *methods: str) -> bool:
+    """Return whether a part is of a class, see :func:`heads_of`, and has these methods from it."""
     module, _, kind = name.rpartition('.')
     base = getattr(sys.modules.get(module), kind, None)
-    found = [part for part in model.modules() if base is not None and isinstance(part, base)]
-    return [part for part in found if all(getattr(type(part), m) is getattr(base, m) for m in methods)]
+    if base is None or not isinstance(part, base):
+        return False
+    return all(getattr(type(part), method) is getattr(base, method) for method in methods)
 
 
 def override(head: nn.Module, **methods: Callable) -> None:

@@ -7,12 +7,11 @@ computed at the size of each map, a 4th, 16th and 64th of the pixels, and what i
 their sums.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bilinear import shares
 from .change import heads_of, override
 from .rpn import is_plain
 
@@ -93,20 +92,6 @@ def _add_small(out: Tensor, pairs: list[tuple[Tensor, Tensor]], align_corners: b
     right = torch.cat(matrices, 1).expand(n * high, -1, -1)
     out = torch.baddbmm(out, right, torch.cat(parts, 1))
     return out.view(n, high, wide, d).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache(32)
-@torch.inference_mode(False)  # what is kept serves training, too
-def shares(size: int, enlarged: int, taps: int, align_corners: bool) -> Tensor:
-    """Return how much of each pixel of a line is under each tap of a kernel on the enlarged line.
-
-    Returns:
-        (enlarged, taps, size), float64, on the CPU; zero beyond the ends. Not to be changed.
-    """
-    unit = torch.eye(size, dtype=torch.float64)[None, :, :, None]
-    line = F.interpolate(unit, (enlarged, 1), mode='bilinear', align_corners=align_corners)[0, :, :, 0].t()
-    line = F.pad(line, (0, 0, taps // 2, taps // 2))
-    return torch.stack([line[k : k + enlarged] for k in range(taps)], 1)
 
 
 def use_small_maps(model: nn.Module) -> int:

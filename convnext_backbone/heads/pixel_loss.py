@@ -6,14 +6,12 @@ which is most of what UPerNet keeps, and all of it passes through the memory sev
 a mean over pixels, its gradient by the small map of scores can be summed up at once.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .bilinear import shares, window
 from .change import heads_of, override
-from .fusion import shares
 
 # Numbers in a strip of rows: on a CPU they fit into the cache; elsewhere strips are to be few.
 STRIP = dict(cpu=2**21, cuda=2**23)
@@ -71,10 +69,11 @@ def _add_strips(
     """
     total, hits, first = 0, 0, 0
     for own in labels.split(max(1, STRIP[rows.device.type] // rows[:, 0].numel())):
-        window = _window(first, first + len(own), *down.shape, align_corners)
-        part = down[first : first + len(own), window]
-        first += len(own)
-        scores = part @ rows[:, window]  # (K, height, W)
+        end = first + len(own)
+        used = window(first, end, rows.shape[1], len(down), align_corners)
+        part = down[first:end, used]
+        first = end
+        scores = part @ rows[:, used]  # (K, height, W)
         counts = own != ignored
         index = torch.where(counts, own, 0)[None]
         of_label = scores.gather(0, index)[0]
@@ -87,17 +86,8 @@ def _add_strips(
         if grad is not None:
             chances *= counts / sums
             chances.scatter_add_(0, index, -counts[None].to(chances))
-            grad[:, window] += part.t() @ chances
+            grad[:, used] += part.t() @ chances
     return total, hits
-
-
-def _window(first: int, end: int, enlarged: int, size: int, align_corners: bool) -> slice:
-    """Return the rows of a map of which the rows ``first`` to ``end - 1`` of the enlarged one are made."""
-
-    def place(row: int) -> float:
-        return row * (size - 1) / (enlarged - 1) if align_corners else (row + 0.5) * size / enlarged - 0.5
-
-    return slice(max(0, math.floor(place(first))), min(size, math.floor(place(end - 1)) + 2))
 
 
 def _check(labels: Tensor, classes: int, ignored: int) -> None:

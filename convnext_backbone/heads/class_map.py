@@ -1,0 +1,72 @@
+"""Finds the class of each pixel of an image, without a score of every class for every pixel at once.
+
+mmseg enlarges the scores to the size of the image, and keeps them: of 150 classes and a photo of 12
+megapixels 7 GiB. Strips of rows are enough to find the largest score.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .bilinear import weights, window
+from .change import computes_as
+
+DEVICES = ('cpu', 'cuda')
+STRIP = 2**23  # numbers in a strip of rows
+
+
+@torch.no_grad()
+def predict_classes(model: nn.Module, data: dict) -> list:
+    """Return the data samples of ``model.test_step(data)``, those of a segmenter without ``seg_logits``.
+
+    A segmenter that predicts in another way than mmseg's does what it does.
+
+    Args:
+        model: of mmdet or mmseg.
+        data: a batch, ``inputs`` and ``data_samples``.
+    """
+    if not _is_usual(model):
+        return model.test_step(data)
+    from mmengine.structures import PixelData
+
+    data = model.data_preprocessor(data, False)
+    samples = data['data_samples']
+    scores = model.inference(data['inputs'], [sample.metainfo for sample in samples])
+    for sample, own in zip(samples, scores, strict=True):
+        classes = classes_of(_upright(own, sample), sample.ori_shape[:2], model.align_corners)
+        sample.pred_sem_seg = PixelData(data=classes[None])
+    return samples
+
+
+def _is_usual(model: nn.Module) -> bool:
+    usual = computes_as(model, 'mmseg.models.segmentors.EncoderDecoder', 'predict', 'postprocess_result')
+    return usual and model.out_channels > 1 and next(model.parameters()).device.type in DEVICES
+
+
+def _upright(scores: Tensor, sample) -> Tensor:
+    """Return scores without a border and not mirrored, as ``BaseSegmentor.postprocess_result`` does."""
+    left, right, top, bottom = sample.get('img_padding_size', sample.get('padding_size', [0] * 4))
+    (height, width), mirrored = scores.shape[1:], sample.get('flip_direction') if sample.get('flip') else None
+    scores = scores[:, top : height - bottom, left : width - right]
+    return scores.flip(dict(horizontal=2, vertical=1)[mirrored]) if mirrored else scores
+
+
+def classes_of(scores: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Return the number of the highest score of each pixel, (height, width).
+
+    Args:
+        scores: (K, h, w).
+        size: height and width to which scores are resized.
+        align_corners: see ``torch.nn.functional.interpolate``; bilinear.
+    """
+    (classes, height, _), (high, wide), found = scores.shape, size, []
+    if scores.shape[1:] == torch.Size(size):
+        return scores.max(0).indices
+    rows = max(1, STRIP // (classes * wide))
+    for first in range(0, high, rows):
+        line = first, min(high, first + rows), height, high, align_corners
+        used = window(*line)
+        part = scores[None, :, used].to(torch.promote_types(scores.dtype, torch.float32))
+        part = F.interpolate(part, (part.shape[2], wide), mode='bilinear', align_corners=align_corners)[0]
+        found.append((weights(*line)[:, used].to(part) @ part).max(0).indices)
+    return torch.cat(found)
