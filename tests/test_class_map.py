@@ -52,10 +52,12 @@ METAS = {
 }
 
 
-@pytest.mark.parametrize('mode', ['whole', 'slide'])
+@pytest.mark.parametrize('windows', [None, (64, 40), (128, 128), (40, 23)], ids=str)
 @pytest.mark.parametrize('metas', METAS.values(), ids=METAS)
-def test_samples_are_those_of_mmseg_without_logits(segmenter, monkeypatch, metas, mode):
-    given = {**segmenter.test_cfg, 'mode': mode, 'crop_size': (64, 64), 'stride': (40, 40)}
+def test_samples_are_those_of_mmseg_without_logits(segmenter, monkeypatch, metas, windows):
+    given = {**segmenter.test_cfg, 'mode': 'slide' if windows else 'whole'}
+    if windows:  # one that is higher, one that has all, and many
+        given.update(crop_size=(windows[0], 64 if windows[0] < 128 else 128), stride=(windows[1],) * 2)
     monkeypatch.setattr(segmenter, 'test_cfg', type(segmenter.test_cfg)(given))
     data = batch(*metas)
     with torch.no_grad():
@@ -69,6 +71,15 @@ def test_samples_are_those_of_mmseg_without_logits(segmenter, monkeypatch, metas
         assert own.pred_sem_seg.data.shape == classes.shape
         assert own.metainfo == right.metainfo
         assert 'seg_logits' not in own
+
+
+def test_windows_that_leave_gaps_are_mmsegs_error(segmenter, monkeypatch):
+    given = dict(mode='slide', crop_size=(32, 32), stride=(33, 33))
+    monkeypatch.setattr(segmenter, 'test_cfg', type(segmenter.test_cfg)(given))
+    with pytest.raises(AssertionError), torch.no_grad():
+        segmenter.test_step(batch(*METAS['larger']))
+    with pytest.raises(AssertionError):
+        predict_classes(segmenter, batch(*METAS['larger']))
 
 
 def test_what_predicts_in_another_way_does_so(segmenter, monkeypatch):

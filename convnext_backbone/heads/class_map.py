@@ -4,6 +4,8 @@ mmseg enlarges the scores to the size of the image, and keeps them: of 150 class
 megapixels 7 GiB. Strips of rows are enough to find the largest score.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from .bilinear import weights, window
 from .change import computes_as
 
 DEVICES = ('cpu', 'cuda')
+METHODS = 'predict', 'inference', 'slide_inference', 'whole_inference', 'postprocess_result'
 STRIP = 2**23  # numbers in a strip of rows
 
 
@@ -31,7 +34,7 @@ def predict_classes(model: nn.Module, data: dict) -> list:
 
     data = model.data_preprocessor(data, False)
     samples = data['data_samples']
-    scores = model.inference(data['inputs'], [sample.metainfo for sample in samples])
+    scores = _scores(model, data['inputs'], [sample.metainfo for sample in samples])
     for sample, own in zip(samples, scores, strict=True):
         classes = classes_of(_upright(own, sample), sample.ori_shape[:2], model.align_corners)
         sample.pred_sem_seg = PixelData(data=classes[None])
@@ -39,8 +42,33 @@ def predict_classes(model: nn.Module, data: dict) -> list:
 
 
 def _is_usual(model: nn.Module) -> bool:
-    usual = computes_as(model, 'mmseg.models.segmentors.EncoderDecoder', 'predict', 'postprocess_result')
+    usual = computes_as(model, 'mmseg.models.segmentors.EncoderDecoder', *METHODS)
     return usual and model.out_channels > 1 and next(model.parameters()).device.type in DEVICES
+
+
+def _scores(model: nn.Module, images: Tensor, metas: list[dict]) -> Tensor:
+    """Return what ``model.inference`` does, (N, K, H, W); of windows each is added where it lies."""
+    cfg = model.test_cfg
+    if cfg.get('mode', 'whole') == 'whole' or any(s > c for s, c in zip(cfg.stride, cfg.crop_size)):
+        return model.inference(images, metas)  # which says that windows leave gaps
+    rows, columns = (
+        [min(k * step, max(side - crop, 0)) for k in range(-(-max(side - crop, 0) // step) + 1)]
+        for side, crop, step in zip(images.shape[2:], cfg.crop_size, cfg.stride)
+    )
+    high, wide = cfg.crop_size
+    total, times = None, images.new_zeros(images.shape[2:])
+    for y, x in itertools.product(rows, columns):
+        place = slice(y, y + high), slice(x, x + wide)
+        part = images[:, :, *place]
+        metas[0]['img_shape'] = part.shape[2:]  # as mmseg does; a torch.Size is the size of the scores
+        scores = model.encode_decode(part, metas)
+        if part.shape == images.shape:
+            return scores
+        if total is None:
+            total = images.new_zeros(len(images), scores.shape[1], *images.shape[2:])
+        total[:, :, *place] += scores
+        times[place] += 1
+    return total.div_(times)
 
 
 def _upright(scores: Tensor, sample) -> Tensor:
