@@ -1,9 +1,9 @@
 """Computes the loss of each pixel strip by strip, without a score of every class for every pixel at once.
 
-The scores of a segmenter are enlarged to the size of the labels. In mmseg's way 150 of them for each of
-512 x 512 pixels are kept for the backward pass, and their logarithms as well: 300 MiB an image in float32,
-which is most of what UPerNet keeps, and all of it passes through the memory several times. Since the loss is
-a mean over pixels, its gradient by the small map of scores can be summed up at once.
+The scores of a segmenter are enlarged to the size of the labels. In mmseg's way the logarithms of 150 chances
+for each of 512 x 512 pixels are kept for the backward pass, 150 MiB an image in float32, and as much again
+passes through the memory several times. Since the loss is a mean over pixels, its gradient by the small map
+of scores can be summed up at once.
 """
 
 import torch
