@@ -24,6 +24,13 @@ def test_classes_are_those_of_enlarged_scores(monkeypatch, size, align_corners):
     assert torch.equal(classes_of(scores, size, align_corners), enlarged.argmax(0))
 
 
+def test_under_autocast_they_are_the_same():
+    scores = torch.randn(CLASSES, 20, 30, generator=torch.Generator().manual_seed(0))
+    with torch.autocast('cpu', torch.bfloat16):
+        found = classes_of(scores, (50, 70), False)
+    assert torch.equal(found, classes_of(scores, (50, 70), False))
+
+
 @pytest.fixture(scope='module')
 def segmenter():
     pytest.importorskip('mmseg')
@@ -87,9 +94,15 @@ def test_what_predicts_in_another_way_does_so(segmenter, monkeypatch):
     other = copy.copy(segmenter)
     other.__class__ = type('Own', (type(segmenter),), dict(postprocess_result=None))
     monkeypatch.setattr(other.__class__, 'test_step', lambda self, data: asked.append(data), raising=False)
-    predict_classes(other, 'data')
-    assert asked == ['data']
+    data = dict(data_samples=[0])
+    predict_classes(other, data)
+    assert asked == [data]
     monkeypatch.setattr(segmenter, 'out_channels', 1)  # probabilities, a threshold
     monkeypatch.setattr(type(segmenter), 'test_step', lambda self, data: asked.append(data))
-    predict_classes(segmenter, 'one')
-    assert asked == ['data', 'one']
+    predict_classes(segmenter, data)
+    assert asked == [data] * 2
+    alone = dict(inputs=[1])
+    monkeypatch.undo()
+    monkeypatch.setattr(type(segmenter), 'test_step', lambda self, data: asked.append(data))
+    predict_classes(segmenter, alone)
+    assert asked[2:] == [alone]

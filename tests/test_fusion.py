@@ -1,13 +1,14 @@
 """Maps convolved at their own size: as if they had been enlarged, concatenated and convolved."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convnext_backbone.heads import fusion
+from convnext_backbone.heads import fusion, save_work
 from convnext_backbone.heads.bilinear import shares
 from convnext_backbone.heads.fusion import FusingConv2d, use_small_maps
 
@@ -117,23 +118,26 @@ def test_tensors_are_on_the_device_of_the_maps(monkeypatch):
     monkeypatch.setattr(fusion, 'MOST', 100)
     maps = [torch.empty(2, c, *size) for c, size in zip(CHANNELS, SIZES)]
     _, ours = pair((3, 3), dtype=torch.float32)
-    ours(tuple(maps))  # matrices are kept
+    added, real = [], torch.baddbmm
+    monkeypatch.setattr(torch, 'baddbmm', lambda *a: added.append(a) or real(*a))
     with FakeTensorMode(allow_non_fake_inputs=True):  # has CUDA's rules without its hardware
-        ours.weight, ours.bias = (
-            nn.Parameter(torch.empty(p.shape, device='cuda')) for p in ours.parameters()
-        )
-        maps = [torch.empty(m.shape, device='cuda') for m in maps]
-        found = ours(tuple(maps))
-        assert (found.device.type, found.shape) == ('cuda', (2, 7, 13, 17))
+        for dtype in (torch.float32, torch.bfloat16):  # products in float32 are no TF32, as convolutions are
+            kind = dict(dtype=dtype, device='cuda')
+            ours.weight, ours.bias = (nn.Parameter(torch.empty(p.shape, **kind)) for p in ours.parameters())
+            maps = [torch.empty(m.shape, **kind) for m in maps]
+            found = ours(tuple(maps))
+            assert (found.device.type, found.shape) == ('cuda', (2, 7, 13, 17))
+            assert len(added) == (dtype == torch.bfloat16)
         with pytest.raises(RuntimeError, match='device'):
             ours((maps[0], *(torch.empty(m.shape) for m in maps[1:])))
 
 
 def test_matrices_made_for_inference_serve_training():
+    kind = torch.float32, torch.device('cpu')
     shares.cache_clear()
     with torch.inference_mode():
-        shares(3, 7, 1, False)
-    assert not shares(3, 7, 1, False).is_inference()
+        shares(3, 7, 1, False, *kind)
+    assert not shares(3, 7, 1, False, *kind).is_inference()
 
 
 def test_other_heads_stay():
@@ -149,6 +153,25 @@ def test_other_heads_stay():
     first.bottleneck.order = ('norm', 'act', 'conv')
     pooling = head()
     pooling.psp_modules.__class__ = type('PPM', (type(pooling.psp_modules),), {})
-    others = head(Own), circular, first, pooling, nn.Linear(2, 2)
-    assert [use_small_maps(each) for each in others] == [0] * 5
+    cnn = pytest.importorskip('mmcv.cnn')
+    parts, kind = [head() for _ in range(5)], type(first.bottleneck)
+    parts[0].fpn_bottleneck = cnn.DepthwiseSeparableConvModule(32, 8, 3, padding=1)
+    parts[1].bottleneck = nn.Sequential(parts[1].bottleneck, nn.Dropout(0.1))
+    parts[2].bottleneck.__class__ = type('Own', (kind,), {})
+    parts[3].psp_modules.align_corners = True
+    parts[4].bottleneck.turn_on_efficient_conv_bn_eval()
+    others = head(Own), circular, first, pooling, *parts, nn.Linear(2, 2)
+    assert [use_small_maps(each) for each in others] == [0] * 10
     assert type(circular.bottleneck.conv) is nn.Conv2d
+
+
+def test_a_changed_head_is_pickled_and_copied_whole():
+    usual = head()
+    save_work(usual, 'cpu')
+    maps = [torch.randn(2, c, 32 >> k, 40 >> k, dtype=torch.float64) for k, c in enumerate((4, 6, 8, 10))]
+    expected = usual.eval()(maps)
+    for other in (pickle.loads(pickle.dumps(usual)), copy.deepcopy(usual)):
+        assert torch.equal(other(maps), expected)
+        assert type(other).loss_by_feat is type(usual).loss_by_feat
+        assert type(other)._forward_feature is type(usual)._forward_feature
+        assert save_work(other, 'cpu') == []

@@ -86,6 +86,13 @@ def test_in_bfloat16_it_is_nearer_to_float64_than_mmseg():
     assert (grad - right_grad).norm() <= (other_grad - right_grad).norm()
 
 
+def test_other_numbers_of_images_are_an_error():
+    ours = head()
+    use_strips(ours)
+    with pytest.raises(ValueError, match='longer'):
+        losses(ours, torch.randn(1, CLASSES, 4, 4), labels(2, 16, 16))
+
+
 def test_a_label_beyond_the_classes_is_the_same_error():
     ours, truth = head(), labels(1, 16, 16)
     use_strips(ours)
@@ -124,7 +131,6 @@ def test_tensors_are_on_the_device_of_the_scores():
 
     ours = head()
     use_strips(ours)
-    losses(ours, torch.randn(1, CLASSES, 4, 4), labels(1, 16, 16))  # matrices are kept
     with FakeTensorMode(allow_non_fake_inputs=True):  # has CUDA's rules without its hardware
         truth = torch.empty(1, 1, 16, 16, dtype=torch.long, device='cuda')
         samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=truth[0]))]

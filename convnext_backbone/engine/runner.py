@@ -92,8 +92,9 @@ class Runner(MMEngineRunner):
     def build_model(self, model):
         """Build as in mmengine; heads of mmdet and mmseg compute the same with less work."""
         model = super().build_model(model)
-        for line in save_work(model, get_device()):
-            self.logger.info(f'stand-ins: {line}')
+        if not self.cfg.get('efficient_conv_bn_eval'):  # traces heads as they are
+            for line in save_work(model, get_device()):
+                self.logger.info(f'stand-ins: {line}')
         return model
 
     build_optim_wrapper = report_build_errors(MMEngineRunner.build_optim_wrapper)

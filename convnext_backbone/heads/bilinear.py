@@ -14,7 +14,7 @@ def window(first: int, end: int, size: int, resized: int, align_corners: bool) -
     return slice(max(0, math.floor(lowest)), min(size, math.floor(highest) + 2))
 
 
-def weights(first: int, end: int, size: int, resized: int, align_corners: bool) -> Tensor:
+def matrix(first: int, end: int, size: int, resized: int, align_corners: bool) -> Tensor:
     """Return how much of each position is in positions ``first`` to ``end - 1`` of the resized line.
 
     Returns:
@@ -32,13 +32,15 @@ def _place(position, size: int, resized: int, align_corners: bool):
     return (position + 0.5) * size / resized - 0.5
 
 
-@functools.lru_cache(16)
+@functools.lru_cache(64)
 @torch.inference_mode(False)  # what is kept serves training, too
-def shares(size: int, resized: int, taps: int, align_corners: bool) -> Tensor:
+def shares(
+    size: int, resized: int, taps: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Return how much of each position of a line is under each tap of a kernel on the resized line.
 
     Returns:
-        (resized, taps, size), float64, on the CPU; zero beyond the ends. Not to be changed.
+        (resized, taps, size), of ``dtype`` on ``device``; zero beyond the ends. Not to be changed.
     """
-    line = F.pad(weights(0, resized, size, resized, align_corners), (0, 0, taps // 2, taps // 2))
-    return torch.stack([line[k : k + resized] for k in range(taps)], 1)
+    line = F.pad(matrix(0, resized, size, resized, align_corners), (0, 0, taps // 2, taps // 2))
+    return torch.stack([line[k : k + resized] for k in range(taps)], 1).to(device, dtype)

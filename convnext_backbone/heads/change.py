@@ -27,7 +27,18 @@ def computes_as(part: nn.Module, name: str, *methods: str) -> bool:
 
 
 def override(head: nn.Module, **methods: Callable) -> None:
-    """Give one head other methods; its class goes by the same name, and is the class of which it is one."""
-    kind = type(head)
-    body = dict(methods, __module__=kind.__module__, __doc__=kind.__doc__)
-    head.__class__ = type(kind.__name__, (kind,), body)
+    """Give one head other methods, functions of a module; its class goes by the name of its own, its base."""
+    base, known = getattr(head, '_overridden', (type(head), {}))
+    methods = {**known, **methods}
+    body = dict(_overridden=(base, methods), __reduce_ex__=_reduce, __module__=base.__module__)
+    head.__class__ = type(base.__name__, (base,), {**body, **methods, '__doc__': base.__doc__})
+
+
+def _reduce(head: nn.Module, protocol: int) -> tuple:  # pickle and deepcopy cannot find the class by its name
+    return _rebuild, head._overridden, head.__dict__
+
+
+def _rebuild(base: type, methods: dict[str, Callable]) -> nn.Module:
+    head = base.__new__(base)
+    override(head, **methods)
+    return head

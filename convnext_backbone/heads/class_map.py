@@ -10,11 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bilinear import weights, window
+from .bilinear import matrix, window
 from .change import computes_as
 
 DEVICES = ('cpu', 'cuda')
-METHODS = 'predict', 'inference', 'slide_inference', 'whole_inference', 'postprocess_result'
+METHODS = (
+    'test_step',
+    'forward',
+    'predict',
+    'inference',
+    'slide_inference',
+    'whole_inference',
+    'postprocess_result',
+)
 STRIP = 2**23  # numbers in a strip of rows
 
 
@@ -28,7 +36,7 @@ def predict_classes(model: nn.Module, data: dict) -> list:
         model: of mmdet or mmseg.
         data: a batch, ``inputs`` and ``data_samples``.
     """
-    if not _is_usual(model):
+    if not _is_usual(model) or not data.get('data_samples'):
         return model.test_step(data)
     from mmengine.structures import PixelData
 
@@ -74,9 +82,11 @@ def _scores(model: nn.Module, images: Tensor, metas: list[dict]) -> Tensor:
 def _upright(scores: Tensor, sample) -> Tensor:
     """Return scores without a border and not mirrored, as ``BaseSegmentor.postprocess_result`` does."""
     left, right, top, bottom = sample.get('img_padding_size', sample.get('padding_size', [0] * 4))
-    (height, width), mirrored = scores.shape[1:], sample.get('flip_direction') if sample.get('flip') else None
+    height, width = scores.shape[1:]
     scores = scores[:, top : height - bottom, left : width - right]
-    return scores.flip(dict(horizontal=2, vertical=1)[mirrored]) if mirrored else scores
+    if not sample.get('flip'):
+        return scores
+    return scores.flip(dict(horizontal=2, vertical=1)[sample.flip_direction])
 
 
 def classes_of(scores: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -96,5 +106,6 @@ def classes_of(scores: Tensor, size: tuple[int, int], align_corners: bool) -> Te
         used = window(*line)
         part = scores[None, :, used].to(torch.promote_types(scores.dtype, torch.float32))
         part = F.interpolate(part, (part.shape[2], wide), mode='bilinear', align_corners=align_corners)[0]
-        found.append((weights(*line)[:, used].to(part) @ part).max(0).indices)
+        with torch.autocast(part.device.type, enabled=False):
+            found.append((matrix(*line)[:, used].to(part) @ part).max(0).indices)
     return torch.cat(found)

@@ -40,11 +40,13 @@ class FusingConv2d(nn.Conv2d):
             return super().forward(x)
         size = x[0].shape[2:]
         small = [self._is_cheaper(each, size) for each in x]
-        if torch.compiler.is_compiling() or not any(small):
+        device = x[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x[0].dtype
+        slower = device != 'cpu' and dtype == torch.float32  # convolutions are TF32 there, products are not
+        if slower or torch.compiler.is_compiling() or not any(small):
             return super().forward(torch.cat([self._enlarged(each, size) for each in x], 1))
-        weight, bias, device = self.weight, self.bias, x[0].device.type
+        weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
             x = [each.to(dtype) for each in x]
             weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
         weights = weight.split([each.shape[1] for each in x], 1)
@@ -78,16 +80,17 @@ def _add_small(out: Tensor, pairs: list[tuple[Tensor, Tensor]], align_corners: b
         pairs: maps (N, C, h, w) with weights (D, C, KH, KW).
         align_corners: see :class:`FusingConv2d`.
     """
-    (n, d, high, wide), parts, matrices = out.shape, [], []
+    (n, d, high, wide), kind, parts, matrices = out.shape, (out.dtype, out.device), [], []
     for x, weight in pairs:
         (channels, height, width), (rows, columns) = x.shape[1:], weight.shape[2:]
-        pixels = x.permute(0, 2, 3, 1).reshape(n, 1, height * width, channels)
-        weight = weight.permute(2, 1, 3, 0).reshape(rows, channels, columns * d)
-        products = (pixels @ weight).view(n, rows * height, width * columns * d)
-        down = shares(height, high, rows, align_corners).reshape(high, rows * height)
-        parts.append((down.to(products) @ products).view(n * high, width * columns, d))
-        right = shares(width, wide, columns, align_corners).transpose(1, 2)
-        matrices.append(right.reshape(wide, width * columns).to(products))
+        pixels = x.permute(0, 2, 3, 1).reshape(n * height * width, channels)
+        weight = weight.permute(1, 2, 3, 0).reshape(channels, rows * columns * d)
+        products = (pixels @ weight).view(n, height, width, rows, columns * d)
+        products = products.permute(0, 3, 1, 2, 4).reshape(n, rows * height, width * columns * d)
+        down = shares(height, high, rows, align_corners, *kind).reshape(high, rows * height)
+        parts.append((down @ products).view(n * high, width * columns, d))
+        right = shares(width, wide, columns, align_corners, *kind).transpose(1, 2)
+        matrices.append(right.reshape(wide, width * columns))
     out = out.permute(0, 2, 3, 1).reshape(n * high, wide, d)
     right = torch.cat(matrices, 1).expand(n * high, -1, -1)
     out = torch.baddbmm(out, right, torch.cat(parts, 1))
@@ -114,11 +117,15 @@ def use_small_maps(model: nn.Module) -> int:
 
 
 def _is_usual(head: nn.Module) -> bool:
+    from mmcv.cnn import ConvModule
     from mmseg.models.decode_heads.psp_head import PPM
 
-    bottlenecks = head.bottleneck, head.fpn_bottleneck
-    convolve = all(each.order[0] == 'conv' and is_plain(each.conv) for each in bottlenecks)
-    return convolve and type(head.psp_modules) is PPM
+    pools = getattr(head, 'psp_modules', None)
+    if type(pools) is not PPM or pools.align_corners != head.align_corners:
+        return False
+    parts = [getattr(head, name, None) for name in ('bottleneck', 'fpn_bottleneck')]
+    plain = all(type(p) is ConvModule and p.order[0] == 'conv' and is_plain(p.conv) for p in parts)
+    return plain and all(p.efficient_conv_bn_eval_forward is None for p in parts)
 
 
 def _psp_forward(self, inputs: list[Tensor]) -> Tensor:

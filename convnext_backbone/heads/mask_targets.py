@@ -4,7 +4,6 @@ mmdet copies the whole mask of an object, as large as the image and in float32, 
 for an image of 800 x 1280 with 128 regions half a gigabyte.
 """
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,11 +35,12 @@ class MasksOnce:
         """
         from mmcv.ops import roi_align
 
-        if not len(self.given.masks):
+        if not len(self.given.masks) or not len(bboxes):
             return self.given.crop_and_resize(bboxes, out_shape, inds, device, binarize=binarize)
         boxes = torch.from_numpy(bboxes).to(device)
-        rois = torch.cat([torch.from_numpy(inds).to(boxes)[:, None], boxes], 1)
-        maps = torch.from_numpy(self.given.masks).to(device)[:, None].to(boxes.dtype)
+        used, numbers = np.unique(inds, return_inverse=True)  # objects without a region are not copied
+        rois = torch.cat([torch.from_numpy(numbers).to(boxes)[:, None], boxes], 1)
+        maps = torch.from_numpy(self.given.masks[used]).to(device)[:, None].to(boxes.dtype)
         found = roi_align(maps, rois, out_shape, 1.0, 0, 'avg', True).squeeze(1)
         return type(self.given)((found >= 0.5 if binarize else found).cpu().numpy(), *out_shape)
 
@@ -56,19 +56,17 @@ def use_masks_once(model: nn.Module) -> int:
     """
     heads = heads_of(model, 'mmdet.models.roi_heads.mask_heads.FCNMaskHead', 'get_targets')
     for head in heads:
-        override(head, get_targets=_get_targets_of(type(head)))
+        override(head, get_targets=_get_targets)
     return len(heads)
 
 
-def _get_targets_of(head: type) -> Callable:
+def _get_targets(self, sampling_results: list, batch_gt_instances: list, rcnn_train_cfg) -> Tensor:
+    """Compute the targets as the original does, which reads the masks of the objects only."""
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmdet.structures.mask import BitmapMasks
 
-    def get_targets(self, sampling_results: list, batch_gt_instances: list, rcnn_train_cfg) -> Tensor:
-        """Compute the targets as the original does, which reads the masks of the objects only."""
-        once = [
-            SimpleNamespace(masks=MasksOnce(each.masks)) if type(each.masks) is BitmapMasks else each
-            for each in batch_gt_instances
-        ]
-        return head.get_targets(self, sampling_results, once, rcnn_train_cfg)
-
-    return get_targets
+    once = [
+        SimpleNamespace(masks=MasksOnce(each.masks)) if type(each.masks) is BitmapMasks else each
+        for each in batch_gt_instances
+    ]
+    return FCNMaskHead.get_targets(self, sampling_results, once, rcnn_train_cfg)

@@ -32,13 +32,13 @@ class _SumOfLosses(torch.autograd.Function):
         """
         if labels.device.type == 'cpu':
             _check(labels, scores.shape[1], ignored)
-        wide = dict(dtype=torch.promote_types(scores.dtype, torch.float32), device=scores.device)
-        right = shares(scores.shape[3], labels.shape[2], 1, align_corners)[:, 0].to(**wide)
-        down = shares(scores.shape[2], labels.shape[1], 1, align_corners)[:, 0].to(**wide)
+        dtype, device = torch.promote_types(scores.dtype, torch.float32), scores.device
+        right = shares(scores.shape[3], labels.shape[2], 1, align_corners, dtype, device)[:, 0]
+        down = shares(scores.shape[2], labels.shape[1], 1, align_corners, dtype, device)[:, 0]
         wanted, grads, total, hits = ctx.needs_input_grad[0], [], 0, 0
         with torch.autocast(scores.device.type, enabled=False):
-            for image, own in zip(scores, labels):
-                long_rows = image.to(**wide) @ right.t()  # (K, h, W)
+            for image, own in zip(scores, labels, strict=True):
+                long_rows = image.to(dtype) @ right.t()  # (K, h, W)
                 grad = torch.zeros_like(long_rows) if wanted else None
                 loss, hit = _add_strips(long_rows, own, down, align_corners, ignored, grad)
                 total, hits = total + loss, hits + hit
@@ -46,7 +46,7 @@ class _SumOfLosses(torch.autograd.Function):
         if wanted:
             ctx.save_for_backward(torch.stack(grads))
             ctx.dtype = scores.dtype
-        return total.to(**wide), hits
+        return total.to(dtype), hits
 
     @staticmethod
     @once_differentiable
@@ -108,7 +108,7 @@ def use_strips(model: nn.Module) -> int:
     heads = heads_of(model, 'mmseg.models.decode_heads.decode_head.BaseDecodeHead', 'loss_by_feat')
     heads = [head for head in heads if head.sampler is None and _is_plain(head.loss_decode)]
     for head in heads:
-        override(head, loss_by_feat=_loss_by_feat_of(type(head).loss_by_feat))
+        override(head, loss_by_feat=_loss_by_feat)
     return len(heads)
 
 
@@ -122,18 +122,17 @@ def _is_plain(loss: nn.Module) -> bool:
     return loss.cls_criterion is cross_entropy and loss.reduction == 'mean'
 
 
-def _loss_by_feat_of(original):
-    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-        """Compute loss and accuracy as the original does."""
-        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
-        enlarged = all(size > own for size, own in zip(labels.shape[1:], seg_logits.shape[2:]))
-        if seg_logits.device.type not in STRIP or torch.compiler.is_compiling() or not enlarged:
-            return original(self, seg_logits, batch_data_samples)
-        total, hits = _SumOfLosses.apply(seg_logits, labels, self.ignore_index, self.align_corners)
-        eps, loss = torch.finfo(torch.float32).eps, self.loss_decode
-        counted = (labels != self.ignore_index).sum()
-        over = counted if loss.avg_non_ignore else labels.numel()
-        accuracy = (hits + eps) * (100.0 / (counted + eps))  # as mmseg.models.losses.accuracy
-        return {loss.loss_name: loss.loss_weight * (total / (over + eps)), 'acc_seg': accuracy[None]}
+def _loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
+    """Compute loss and accuracy as the original does."""
+    labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+    enlarged = all(size > own for size, own in zip(labels.shape[1:], seg_logits.shape[2:]))
+    if seg_logits.device.type not in STRIP or torch.compiler.is_compiling() or not enlarged:
+        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
-    return loss_by_feat
+        return BaseDecodeHead.loss_by_feat(self, seg_logits, batch_data_samples)
+    total, hits = _SumOfLosses.apply(seg_logits, labels, self.ignore_index, self.align_corners)
+    eps, loss = torch.finfo(torch.float32).eps, self.loss_decode
+    counted = (labels != self.ignore_index).sum()
+    over = counted if loss.avg_non_ignore else labels.numel()
+    accuracy = (hits + eps) * (100.0 / (counted + eps))  # as mmseg.models.losses.accuracy
+    return {loss.loss_name: loss.loss_weight * (total / (over + eps)), 'acc_seg': accuracy[None]}
