@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import mmcv
 import mmdet
@@ -39,6 +40,7 @@ from convnext_backbone.config import (
     use_plain_batch_norm,
     use_stand_ins,
 )
+from convnext_backbone.engine import Runner
 from convnext_backbone.errors import UserError
 from convnext_backbone.findings import Findings
 from convnext_backbone.inference import trained_model
@@ -577,3 +579,15 @@ def test_config_nodes_keep_their_type():
     cfg = read_config(f'{ROOT}/configs/detection/mask_rcnn_convnext_t.py')
     set_data_root(cfg, '/data/mine')
     assert isinstance(cfg.train_dataloader.dataset, ConfigDict)
+
+
+def test_heads_stay_as_they_are_where_mmengine_traces_them(monkeypatch):
+    given, runner, model = [], Runner.__new__(Runner), torch.nn.Linear(2, 2)
+    monkeypatch.setattr('convnext_backbone.engine.runner.save_work', lambda *a: given.append(a) or ['done'])
+    runner.logger = Mock()
+    for cfg, lines in (({}, 1), (dict(efficient_conv_bn_eval=['decode_head']), 0)):
+        runner.cfg = Config(cfg)
+        runner.logger.reset_mock()
+        assert runner.build_model(model) is model
+        assert runner.logger.info.call_count == lines
+    assert given == [(model, 'cpu')]

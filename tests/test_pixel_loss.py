@@ -37,12 +37,15 @@ def losses(head, scores, truth):
     return {name: value.detach() for name, value in found.items()}, scores.grad
 
 
+WEIGHTS = {}, dict(avg_non_ignore=True), dict(class_weight=[0.3, 1.0, 2.0, 0.0, 0.5, 1.0, 1.5])
+
+
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('size', [(20, 28), (19, 31)], ids=str)
-@pytest.mark.parametrize('avg_non_ignore', [False, True])
-def test_losses_and_gradients_are_those_of_mmseg(monkeypatch, avg_non_ignore, size, align_corners):
+@pytest.mark.parametrize('settings', WEIGHTS, ids=['of all', 'of those that count', 'by class'])
+def test_losses_and_gradients_are_those_of_mmseg(monkeypatch, settings, size, align_corners):
     monkeypatch.setitem(pixel_loss.STRIP, 'cpu', 3 * CLASSES * size[1])  # rows of three
-    usual = head(dict(type='CrossEntropyLoss', avg_non_ignore=avg_non_ignore, loss_weight=0.4), align_corners)
+    usual = head(dict(type='CrossEntropyLoss', loss_weight=0.4, **settings), align_corners)
     ours = copy.deepcopy(usual)
     assert use_strips(ours) == 1
     assert use_strips(ours) == 0
@@ -59,8 +62,9 @@ def test_losses_and_gradients_are_those_of_mmseg(monkeypatch, avg_non_ignore, si
         assert found[name].shape == value.shape
     torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-12)
     enlarged = F.interpolate(scores, size, mode='bilinear', align_corners=align_corners)
-    right = 0.4 * F.cross_entropy(enlarged, truth[:, 0], ignore_index=IGNORED, reduction='sum')
-    count = (truth != IGNORED).sum() if avg_non_ignore else truth.numel()
+    weights = torch.tensor(settings.get('class_weight', [1.0] * CLASSES), dtype=torch.float64)
+    right = 0.4 * F.cross_entropy(enlarged, truth[:, 0], weights, ignore_index=IGNORED, reduction='sum')
+    count = weights[truth[truth != IGNORED]].sum() if settings else truth.numel()
     torch.testing.assert_close(found['loss_ce'], right / count, rtol=1e-6, atol=0)
 
 
@@ -118,7 +122,7 @@ def test_of_equal_scores_the_first_is_the_guess_and_no_pixel_at_all_is_no_error(
 
 
 OTHERS = {
-    'weights of classes': dict(loss=dict(type='CrossEntropyLoss', class_weight=[1.0] * CLASSES)),
+    'weights': dict(loss=dict(type='CrossEntropyLoss', class_weight=[1.0] * CLASSES, avg_non_ignore=True)),
     'sigmoid': dict(loss=dict(type='CrossEntropyLoss', use_sigmoid=True)),
     'another loss': dict(loss=dict(type='DiceLoss')),
     'two losses': dict(loss=[dict(type='CrossEntropyLoss'), dict(type='DiceLoss')]),

@@ -6,6 +6,8 @@ passes through the memory several times. Since the loss is a mean over pixels, i
 of scores can be summed up at once.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -20,54 +22,68 @@ STRIP = dict(cpu=2**21, cuda=2**23)
 class _SumOfLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, scores: Tensor, labels: Tensor, ignored: int, align_corners: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return the sum of cross entropies, and of how many pixels the highest score is the label's.
+        ctx,
+        scores: Tensor,
+        labels: Tensor,
+        ignored: int,
+        align_corners: bool,
+        weights: Sequence[float] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sums of cross entropies and of weights, and how often the label has the highest score.
 
         Args:
             scores: (N, K, h, w).
             labels: (N, H, W), integers below K, or ``ignored``.
             ignored: the label of pixels that do not count.
             align_corners: how scores are enlarged, see ``torch.nn.functional.interpolate``; bilinear.
+            weights: of the K classes; ``None``: 1.
         """
         if labels.device.type == 'cpu':
             _check(labels, scores.shape[1], ignored)
         dtype, device = torch.promote_types(scores.dtype, torch.float32), scores.device
         right = shares(scores.shape[3], labels.shape[2], 1, align_corners, dtype, device)[:, 0]
         down = shares(scores.shape[2], labels.shape[1], 1, align_corners, dtype, device)[:, 0]
-        wanted, grads, total, hits = ctx.needs_input_grad[0], [], 0, 0
+        weights = [1.0] * scores.shape[1] if weights is None else weights
+        weights = torch.tensor(weights, dtype=dtype, device=device)
+        wanted, grads, sums = ctx.needs_input_grad[0], [], []
         with torch.autocast(scores.device.type, enabled=False):
             for image, own in zip(scores, labels, strict=True):
                 long_rows = image.to(dtype) @ right.t()  # (K, h, W)
                 grad = torch.zeros_like(long_rows) if wanted else None
-                loss, hit = _add_strips(long_rows, own, down, align_corners, ignored, grad)
-                total, hits = total + loss, hits + hit
+                sums += _sum_strips(long_rows, own, down, align_corners, ignored, weights, grad)
                 grads += [grad @ right] if wanted else []
         if wanted:
             ctx.save_for_backward(torch.stack(grads))
             ctx.dtype = scores.dtype
-        return total.to(dtype), hits
+        loss, weight, hits = torch.stack(sums).sum(0)
+        return loss.to(dtype), weight.to(dtype), hits
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
         (grads,) = ctx.saved_tensors
-        return (grads * grad).to(ctx.dtype), None, None, None
+        return (grads * grad).to(ctx.dtype), None, None, None, None
 
 
-def _add_strips(
-    rows: Tensor, labels: Tensor, down: Tensor, align_corners: bool, ignored: int, grad: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the sum of losses of an image and the number of hits; add to ``grad`` its gradient.
+def _sum_strips(
+    rows: Tensor,
+    labels: Tensor,
+    down: Tensor,
+    align_corners: bool,
+    ignored: int,
+    weights: Tensor,
+    grad: Tensor | None,
+) -> list[Tensor]:
+    """Return for each strip of an image the sums of losses, weights and hits; add its gradient to ``grad``.
 
     Args:
         rows: scores with their columns enlarged, (K, h, W).
         labels: (H, W).
         down: (H, h), by which rows are enlarged.
-        align_corners, ignored: see :class:`_SumOfLosses`.
+        align_corners, ignored, weights: see :class:`_SumOfLosses`.
         grad: of ``rows``, or ``None``.
     """
-    total, hits, first = 0, 0, 0
+    found, first = [], 0
     for own in labels.split(max(1, STRIP[rows.device.type] // rows[:, 0].numel())):
         end = first + len(own)
         used = window(first, end, rows.shape[1], len(down), align_corners)
@@ -76,18 +92,19 @@ def _add_strips(
         scores = part @ rows[:, used]  # (K, height, W)
         counts = own != ignored
         index = torch.where(counts, own, 0)[None]
+        factors = torch.where(counts, weights[index[0]], 0)
         of_label = scores.gather(0, index)[0]
         highest, best = scores.max(0)
-        hits += ((best == own) & counts).sum()
         chances = scores.sub_(highest).exp_()
         sums = chances.sum(0)
         losses = sums.log() + highest - of_label
-        total += torch.where(counts, losses, 0).sum(dtype=torch.float64)
+        of_strip = torch.where(counts, losses, 0) * factors, factors, (best == own) & counts
+        found.append(torch.stack([each.sum(dtype=torch.float64) for each in of_strip]))
         if grad is not None:
-            chances *= counts / sums
-            chances.scatter_add_(0, index, -counts[None].to(chances))
+            chances *= factors / sums
+            chances.scatter_add_(0, index, -factors[None])
             grad[:, used] += part.t() @ chances
-    return total, hits
+    return found
 
 
 def _check(labels: Tensor, classes: int, ignored: int) -> None:
@@ -113,11 +130,11 @@ def use_strips(model: nn.Module) -> int:
 
 
 def _is_plain(loss: nn.Module) -> bool:
-    """Return whether a loss is mmseg's cross entropy, with equal weights for all classes."""
+    """Return whether a loss is mmseg's cross entropy; it divides by no weights of some pixels only."""
     from mmseg.models.losses import CrossEntropyLoss
     from mmseg.models.losses.cross_entropy_loss import cross_entropy
 
-    if type(loss) is not CrossEntropyLoss or loss.class_weight is not None:
+    if type(loss) is not CrossEntropyLoss or (loss.class_weight is not None and loss.avg_non_ignore):
         return False
     return loss.cls_criterion is cross_entropy and loss.reduction == 'mean'
 
@@ -130,9 +147,10 @@ def _loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[st
         from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
         return BaseDecodeHead.loss_by_feat(self, seg_logits, batch_data_samples)
-    total, hits = _SumOfLosses.apply(seg_logits, labels, self.ignore_index, self.align_corners)
-    eps, loss = torch.finfo(torch.float32).eps, self.loss_decode
+    loss, eps = self.loss_decode, torch.finfo(torch.float32).eps
+    how = self.ignore_index, self.align_corners, loss.class_weight
+    total, weight, hits = _SumOfLosses.apply(seg_logits, labels, *how)
     counted = (labels != self.ignore_index).sum()
-    over = counted if loss.avg_non_ignore else labels.numel()
+    over = labels.numel() if loss.class_weight is None and not loss.avg_non_ignore else weight
     accuracy = (hits + eps) * (100.0 / (counted + eps))  # as mmseg.models.losses.accuracy
     return {loss.loss_name: loss.loss_weight * (total / (over + eps)), 'acc_seg': accuracy[None]}
