@@ -89,7 +89,7 @@ def head(kind=None, **settings):
     heads = pytest.importorskip('mmseg.models.decode_heads')
     kind = kind or heads.UPerHead
     given = dict(in_channels=[4, 6, 8, 10], in_index=[0, 1, 2, 3], channels=8, num_classes=5, **settings)
-    return kind(norm_cfg=dict(type='BN'), **given).double()
+    return kind(norm_cfg=dict(type='BN'), loss_decode=dict(type='mmseg.CrossEntropyLoss'), **given).double()
 
 
 @pytest.mark.parametrize('align_corners', [False, True])

@@ -507,8 +507,16 @@ def test_an_image_on_which_the_network_fails_is_named_and_the_others_are_predict
     assert listed[1] == dict(id=3, file_name='c.png', width=20, height=10)
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT interrupts, as in a terminal; a shell has what it runs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
-def test_a_signal_ends_it_and_leaves_no_part_of_a_file(stub, tmp_path, name):
+def test_a_signal_ends_it_and_leaves_no_part_of_a_file(stub, tmp_path, name, ctrl_c):
     Stub.errors['c.png'] = lambda: os.kill(os.getpid(), signal.Signals[name])
     with pytest.raises(KeyboardInterrupt):
         run(*stub, '--format', 'json', 'coco')
@@ -517,7 +525,7 @@ def test_a_signal_ends_it_and_leaves_no_part_of_a_file(stub, tmp_path, name):
 
 
 @pytest.mark.parametrize('work', ['load', 'draw'])
-def test_what_a_thread_computes_at_a_signal_is_not_waited_for(stub, tmp_path, monkeypatch, work):
+def test_what_a_thread_computes_at_a_signal_is_not_waited_for(stub, tmp_path, monkeypatch, work, ctrl_c):
     through = threading.Event()
 
     def compute(*_):

@@ -18,7 +18,7 @@ CLASSES, IGNORED = 7, 255
 def head(loss=None, align_corners=False, **settings):
     from mmseg.models.decode_heads import FCNHead
 
-    loss = loss or dict(type='CrossEntropyLoss', loss_weight=0.4)
+    loss = loss or dict(type='mmseg.CrossEntropyLoss', loss_weight=0.4)
     given = dict(in_channels=3, channels=4, num_classes=CLASSES, align_corners=align_corners)
     return FCNHead(**given, loss_decode=loss, **settings)
 
@@ -45,7 +45,7 @@ WEIGHTS = {}, dict(avg_non_ignore=True), dict(class_weight=[0.3, 1.0, 2.0, 0.0, 
 @pytest.mark.parametrize('settings', WEIGHTS, ids=['of all', 'of those that count', 'by class'])
 def test_losses_and_gradients_are_those_of_mmseg(monkeypatch, settings, size, align_corners):
     monkeypatch.setitem(pixel_loss.STRIP, 'cpu', 3 * CLASSES * size[1])  # rows of three
-    usual = head(dict(type='CrossEntropyLoss', loss_weight=0.4, **settings), align_corners)
+    usual = head(dict(type='mmseg.CrossEntropyLoss', loss_weight=0.4, **settings), align_corners)
     ours = copy.deepcopy(usual)
     assert use_strips(ours) == 1
     assert use_strips(ours) == 0
@@ -122,11 +122,13 @@ def test_of_equal_scores_the_first_is_the_guess_and_no_pixel_at_all_is_no_error(
 
 
 OTHERS = {
-    'weights': dict(loss=dict(type='CrossEntropyLoss', class_weight=[1.0] * CLASSES, avg_non_ignore=True)),
-    'sigmoid': dict(loss=dict(type='CrossEntropyLoss', use_sigmoid=True)),
-    'another loss': dict(loss=dict(type='DiceLoss')),
-    'two losses': dict(loss=[dict(type='CrossEntropyLoss'), dict(type='DiceLoss')]),
-    'a sampler': dict(sampler=dict(type='OHEMPixelSampler', min_kept=10)),
+    'weights': dict(
+        loss=dict(type='mmseg.CrossEntropyLoss', class_weight=[1.0] * CLASSES, avg_non_ignore=True)
+    ),
+    'sigmoid': dict(loss=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=True)),
+    'another loss': dict(loss=dict(type='mmseg.DiceLoss')),
+    'two losses': dict(loss=[dict(type='mmseg.CrossEntropyLoss'), dict(type='mmseg.DiceLoss')]),
+    'a sampler': dict(sampler=dict(type='mmseg.OHEMPixelSampler', min_kept=10)),
 }
 
 

@@ -35,6 +35,9 @@ FUNCTIONS = {  # dotted name: parameters
     'mmengine.runner.BaseLoop.__init__': 'self runner dataloader',
     # weights are set before a model is divided among processes, and not again
     'mmengine.runner.Runner._init_model_weights': 'self',
+    # what mmseg's heads do before and after what we compute in their place
+    'mmseg.models.decode_heads.decode_head.BaseDecodeHead._transform_inputs': 'self inputs',
+    'mmseg.models.decode_heads.decode_head.BaseDecodeHead._stack_batch_gt': 'self batch_data_samples',
     # the store through which all processes met, whichever launcher made it: another would need a port
     'torch.distributed.distributed_c10d._get_default_store': '',
     # shared memory of a size, as torch's own collation makes it: share_memory_() would copy nothing into it
@@ -65,6 +68,7 @@ OPERATORS = {  # of torch.ops: arguments
     'mkldnn._reorder_linear_weight': 'self batch_size',
 }
 VALUES = [  # dotted names that are read, or set
+    'atexit._run_exitfuncs',  # called at Ctrl-C, before the process is left at once
     'mmengine.device.utils.DEVICE',
     'mmengine.model.BaseModule.is_init',
     'mmengine.runner.checkpoint.load_url',

@@ -28,14 +28,14 @@ def computes_as(part: nn.Module, name: str, *methods: str) -> bool:
 
 def override(head: nn.Module, **methods: Callable) -> None:
     """Give one head other methods, functions of a module; its class goes by the name of its own, its base."""
-    base, known = getattr(head, '_overridden', (type(head), {}))
+    base, known = getattr(head, 'overridden', (type(head), {}))
     methods = {**known, **methods}
-    body = dict(_overridden=(base, methods), __reduce_ex__=_reduce, __module__=base.__module__)
+    body = dict(overridden=(base, methods), __reduce_ex__=_reduce, __module__=base.__module__)
     head.__class__ = type(base.__name__, (base,), {**body, **methods, '__doc__': base.__doc__})
 
 
 def _reduce(head: nn.Module, protocol: int) -> tuple:  # pickle and deepcopy cannot find the class by its name
-    return _rebuild, head._overridden, head.__dict__
+    return _rebuild, head.overridden, head.__dict__
 
 
 def _rebuild(base: type, methods: dict[str, Callable]) -> nn.Module:
