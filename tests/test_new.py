@@ -118,9 +118,9 @@ def test_real_images_in_every_format_train_the_same(real_data, tmp_path, monkeyp
     assert boxes[0] == boxes[1]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_segmenter_trains(tmp_path):
-    """A classifier does in tests/test_report.py."""
+    """A classifier does in tests/test_report.py; one with a config of ours in tests/test_tools.py."""
     as_masks(tmp_path / 'streets')
     rows = train(make(tmp_path / 'streets'))
     assert [math.isfinite(v) for row in rows for _, v in row] == [True] * 6

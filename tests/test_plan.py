@@ -202,6 +202,7 @@ def test_accumulated_gradients_live_through_the_forward_pass(sheets):
     assert twice.growth - sheets[16].growth > 0.5 * sheets[16].gradients
 
 
+@pytest.mark.slow
 def test_kept_activations_are_those_of_one_step():
     cfg = in_float32('configs/demo/upernet_shapes.py')
 

@@ -622,6 +622,7 @@ def test_the_layer_that_makes_infinity_is_named(named):
     assert found == 'the weight 0.bias itself is not finite'
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group('distributed')
 def test_a_bar_with_the_time_left_is_shown_on_a_terminal_and_not_in_a_file(shapes, tmp_path):
     config = write_config(tmp_path)

@@ -200,6 +200,7 @@ def test_corrupted_images_keep_their_labels_and_differ_from_the_clean_ones(shape
         assert (b['inputs'].std((1, 2)) < 0.3 * a['inputs'].std((1, 2))).all()  # contrast taken away
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group('segmenter')
 def test_a_segmenter_is_scored_relative_to_clean_images(shapes, tmp_path, capsys):
     from mmengine.registry import MODELS, init_default_scope
