@@ -31,7 +31,7 @@ def cell(**changes):
     return contest.Cell(**{**values, **changes})
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_it_runs_all_contestants_and_writes_its_results(tmp_path, capsys):
     peers = [peer for peer in ('torchvision',) if importlib.util.find_spec(peer)]
     options = ['--precisions', 'float32', '--peers', *peers, '--out', str(tmp_path)]

@@ -66,7 +66,7 @@ def train(config: Path, steps: int = 2) -> list[tuple]:
     return losses(work_dir)
 
 
-@pytest.mark.long
+@pytest.mark.slow  # they give the same files (tests/test_labels.py)
 def test_copies_of_one_set_train_the_same_number_for_number(tmp_path):
     """COCO and Pascal VOC, whose classes are in other orders."""
     found = []

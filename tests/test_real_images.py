@@ -60,7 +60,7 @@ log_processor = dict(by_epoch=False, window_size=1)
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.xdist_group('real detection')
 def test_mask_rcnn_learns_a_handful_of_coco_images(real_data, tmp_path):
     """The loss of the first step, over that of the last five: at least 2.5."""
@@ -183,7 +183,7 @@ def ade20k(root) -> dict:
 @pytest.mark.parametrize(
     ('folder', 'settings', 'least'),
     [
-        ('camvid', camvid, 3),
+        pytest.param('camvid', camvid, 3, marks=pytest.mark.slow),
         pytest.param('ade20k_mini/ADEChallengeData2016', ade20k, 2, marks=pytest.mark.slow),
     ],
     ids=['camvid', 'ade20k'],

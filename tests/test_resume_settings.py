@@ -388,7 +388,7 @@ class TwoOptimizersConstructor:
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.xdist_group('resume_settings')
 def test_of_several_optimizers_each_takes_its_new_rate(shapes, tmp_path, monkeypatch):
     """Full rates and factors of the schedules by hand: the rate at a step is their product."""

@@ -480,10 +480,10 @@ def test_nothing_is_lost_in_silence(name):
 
 WHOLE = [
     ('retinanet_r50_fpn_1x_coco', '', 'atto', 'paper'),
-    ('upernet_convnext_tiny_512_160k_ade20k', '', 'tiny', 'keep'),
     *[
         pytest.param(*row, marks=pytest.mark.slow)
         for row in [
+            ('upernet_convnext_tiny_512_160k_ade20k', '', 'tiny', 'keep'),
             ('mask_rcnn_r50_fpn_1x_coco', MASK, 'atto', 'paper'),
             ('mask_rcnn_r50_fpn_1x_coco', CASCADE, 'atto', 'keep'),
             ('pspnet_r50-d8_512x1024_40k_cityscapes', '', 'atto', 'paper'),
